@@ -184,10 +184,8 @@ class Chain:
             yield
 
     def _encode(self, method: Method, response: Any) -> bytes:
-        wanted: type = bytes if method.raw else method.response
-        if not isinstance(response, wanted):
-            raise TypeError(f"handler of {method.full_name} returned {type(response).__name__}, not {wanted.__name__}")
-        body: bytes = response if isinstance(response, bytes) else response.SerializeToString()
+        _check_type(method, response)
+        body: bytes = response if method.raw else response.SerializeToString()
         _check_size("the answer", len(body), self.limits.message_bytes)
         return body
 
@@ -293,6 +291,12 @@ def _parse(method: Method, payload: bytes) -> Any:
             "check that client and server use the same contract",
             reason=MALFORMED_REQUEST,
         ) from None
+
+
+def _check_type(method: Method, response: object) -> None:
+    wanted: type = bytes if method.raw else method.response
+    if not isinstance(response, wanted):
+        raise TypeError(f"handler of {method.full_name} returned {type(response).__name__}, not {wanted.__name__}")
 
 
 def _check_size(what: str, size_bytes: int, limit_bytes: int) -> None:
