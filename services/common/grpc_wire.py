@@ -98,15 +98,11 @@ def too_large(what: str, limit_bytes: int) -> ResourceExhausted:
     )
 
 
-
-
 def _decompress(message: bytes, encoding: str, limit_bytes: int) -> bytes:
     if encoding in {"", "identity"}:
         raise _malformed("the message is marked compressed, but no grpc-encoding came")
     if encoding not in _WINDOW_BITS:
-        raise Unimplemented(
-            "grpc-encoding: want identity, gzip or deflate, got another", reason=MALFORMED_REQUEST
-        )
+        raise Unimplemented("grpc-encoding: want identity, gzip or deflate, got another", reason=MALFORMED_REQUEST)
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
         plain = inflater.decompress(message, limit_bytes + 1)

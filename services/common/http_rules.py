@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from google.api import annotations_pb2
 from google.api.http_pb2 import HttpRule as HttpRuleProto
@@ -15,7 +15,9 @@ HTTP_BODY: Final = "google.api.HttpBody"
 PLAIN_SEGMENT: Final = "[A-Za-z0-9._~-]+"
 ANY_SEGMENT: Final = "[^/]+"
 
-_TOKEN = re.compile(r"\{(?P<field>[a-zA-Z0-9_.]+)(?:=(?P<pattern>[^}]+))?\}|(?P<text>[^{}]+)")
+# The published stub types an extension as a plain descriptor.
+_HTTP: Final[Any] = annotations_pb2.http
+_TOKEN: Final = re.compile(r"\{(?P<field>[a-zA-Z0-9_.]+)(?:=(?P<pattern>[^}]+))?\}|(?P<text>[^{}]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,9 @@ def rules_of_set(descriptors: FileDescriptorSet) -> tuple[HttpRule, ...]:
 
 def _service_rules(name: str, service: ServiceDescriptorProto) -> Iterator[HttpRule]:
     for method in service.method:
-        if not method.options.HasExtension(annotations_pb2.http):
+        if not method.options.HasExtension(_HTTP):
             continue
-        rule = method.options.Extensions[annotations_pb2.http]
+        rule: HttpRuleProto = method.options.Extensions[_HTTP]
         for binding in (rule, *rule.additional_bindings):
             yield _rule(name, method, binding)
 

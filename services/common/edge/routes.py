@@ -89,9 +89,7 @@ def route_table(
     )
 
 
-def _check(
-    areas: tuple[PublicArea, ...], known: Mapping[str, ServiceDescriptorProto], hot: frozenset[str]
-) -> None:
+def _check(areas: tuple[PublicArea, ...], known: Mapping[str, ServiceDescriptorProto], hot: frozenset[str]) -> None:
     wanted = {name for area in areas for name in area.services} | {name.split("/")[0] for name in hot}
     missing = sorted(wanted - set(known))
     if missing:
