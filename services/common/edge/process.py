@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ _DRAIN_MARGIN_S: Final = 0.5
 _QUIET_S: Final = 1.0
 _LOG: Final = structlog.get_logger("edge")
 
+# Asks the Python inside whether it is ready for traffic; raises OSError or TimeoutError when nothing answers.
 Probe = Callable[[], Awaitable[bool]]
 
 
@@ -67,7 +67,7 @@ class EnvoyProcess:
         """Start Envoy; `probe` asks the Python inside, None when there is none."""
         launch.admin_socket.unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
-            *launch.command(), env=dict(launch.environment), stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr
+            *launch.command(), env=dict(launch.environment), stdin=asyncio.subprocess.DEVNULL
         )
         return cls(process, launch, probe)
 
@@ -97,10 +97,22 @@ class EnvoyProcess:
         raise StartFailed(f"envoy did not serve within {timeout_s:g} s")
 
     async def answers(self) -> bool:
-        """Return whether Envoy is live and the Python inside answers an RPC in time."""
+        """Return whether Envoy is live and the Python inside answers in time, ready for traffic or not."""
         with contextlib.suppress(OSError, TimeoutError):
-            return await self.admin.is_live() and (self._probe is None or await self._probe())
+            await self._serving()
+            return True
         return False
+
+    async def serves(self) -> bool:
+        """Return whether it answers and says that it is ready for traffic."""
+        with contextlib.suppress(OSError, TimeoutError):
+            return await self._serving()
+        return False
+
+    async def _serving(self) -> bool:
+        if not await self.admin.is_live():
+            raise OSError("envoy is not live")
+        return self._probe is None or await self._probe()
 
     async def drain(self, longest_s: float) -> None:
         """Send clients away and return when the last call is answered, after `longest_s` at the latest."""

@@ -15,10 +15,13 @@ from typing import Final
 import structlog
 
 from services.common.edge.process import EnvoyProcess, StartFailed
+from services.common.notify import READY, STOPPING
+from services.common.tasks import spawn
 
 _LOG: Final = structlog.get_logger("edge")
+_READY_POLL_S: Final = 0.1
 
-Spawn = Callable[[], Awaitable[EnvoyProcess]]
+Start = Callable[[], Awaitable[EnvoyProcess]]
 Notify = Callable[[str], None]
 
 
@@ -43,10 +46,11 @@ class Patience:
 class Supervisor:
     """Runs one Envoy at a time. `run` returns the exit code of the launcher."""
 
-    def __init__(self, spawn: Spawn, patience: Patience, notify: Notify) -> None:
-        self._spawn = spawn
+    def __init__(self, start: Start, patience: Patience, notify: Notify) -> None:
+        self._start_envoy = start
         self._patience = patience
         self._notify = notify
+        self._current: EnvoyProcess | None = None
         self._signals = 0
         self._stopping = asyncio.Event()
         self._now = asyncio.Event()
@@ -60,9 +64,10 @@ class Supervisor:
                 _LOG.error("edge_start_failed", problem=str(error))
                 return 1
             if envoy is not None:
-                self._notify("READY=1")
+                announcement = spawn(self._announce(), "edge-announcement")
                 envoy = await self._keep(envoy)
-            self._notify("STOPPING=1")
+                announcement.cancel()
+            self._notify(STOPPING)
             return 0 if envoy is None else await self._end(envoy)
 
     def interrupt(self) -> None:
@@ -74,7 +79,7 @@ class Supervisor:
 
     async def _start(self) -> EnvoyProcess | None:
         """Return a serving Envoy, None when the stop came first."""
-        envoy = await self._spawn()
+        envoy = await self._start_envoy()
         try:
             if await _first(envoy.wait_ready(self._patience.start_s), self._stopping.wait()):
                 return envoy
@@ -84,11 +89,18 @@ class Supervisor:
         await envoy.kill()
         return None
 
+    async def _announce(self) -> None:
+        """Say READY once traffic is welcome: answering, and holding what it needs."""
+        while self._current is None or not await self._current.serves():
+            await asyncio.sleep(_READY_POLL_S)
+        self._notify(READY)
+
     async def _keep(self, envoy: EnvoyProcess) -> EnvoyProcess | None:
         """Restart Envoy whenever it ends; return the running one when the stop comes."""
         backoff_s = self._patience.backoff_first_s
         current: EnvoyProcess | None = envoy
         while current is not None:
+            self._current = current
             started = time.monotonic()
             if not await _first(self._watch(current), self._stopping.wait()):
                 return current
