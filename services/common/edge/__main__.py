@@ -15,7 +15,7 @@ def main() -> int:
     except InvalidSettings as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    configure_logs("edge", format=settings.log_format, level=settings.log_level)
+    configure_logs("edge", form=settings.log_format, level=settings.log_level)
     return launch_plain(settings)
 
 
