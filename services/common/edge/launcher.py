@@ -64,7 +64,7 @@ def launch(name: str, settings: EdgeSettings, door_app: str, *, hot: frozenset[s
         descriptors = _descriptors(settings)
         own = Area(Upstream(name, f"unix:{folder.door_socket}"), area_services(name, settings, descriptors, hot))
         areas = edge_areas(own, settings, descriptors) if name == ROUTER else (own,)
-        port = settings.port_of("edge" if name == ROUTER else name)
+        port = _edge_port(settings) if name == ROUTER else settings.port_of(name)
         config = edge_config(settings, areas, folder.admin_socket, port, Door(door_app, hot))
         additions = {"INTERLOCK_DOOR_SOCKET": str(folder.door_socket), "INTERLOCK_DOOR": "envoy"}
         probe = HealthProbe(str(folder.door_socket), settings.edge_probe_timeout_s)
@@ -81,7 +81,7 @@ def launch_plain(settings: EdgeSettings) -> int:
         address = settings.edge_router_address or settings.address_of(ROUTER)
         router = Area(Upstream(ROUTER, address), area_services(ROUTER, settings, descriptors))
         areas = edge_areas(router, settings, descriptors)
-        config = edge_config(settings, areas, folder.admin_socket, settings.port_of("edge"), None)
+        config = edge_config(settings, areas, folder.admin_socket, _edge_port(settings), None)
         return config, plain_environment(), None
 
     return _run("edge", settings, parts)
@@ -167,6 +167,10 @@ def _make_folder(parent: Path, name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix="il-"))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+def _edge_port(settings: EdgeSettings) -> int:
+    return settings.edge_port or settings.port_of("edge")
 
 
 def _descriptors(settings: EdgeSettings) -> FileDescriptorSet:
