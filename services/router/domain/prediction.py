@@ -15,8 +15,8 @@ from services.router.domain.plan import Plan
 from services.router.domain.ports import EventSink, Inference, Job, PredictionId, PredictionMetrics
 from services.router.domain.reading import Reading
 from services.router.domain.routing import Choice, Configuration, RoutedModel, Target
-from services.router.domain.rows import RowsRun, together
-from services.router.domain.tensor import Tensor, join_rows, row_offsets, slice_rows
+from services.router.domain.rows import RowsRun
+from services.router.domain.tensor import Tensor
 from services.router.domain.tensor_check import check_inputs, check_outputs
 
 USER_ID_LIMIT_BYTES: Final = 256
@@ -24,13 +24,17 @@ USER_ID_LIMIT_BYTES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class TensorRequest:
-    """Rows as tensors, by the Open Inference Protocol. No outputs named means all."""
+    """Rows as tensors, by the Open Inference Protocol. No outputs named means all.
+
+    `is_typed` tells which outputs the caller wants as typed values (JSON) instead of raw bytes.
+    """
 
     model: str
     version: str
     user_id: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...] = ()
+    is_typed: Callable[[str], bool] = lambda _: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,11 @@ class Predictor:
                 seen.add_row(self.new_id(), choice.bucket)
                 signature = choice.target.version.signature
                 inputs, rows = check_inputs(signature, request.inputs)
-                check_outputs(signature, request.outputs)
+                check_outputs(signature, request.outputs, request.is_typed)
                 for _ in range(rows - 1):
                     seen.add_row(self.new_id(), choice.bucket)
                 seen.inputs = inputs
-                seen.outputs = await self._infer_split(choice.target, Job(inputs, rows, request.outputs), call)
+                seen.outputs = await self._inference.infer(choice.target, Job(inputs, rows, request.outputs), call)
                 return TensorAnswer(seen.outputs, choice, tuple(seen.ids))
 
     def is_ready(self, target: Target) -> bool:
@@ -157,20 +161,3 @@ class Predictor:
             self._metrics.observe(None, code_of(error, call), 1, 0.0)
             raise
         return routed
-
-    async def _infer_split(self, target: Target, job: Job, call: Call) -> tuple[Tensor, ...]:
-        limit = target.deployment.max_batch_size
-        if job.rows <= limit:
-            return await self._inference.infer(target, job, call)
-        offsets = [row_offsets(tensor) for tensor in job.inputs]
-        parts: list[tuple[Tensor, ...]] = [()] * -(-job.rows // limit)
-
-        async def run(index: int, first: int, last: int) -> None:
-            inputs = tuple(
-                slice_rows(tensor, first, last, found) for tensor, found in zip(job.inputs, offsets, strict=True)
-            )
-            parts[index] = await self._inference.infer(target, Job(inputs, last - first, job.outputs), call)
-
-        starts = range(0, job.rows, limit)
-        await together([run(index, first, min(first + limit, job.rows)) for index, first in enumerate(starts)])
-        return tuple(join_rows(pieces) for pieces in zip(*parts, strict=True))

@@ -70,6 +70,9 @@ DATA_TYPES: Final = {
 }
 
 
+RAW_ONLY: Final = frozenset({"FP16", "BF16"})
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One dense tensor: row-major, little-endian, batch dimension first; BYTES elements carry a 4-byte length each."""
@@ -78,6 +81,11 @@ class Tensor:
     data_type: str
     shape: tuple[int, ...]
     data: bytes
+
+
+def no_typed_form(data_type: str) -> str:
+    """Return why a type cannot travel as typed values."""
+    return f"want {data_type} as raw bytes, got typed values: {data_type} has no typed or JSON form, use the binary one"
 
 
 def element_count(shape: Sequence[int]) -> int:

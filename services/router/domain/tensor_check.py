@@ -1,13 +1,21 @@
 """Checking tensors that callers send against the signature: counts and shapes first, bytes last, nothing allocated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from services.common.errors import Violation, echo
 from services.router.domain.failure import InvalidTensors, OutputNotFound
 from services.router.domain.rejection import Reject, did_you_mean
 from services.router.domain.signature import Signature, TensorSpec
-from services.router.domain.tensor import DATA_TYPES, Tensor, check_raw, element_count, show_shape
+from services.router.domain.tensor import (
+    DATA_TYPES,
+    RAW_ONLY,
+    Tensor,
+    check_raw,
+    element_count,
+    no_typed_form,
+    show_shape,
+)
 
 # A signature has at most 64 inputs; a request with more is wrong whatever they are called.
 _TENSOR_LIMIT: Final = 64
@@ -31,14 +39,20 @@ def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> tuple[tuple
     return ordered, _rows(ordered)
 
 
-def check_outputs(signature: Signature, names: Sequence[str]) -> None:
-    """Refuse a requested output that the signature does not have, or that is asked for twice."""
+def check_outputs(signature: Signature, names: Sequence[str], is_typed: Callable[[str], bool]) -> None:
+    """Refuse a requested output that the signature does not have, that is asked for twice, or that has no typed form.
+
+    No names mean all outputs; `is_typed` tells which ones the caller wants as typed values instead of raw bytes.
+    """
     known = [spec.name for spec in signature.outputs]
     if len(names) > _TENSOR_LIMIT or len(set(names)) != len(names):
         raise InvalidTensors([Violation("outputs", "want each output once, got one more than once")])
     for name in names:
         if name not in known:
             raise OutputNotFound(name, known, did_you_mean(name, known))
+    for spec in signature.outputs:
+        if spec.data_type in RAW_ONLY and (not names or spec.name in names) and is_typed(spec.name):
+            raise InvalidTensors([Violation(f"outputs.{spec.name}", no_typed_form(spec.data_type))])
 
 
 def check_shape(spec: TensorSpec, data_type: str, shape: Sequence[int]) -> int:

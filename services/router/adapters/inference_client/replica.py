@@ -49,7 +49,10 @@ class Connection:
         """Follow the process's state until it is over."""
         try:
             call = self._stub.WatchReplica(inference_pb.WatchReplicaRequest())
-            while (state := await asyncio.wait_for(call.read(), _SILENCE_S)) is not grpc.aio.EOF:
+            while True:
+                state = await asyncio.wait_for(call.read(), _SILENCE_S)
+                if not isinstance(state, inference_pb.WatchReplicaResponse):
+                    return
                 self._apply(state)
         except TimeoutError:
             _LOG.warning("replica_silent", seconds=_SILENCE_S)
@@ -124,7 +127,7 @@ class Replica:
         self._options = options
         self._on_change = on_change
         self._connection: Connection | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._connections: set[Connection] = set()
         self._hoped_since = time.monotonic()
         self._last_ready: dict[VersionKey, float] = {}
 
@@ -134,19 +137,18 @@ class Replica:
         while True:
             connection = Connection(self._dial(self.address), self._options, self._on_change)
             self._connection = connection
-            self._watch = spawn(connection.watch(), f"watch {self.address}")
+            self._connections.add(connection)
+            spawn(connection.watch(), f"watch {self.address}")
             await connection.over.wait()
             self._remember_ready()
-            spawn(connection.retire(), f"retire {self.address}")
+            spawn(self._retire(connection), f"retire {self.address}")
             failures = 0 if connection.answered else failures + 1
             await asyncio.sleep(_pause_s(failures))
 
     async def close(self) -> None:
-        """Close the connection at once."""
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._connection is not None:
-            await self._connection.abort()
+        """Close every connection at once, those to processes that drain too."""
+        for connection in list(self._connections):
+            await connection.abort()
 
     def stream(self, key: VersionKey) -> InferStream | None:
         """Return the stream for a version that is READY here, or None."""
@@ -163,6 +165,10 @@ class Replica:
         if self.stream(key) is not None:
             return time.monotonic()
         return self._last_ready.get(key, self._hoped_since)
+
+    async def _retire(self, connection: Connection) -> None:
+        await connection.retire()
+        self._connections.discard(connection)
 
     def _remember_ready(self) -> None:
         if self._connection is not None:

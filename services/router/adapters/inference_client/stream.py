@@ -6,12 +6,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
-from interlock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from services.common.call import Call
 from services.common.errors import MESSAGE_TOO_LARGE, ResourceExhausted, ServiceError
@@ -29,6 +28,9 @@ from services.router.domain.failure import InvalidModelOutput
 from services.router.domain.gathering import Gathering
 from services.router.domain.ports import Job
 from services.router.domain.tensor import Tensor
+
+if TYPE_CHECKING:
+    from interlock.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
 
 _LOG: Final = structlog.get_logger("inference_stream")
 # Joined messages stay well under the limit of a message; one big request may come near it alone.
@@ -95,7 +97,7 @@ class InferStream:
             # One call less in flight: those that wait may be half of the rest now.
             self._leave_when_due()
 
-    async def run(self, stub: InferenceServiceStub) -> None:
+    async def run(self, stub: "InferenceServiceAsyncStub") -> None:
         """Serve until the replica ends the stream or it is closed; every request gets an outcome."""
         try:
             async for response in stub.CoalescedInfer(self._outgoing()):
