@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from tests.integration.door.probe_service import PROBE, TWIN, compile_contract, load_contract, message
 
@@ -149,6 +150,13 @@ async def running_door(kind: str, contract: Path, **extra: str) -> AsyncIterator
 DOORS = ("envoy", "grpcio")
 
 
+@pytest_asyncio.fixture(params=DOORS, scope="module", loop_scope="module")
+async def door(request: pytest.FixtureRequest, contract: Path) -> AsyncIterator[Running]:
+    """One running door for all tests of a module; they leave it as they found it."""
+    async with running_door(request.param, contract) as running:
+        yield running
+
+
 @pytest.fixture(params=DOORS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -183,9 +191,11 @@ class Client:
         requests = [message("EchoRequest")(id=number) for number in ids]
         return self._method(self.channel.stream_stream, "Chat")(iter(requests), timeout=10)
 
-    def raw(self, path: str) -> Any:
-        """A call that sends and returns bytes."""
-        return self.channel.unary_unary(path, request_serializer=None, response_deserializer=None)
+    async def raw(self, path: str, payload: bytes) -> bytes:
+        """Send bytes as they are and return the answer's."""
+        call = self.channel.unary_unary(path)
+        answer: bytes = await call(payload, timeout=10)
+        return answer
 
 
 @contextlib.asynccontextmanager
