@@ -1,13 +1,18 @@
 """Starts and stops a whole service as an ASGI application's lifespan, and sends its requests to the door."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import structlog
 
 from services.common.door_asgi import AsgiDoor, Scope, Send
-from services.common.door_sweeper import Receive
+from services.common.door_sweeper import Receive, Sweeper
+from services.common.edge.settings import DoorSettings, forget_embedding
+from services.common.logs import configure_logs
+from services.common.server import Build, serving
+from services.common.settings import SettingsT, read_settings
+from services.common.tasks import spawn
 
 OpenDoor = Callable[[], AbstractAsyncContextManager[AsgiDoor]]
 
@@ -41,3 +46,31 @@ class DoorApp:
             await send({"type": f"lifespan.{phase}.failed", "message": "the service failed; its log says why"})
             return
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorApp:
+    """Return service `name` as the application that Envoy imports.
+
+    Its lifespan runs the whole service: everything that is not hot on the Unix socket that the launcher named.
+    """
+
+    @asynccontextmanager
+    async def open_door() -> AsyncIterator[AsgiDoor]:
+        forget_embedding()
+        settings = read_settings(kind)
+        configure_logs(name, form=settings.log_format, level=settings.log_level)
+        address = f"unix:{read_settings(DoorSettings).door_socket}"
+        async with serving(name, settings, build, [address]) as service, _sweeping() as sweeper:
+            yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
+
+    return DoorApp(open_door)
+
+
+@asynccontextmanager
+async def _sweeping() -> AsyncIterator[Sweeper]:
+    sweeper = Sweeper()
+    task = spawn(sweeper.run(), "door-sweeper")
+    try:
+        yield sweeper
+    finally:
+        task.cancel()

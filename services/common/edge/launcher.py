@@ -19,15 +19,14 @@ from services.common.edge.process import EnvoyProcess, Launch, Probe
 from services.common.edge.settings import EdgeSettings, door_environment, plain_environment
 from services.common.edge.supervisor import Patience, Supervisor
 from services.common.notify import notify
-from services.common.settings import read_notify_socket
+from services.common.server import DoorUnavailable, check_ports_free
+from services.common.settings import join_host_port, read_notify_socket
 
 ROUTER: Final = "router"
+# For the adapters of the service inside to close, once its calls are answered.
+_CLOSE_S: Final = 5.0
 # A Unix socket's path has room for 107 bytes; names of ours take the rest.
 _LONGEST_FOLDER: Final = 70
-
-
-class NoSharedPython(RuntimeError):
-    """This interpreter was built without a shared libpython, so Envoy cannot embed it: use door = grpcio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +53,18 @@ def launch(name: str, settings: EdgeSettings, door_app: str, *, hot: frozenset[s
 
     `door_app` is the ASGI application (`module:attribute`), `hot` the full names of the methods that it answers
     itself. The router's Envoy is the edge: it takes the edge's port and routes to the other services too. Call it from
-    the main thread. Raises `NoSharedPython` before anything is started.
+    the main thread. Raises `DoorUnavailable` before anything is started,
+    `StartFailed` when another process holds the port.
     """
     libpython = shared_libpython()
     if libpython is None:
-        raise NoSharedPython("this Python has no shared libpython, which door = envoy needs; use door = grpcio")
+        raise DoorUnavailable("this Python was built without a shared libpython, which Envoy needs to embed it")
 
     def parts(folder: _RunFolder) -> tuple[EdgeConfig, dict[str, str], Probe]:
         descriptors = _descriptors(settings)
         own = Area(Upstream(name, f"unix:{folder.door_socket}"), area_services(name, settings, descriptors, hot))
         areas = edge_areas(own, settings, descriptors) if name == ROUTER else (own,)
-        port = _edge_port(settings) if name == ROUTER else settings.port_of(name)
+        port = settings.port_of("edge" if name == ROUTER else name)
         config = edge_config(settings, areas, folder.admin_socket, port, Door(door_app, hot))
         additions = {"INTERLOCK_DOOR_SOCKET": str(folder.door_socket), "INTERLOCK_DOOR": "envoy"}
         probe = HealthProbe(str(folder.door_socket), settings.edge_probe_timeout_s)
@@ -81,7 +81,7 @@ def launch_plain(settings: EdgeSettings) -> int:
         address = settings.edge_router_address or settings.address_of(ROUTER)
         router = Area(Upstream(ROUTER, address), area_services(ROUTER, settings, descriptors))
         areas = edge_areas(router, settings, descriptors)
-        config = edge_config(settings, areas, folder.admin_socket, _edge_port(settings), None)
+        config = edge_config(settings, areas, folder.admin_socket, settings.port_of("edge"), None)
         return config, plain_environment(), None
 
     return _run("edge", settings, parts)
@@ -140,6 +140,8 @@ def _run(
     folder = _RunFolder(_make_folder(settings.state_dir.absolute() / "run", name))
     try:
         config, environment, probe = parts(folder)
+        if not settings.replace:
+            check_ports_free([join_host_port(config.bind_host, config.port)])
         folder.bootstrap.write_text(render(config), "utf-8")
         start = Launch(folder.bootstrap, folder.admin_socket, environment, settings.edge_drain_time_s)
         return asyncio.run(_supervise(settings, start, probe))
@@ -152,7 +154,7 @@ async def _supervise(settings: EdgeSettings, start: Launch, probe: Probe | None)
         start_s=settings.edge_start_timeout_s,
         probe_interval_s=settings.edge_probe_interval_s,
         drain_longest_s=settings.deadline_cap_s,
-        stop_grace_s=settings.drain_delay_s + settings.drain_grace_s,
+        stop_grace_s=settings.drain_delay_s + settings.drain_grace_s + _CLOSE_S,
     )
     address = read_notify_socket()
     return await Supervisor(
@@ -167,10 +169,6 @@ def _make_folder(parent: Path, name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix="il-"))
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
-
-
-def _edge_port(settings: EdgeSettings) -> int:
-    return settings.edge_port or settings.port_of("edge")
 
 
 def _descriptors(settings: EdgeSettings) -> FileDescriptorSet:

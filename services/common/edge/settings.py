@@ -18,8 +18,6 @@ _PRIVATE = frozenset({"NOTIFY_SOCKET", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH"}
 class EdgeSettings(CommonSettings):
     """What the edge reads beside the common settings; the router reads the same when Python runs inside it."""
 
-    edge_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Public port of this edge. 0: 8080 and the offset."""
     edge_descriptor_path: Path | None = None
     """Descriptor set of the contract. Default: the one that is installed with the stubs."""
     edge_router_address: str = ""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,11 +17,13 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from tests.integration.door.probe_service import PROBE, TWIN, compile_contract, load_contract, message
 
 REPOSITORY = Path(__file__).parents[3]
 MESSAGE_BYTES = 1 << 20
+LAUNCHER = "tests.integration.door.launch_door"
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +35,14 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_offset() -> int:
+    """An INTERLOCK_PORT_OFFSET at which the edge, the router and its metrics find their ports free."""
+    for offset in random.sample(range(11_000, 50_000), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in (8080, 9001, 9101):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            return offset
+    raise RuntimeError("no free ports")
 
 
 @dataclass
@@ -69,7 +76,7 @@ class Running:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
 
-async def spawn_ready(running: Running, *arguments: str, settle_s: float = 20.0) -> asyncio.subprocess.Process:
+async def spawn_ready(running: Running, module: str, *, settle_s: float = 20.0) -> asyncio.subprocess.Process:
     """Start `python -m arguments` and return once it said READY on its own notify socket."""
     number = len(running.processes)
     notify_path = running.folder / f"notify-{number}"
@@ -78,7 +85,7 @@ async def spawn_ready(running: Running, *arguments: str, settle_s: float = 20.0)
         notifications.setblocking(False)  # noqa: FBT003
         with (running.folder / f"{number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *arguments, cwd=REPOSITORY, stdout=log, stderr=log,
+                sys.executable, "-m", module, cwd=REPOSITORY, stdout=log, stderr=log,
                 env={**os.environ, **running.environment, "NOTIFY_SOCKET": str(notify_path)},
             )  # fmt: skip
         running.processes.append(process)
@@ -87,16 +94,15 @@ async def spawn_ready(running: Running, *arguments: str, settle_s: float = 20.0)
         done, _ = await asyncio.wait({ready, ended}, timeout=settle_s, return_when=asyncio.FIRST_COMPLETED)
         for task in (ready, ended):
             task.cancel()
-        assert ready in done, f"{arguments} did not get ready:\n{running.log()}"
+        assert ready in done, f"{module} did not get ready:\n{running.log()}"
         assert ready.result() == b"READY=1"
     return process
 
 
 async def spawn_edge(running: Running) -> asyncio.subprocess.Process:
     """Start one more process that holds the public port."""
-    if running.kind == "envoy":
-        return await spawn_ready(running, "tests.integration.door.launch_door", "envoy")
-    return await spawn_ready(running, "services.common.edge")
+    module = LAUNCHER if running.kind == "envoy" else "services.common.edge"
+    return await spawn_ready(running, module)
 
 
 async def end(process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM, wait_s: float = 15.0) -> int:
@@ -107,24 +113,22 @@ async def end(process: asyncio.subprocess.Process, number: signal.Signals = sign
 
 def make_running(kind: str, contract: Path, **extra: str) -> Running:
     folder = Path(tempfile.mkdtemp(prefix="il-"))
-    port = free_port()
-    router = f"unix:{folder}/router.sock"
+    offset = free_offset()
     environment = {
-        "DOORTEST_DESCRIPTORS": str(contract),
-        "DOORTEST_MESSAGE_BYTES": str(MESSAGE_BYTES),
+        "INTERLOCK_DOOR": kind,
+        "INTERLOCK_DOORTEST_DESCRIPTORS": str(contract),
         "INTERLOCK_MESSAGE_LIMIT_BYTES": str(MESSAGE_BYTES),
         "INTERLOCK_STATE_DIR": str(folder),
-        "INTERLOCK_EDGE_PORT": str(port),
+        "INTERLOCK_PORT_OFFSET": str(offset),
         "INTERLOCK_EDGE_DESCRIPTOR_PATH": str(contract),
         "INTERLOCK_EDGE_SERVICES": json.dumps({"router": [PROBE, TWIN]}),
-        "INTERLOCK_EDGE_ROUTER_ADDRESS": router,
         "INTERLOCK_EDGE_DRAIN_TIME_S": "1",
         "INTERLOCK_EDGE_PROBE_INTERVAL_S": "0.3",
         "INTERLOCK_EDGE_PROBE_TIMEOUT_S": "0.5",
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'gen'}",
         **extra,
     }
-    return Running(kind, port, folder, environment)
+    return Running(kind, 8080 + offset, folder, environment)
 
 
 @contextlib.asynccontextmanager
@@ -132,7 +136,7 @@ async def running_door(kind: str, contract: Path, **extra: str) -> AsyncIterator
     running = make_running(kind, contract, **extra)
     try:
         if kind == "grpcio":
-            await spawn_ready(running, "tests.integration.door.launch_door", "grpcio")
+            await spawn_ready(running, LAUNCHER)
         await spawn_edge(running)
         yield running
     finally:
@@ -144,6 +148,13 @@ async def running_door(kind: str, contract: Path, **extra: str) -> AsyncIterator
 
 
 DOORS = ("envoy", "grpcio")
+
+
+@pytest_asyncio.fixture(params=DOORS, scope="module", loop_scope="module")
+async def door(request: pytest.FixtureRequest, contract: Path) -> AsyncIterator[Running]:
+    """One running door for all tests of a module; they leave it as they found it."""
+    async with running_door(request.param, contract) as running:
+        yield running
 
 
 @pytest.fixture(params=DOORS)
@@ -180,9 +191,11 @@ class Client:
         requests = [message("EchoRequest")(id=number) for number in ids]
         return self._method(self.channel.stream_stream, "Chat")(iter(requests), timeout=10)
 
-    def raw(self, path: str) -> Any:
-        """A call that sends and returns bytes."""
-        return self.channel.unary_unary(path, request_serializer=None, response_deserializer=None)
+    async def raw(self, path: str, payload: bytes) -> bytes:
+        """Send bytes as they are and return the answer's."""
+        call = self.channel.unary_unary(path)
+        answer: bytes = await call(payload, timeout=10)
+        return answer
 
 
 @contextlib.asynccontextmanager

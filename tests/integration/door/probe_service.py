@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ from typing import Any
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from prometheus_client import CollectorRegistry
 
-from services.common.call import Binding, Call, methods_of
-from services.common.chain import Chain, Limits
-from services.common.door_grpc import DoorProfile, GrpcDoor
+from services.common.call import Binding, Call
+from services.common.edge.settings import EdgeSettings
 from services.common.errors import NotFound, Violation, InvalidArgument
-from services.common.health import HealthBoard, health_binding
-from services.common.metrics import RequestMetrics
-from services.common.tracing import Tracing
+from services.common.server import Runtime
 
 PROBE = "doortest.v1.ProbeService"
 TWIN = "doortest.v1.ProbeHttpService"
@@ -140,24 +135,18 @@ class ProbeHttpServicer:
     Cold = Echo
 
 
+class ProbeSettings(EdgeSettings):
+    """What the suite's service reads."""
+
+    doortest_descriptors: Path
+
+
 @asynccontextmanager
-async def open_service(addresses: list[str]) -> AsyncIterator[tuple[Chain, Any]]:
-    """Serve everything through grpcio on `addresses`; gives the chain and its method table."""
-    load_contract(Path(os.environ["DOORTEST_DESCRIPTORS"]))
-    message_limit_bytes = int(os.environ.get("DOORTEST_MESSAGE_BYTES", str(32 << 20)))
-    probe, board = ProbeServicer(), HealthBoard()
-    twin = ProbeHttpServicer(probe)
-    hot = {name.rpartition("/")[2] for name in HOT if name.startswith(TWIN)}
-    methods = methods_of(
-        [Binding(PROBE, probe, frozenset({"Echo"})), Binding(TWIN, twin, frozenset(hot)), health_binding(board)]
-    )
-    limits = Limits(message_bytes=message_limit_bytes, default_deadline_s=5.0, deadline_cap_s=60.0)
-    chain = Chain(limits=limits, metrics=RequestMetrics("probe", CollectorRegistry()), tracing=Tracing("probe"))
-    door = GrpcDoor(chain, methods, DoorProfile(message_bytes=message_limit_bytes))
-    await door.listen(addresses)
-    board.set("", serving=True)
-    try:
-        yield chain, methods
-    finally:
-        board.drain()
-        await door.stop(5.0)
+async def build(settings: ProbeSettings, runtime: Runtime[ProbeSettings]) -> AsyncIterator[Sequence[Binding]]:
+    load_contract(settings.doortest_descriptors)
+    runtime.health.set("", serving=True)
+    probe = ProbeServicer()
+    yield [
+        Binding(PROBE, probe, frozenset({"Echo"})),
+        Binding(TWIN, ProbeHttpServicer(probe), frozenset({"Echo", "Infer"})),
+    ]
