@@ -1,6 +1,7 @@
 """The Open Inference Protocol's messages as the domain's tensors, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from google.protobuf.json_format import MessageToDict
@@ -41,8 +42,10 @@ def infer_from_proto(request: oip_pb.ModelInferRequest) -> TensorRequest:
     if len(request.inputs) > TENSOR_LIMIT or len(request.outputs) > TENSOR_LIMIT:
         count = max(len(request.inputs), len(request.outputs))
         raise InvalidTensors([Violation("inputs", f"want at most {TENSOR_LIMIT} tensors, got {count}")])
-    for tensor in (*request.inputs, *request.outputs):
+    for tensor in request.inputs:
         refuse_parameters(tensor.name, list(tensor.parameters))
+    for output in request.outputs:
+        refuse_parameters(output.name, list(output.parameters))
     return TensorRequest(
         model=request.model_name,
         version=request.model_version,
@@ -135,7 +138,7 @@ def _raw_inputs(request: oip_pb.ModelInferRequest) -> tuple[Tensor, ...]:
         want = f"want {len(request.inputs)} entries, one for each input, got {len(request.raw_input_contents)}"
         raise InvalidTensors([Violation("raw_input_contents", want)])
     return collect([
-        (tensor.name, lambda tensor=tensor, data=data: _raw_tensor(tensor, data))
+        (tensor.name, partial(_raw_tensor, tensor, data))
         for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
     ])  # fmt: skip
 
@@ -149,7 +152,7 @@ def _raw_tensor(tensor: oip_pb.ModelInferRequest.InferInputTensor, data: bytes) 
 
 
 def _typed_inputs(request: oip_pb.ModelInferRequest) -> tuple[Tensor, ...]:
-    return collect([(tensor.name, lambda tensor=tensor: _typed_tensor(tensor)) for tensor in request.inputs])
+    return collect([(tensor.name, partial(_typed_tensor, tensor)) for tensor in request.inputs])
 
 
 def _typed_tensor(tensor: oip_pb.ModelInferRequest.InferInputTensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +13,7 @@ from services.common.rest_twin import JSON_CONTENT_TYPE
 from services.router.convert.json_body import Fields, decode_object, raise_violations
 from services.router.convert.oip import TENSOR_LIMIT, USER_ID, answer_parameters, collect, refuse_parameters
 from services.router.convert.typed_values import json_from_raw, raw_from_json
-from services.router.domain.failure import InvalidField, InvalidJson, InvalidModelOutput, InvalidTensors
+from services.router.domain.failure import InvalidField, InvalidJson, InvalidTensors
 from services.router.domain.prediction import TensorAnswer, TensorRequest
 from services.router.domain.rejection import Reject, describe
 from services.router.domain.signature import Signature
@@ -79,7 +80,7 @@ def infer_from_raw(model: str, version: str, body: bytes, signature: Signature) 
     if len(signature.inputs) != 1 or len(free) > 1:
         want = "want a JSON header before the tensors: only a model with one input of one free dimension goes without"
         raise InvalidTensors([Violation("inputs", want)])
-    tensor = collect([(signature.inputs[0].name, lambda: _whole_body(signature, body))])
+    tensor = collect([(signature.inputs[0].name, partial(_whole_body, signature, body))])
     return InferAsk(TensorRequest(model, version, "", tensor), "", OutputForm({}, rest=True))
 
 
@@ -152,9 +153,12 @@ def _input(fields: Fields, found: Mapping[str, Any], tail: bytes) -> tuple[Tenso
     refuse_parameters(name, list(parameters))
     if _BINARY_SIZE in parameters:
         size_bytes = _binary_size(name, parameters[_BINARY_SIZE], len(tail), has_data=fields.has("data"))
-        return collect([(name, lambda: _binary_tensor(name, data_type, shape, tail[:size_bytes]))])[0], size_bytes
-    read = lambda: Tensor(name, data_type, tuple(shape), raw_from_json(data_type, shape, found.get("data")))  # noqa: E731
-    return collect([(name, read)])[0], 0
+        return collect([(name, partial(_binary_tensor, name, data_type, shape, tail[:size_bytes]))])[0], size_bytes
+    return collect([(name, partial(_typed_tensor, name, data_type, shape, found.get("data")))])[0], 0
+
+
+def _typed_tensor(name: str, data_type: str, shape: Sequence[int], data: object) -> Tensor:
+    return Tensor(name, data_type, tuple(shape), raw_from_json(data_type, shape, data))
 
 
 def _binary_tensor(name: str, data_type: str, shape: Sequence[int], data: bytes) -> Tensor:
@@ -202,7 +206,7 @@ def _output(tensor: Tensor, form: OutputForm, tails: list[bytes]) -> dict[str, o
     try:
         found["data"] = json_from_raw(tensor)
     except Reject as reject:
-        raise InvalidModelOutput(f"output {tensor.name}: {reject}") from None
+        raise InvalidTensors([Violation(f"outputs.{tensor.name}", str(reject))]) from None
     return found
 
 

@@ -89,7 +89,7 @@ def _flat(data: list[Any], shape: Sequence[int]) -> list[Any]:
     if not data or not isinstance(data[0], list):
         return data
     level = data
-    for depth, size in enumerate(shape):
+    for depth in range(len(shape)):
         if len(level) != math.prod(shape[: depth + 1]):
             raise Reject(f"want lists nested like the shape {show_shape(shape)}, got another form at depth {depth + 1}")
         if depth + 1 == len(shape):
