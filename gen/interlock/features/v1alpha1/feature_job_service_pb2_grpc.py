@@ -29,8 +29,8 @@ class FeatureJobServiceStub:
     """Runs the long work of features: each job is a resource whose status tells how it is getting on.
 
     Errors that keep a job from starting are errors of the call, those during it stand in its status. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the job or view, FAILED_PRECONDITION a source that cannot be read,
-    ALREADY_EXISTS an id that is taken. Cancelling answers at once; the state tells when the work has stopped.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the job or view, FAILED_PRECONDITION a source that cannot be
+    read, ALREADY_EXISTS an id that is taken. Cancelling answers at once; the state tells when the work has stopped.
     Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one refused), newest
     first, and a next_page_token that is empty at the end and good for the same filters only.
     """
@@ -107,8 +107,8 @@ class FeatureJobServiceServicer:
     """Runs the long work of features: each job is a resource whose status tells how it is getting on.
 
     Errors that keep a job from starting are errors of the call, those during it stand in its status. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the job or view, FAILED_PRECONDITION a source that cannot be read,
-    ALREADY_EXISTS an id that is taken. Cancelling answers at once; the state tells when the work has stopped.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the job or view, FAILED_PRECONDITION a source that cannot be
+    read, ALREADY_EXISTS an id that is taken. Cancelling answers at once; the state tells when the work has stopped.
     Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one refused), newest
     first, and a next_page_token that is empty at the end and good for the same filters only.
     """
@@ -272,8 +272,8 @@ class FeatureJobService:
     """Runs the long work of features: each job is a resource whose status tells how it is getting on.
 
     Errors that keep a job from starting are errors of the call, those during it stand in its status. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the job or view, FAILED_PRECONDITION a source that cannot be read,
-    ALREADY_EXISTS an id that is taken. Cancelling answers at once; the state tells when the work has stopped.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the job or view, FAILED_PRECONDITION a source that cannot be
+    read, ALREADY_EXISTS an id that is taken. Cancelling answers at once; the state tells when the work has stopped.
     Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one refused), newest
     first, and a next_page_token that is empty at the end and good for the same filters only.
     """

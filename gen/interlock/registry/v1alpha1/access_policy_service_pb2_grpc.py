@@ -28,9 +28,10 @@ if _version_not_supported:
 class AccessPolicyServiceStub:
     """Keeps what principals may do and how much.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED an
-    old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED
+    an old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000;
+    more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     def __init__(self, channel):
@@ -69,9 +70,10 @@ class AccessPolicyServiceStub:
 class AccessPolicyServiceServicer:
     """Keeps what principals may do and how much.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED an
-    old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED
+    an old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000;
+    more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     def CreateAccessPolicy(self, request, context):
@@ -148,9 +150,10 @@ def add_AccessPolicyServiceServicer_to_server(servicer, server):
 class AccessPolicyService:
     """Keeps what principals may do and how much.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED an
-    old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED
+    an old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000;
+    more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     @staticmethod

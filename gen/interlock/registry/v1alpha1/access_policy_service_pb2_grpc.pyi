@@ -29,9 +29,10 @@ GRPC_VERSION: str
 class AccessPolicyServiceStub:
     """Keeps what principals may do and how much.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED an
-    old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED
+    an old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000;
+    more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     @_typing.overload
@@ -53,9 +54,10 @@ class AccessPolicyServiceStub:
 class AccessPolicyServiceAsyncStub(AccessPolicyServiceStub):
     """Keeps what principals may do and how much.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED an
-    old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED
+    an old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000;
+    more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -73,9 +75,10 @@ class AccessPolicyServiceAsyncStub(AccessPolicyServiceStub):
 class AccessPolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what principals may do and how much.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED an
-    old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the policy, ALREADY_EXISTS one that is there, ABORTED
+    an old etag. Only an ADMINISTRATOR may change them. Lists give at most page_size items (default 50, at most 1,000;
+    more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     @_abc_1.abstractmethod

@@ -29,9 +29,10 @@ class BatchJobServiceStub:
     """Scores files with a model. Run by the router's second mode.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is not
-    deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is
+    not deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more
+    is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     def __init__(self, channel):
@@ -66,9 +67,10 @@ class BatchJobServiceServicer:
     """Scores files with a model. Run by the router's second mode.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is not
-    deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is
+    not deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more
+    is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     def CreateBatchJob(self, request, context):
@@ -134,9 +136,10 @@ class BatchJobService:
     """Scores files with a model. Run by the router's second mode.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is not
-    deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is
+    not deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more
+    is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     @staticmethod

@@ -30,9 +30,10 @@ class BatchJobServiceStub:
     """Scores files with a model. Run by the router's second mode.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is not
-    deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is
+    not deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more
+    is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     @_typing.overload
@@ -53,9 +54,10 @@ class BatchJobServiceAsyncStub(BatchJobServiceStub):
     """Scores files with a model. Run by the router's second mode.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is not
-    deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is
+    not deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more
+    is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -72,9 +74,10 @@ class BatchJobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores files with a model. Run by the router's second mode.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is not
-    deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field, NOT_FOUND the model, version or job, FAILED_PRECONDITION a version that is
+    not deployed, ALREADY_EXISTS an id that is taken. Lists give at most page_size items (default 50, at most 1,000; more
+    is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the same filters
+    only.
     """
 
     @_abc_1.abstractmethod

@@ -143,7 +143,9 @@ Global___ConversionState: _TypeAlias = ConversionState  # noqa: Y015
 
 @_typing.final
 class ConversionJob(_message.Message):
-    """Makes a new version from an old one: another runtime, or a smaller model. The new version's lineage names the old one."""
+    """Makes a new version from an old one: another runtime, or a smaller model. The new version's lineage names the old
+    one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -29,8 +29,9 @@ class ConversionJobServiceStub:
     """Makes new versions from old ones: export, quantization, pruning, distillation.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field and steps that do not fit, NOT_FOUND the version or job. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field and steps that do not fit, NOT_FOUND the version or job. Lists give at most
+    page_size items (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is
+    empty at the end and good for the same filters only.
     """
 
     def __init__(self, channel):
@@ -65,8 +66,9 @@ class ConversionJobServiceServicer:
     """Makes new versions from old ones: export, quantization, pruning, distillation.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field and steps that do not fit, NOT_FOUND the version or job. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field and steps that do not fit, NOT_FOUND the version or job. Lists give at most
+    page_size items (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is
+    empty at the end and good for the same filters only.
     """
 
     def CreateConversionJob(self, request, context):
@@ -132,8 +134,9 @@ class ConversionJobService:
     """Makes new versions from old ones: export, quantization, pruning, distillation.
 
     Errors that keep a job from starting are errors of the call, those during it stand in the job. Budget 2 s;
-    INVALID_ARGUMENT names every wrong field and steps that do not fit, NOT_FOUND the version or job. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    INVALID_ARGUMENT names every wrong field and steps that do not fit, NOT_FOUND the version or job. Lists give at most
+    page_size items (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is
+    empty at the end and good for the same filters only.
     """
 
     @staticmethod

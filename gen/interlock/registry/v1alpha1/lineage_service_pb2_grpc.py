@@ -28,8 +28,9 @@ if _version_not_supported:
 class LineageServiceStub:
     """Tells where things come from and what depends on them.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items
+    (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end
+    and good for the same filters only.
     """
 
     def __init__(self, channel):
@@ -53,8 +54,9 @@ class LineageServiceStub:
 class LineageServiceServicer:
     """Tells where things come from and what depends on them.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items
+    (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end
+    and good for the same filters only.
     """
 
     def GetLineage(self, request, context):
@@ -95,8 +97,9 @@ def add_LineageServiceServicer_to_server(servicer, server):
 class LineageService:
     """Tells where things come from and what depends on them.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items
+    (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end
+    and good for the same filters only.
     """
 
     @staticmethod

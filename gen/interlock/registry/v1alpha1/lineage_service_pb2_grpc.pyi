@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class LineageServiceStub:
     """Tells where things come from and what depends on them.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items
+    (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end
+    and good for the same filters only.
     """
 
     @_typing.overload
@@ -46,8 +47,9 @@ class LineageServiceStub:
 class LineageServiceAsyncStub(LineageServiceStub):
     """Tells where things come from and what depends on them.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items
+    (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end
+    and good for the same filters only.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -59,8 +61,9 @@ class LineageServiceAsyncStub(LineageServiceStub):
 class LineageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells where things come from and what depends on them.
 
-    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource. Lists give at most page_size items
+    (default 50, at most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end
+    and good for the same filters only.
     """
 
     @_abc_1.abstractmethod

@@ -29,8 +29,9 @@ class PromotionServiceStub:
     """Decides which version may serve where: validation, approval by others than the author, promotion, archive.
 
     Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource, FAILED_PRECONDITION what blocks,
-    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at
+    most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the
+    same filters only.
     """
 
     def __init__(self, channel):
@@ -100,8 +101,9 @@ class PromotionServiceServicer:
     """Decides which version may serve where: validation, approval by others than the author, promotion, archive.
 
     Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource, FAILED_PRECONDITION what blocks,
-    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at
+    most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the
+    same filters only.
     """
 
     def GetPromotionPolicy(self, request, context):
@@ -251,8 +253,9 @@ class PromotionService:
     """Decides which version may serve where: validation, approval by others than the author, promotion, archive.
 
     Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource, FAILED_PRECONDITION what blocks,
-    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at
+    most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the
+    same filters only.
     """
 
     @staticmethod

@@ -30,8 +30,9 @@ class PromotionServiceStub:
     """Decides which version may serve where: validation, approval by others than the author, promotion, archive.
 
     Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource, FAILED_PRECONDITION what blocks,
-    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at
+    most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the
+    same filters only.
     """
 
     @_typing.overload
@@ -66,8 +67,9 @@ class PromotionServiceAsyncStub(PromotionServiceStub):
     """Decides which version may serve where: validation, approval by others than the author, promotion, archive.
 
     Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource, FAILED_PRECONDITION what blocks,
-    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at
+    most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the
+    same filters only.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -98,8 +100,9 @@ class PromotionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides which version may serve where: validation, approval by others than the author, promotion, archive.
 
     Budget 2 s; INVALID_ARGUMENT names every wrong field, NOT_FOUND the resource, FAILED_PRECONDITION what blocks,
-    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at most 1,000; more is clamped, a negative one
-    refused) and a next_page_token that is empty at the end and good for the same filters only.
+    PERMISSION_DENIED a principal that may not, ABORTED an old etag. Lists give at most page_size items (default 50, at
+    most 1,000; more is clamped, a negative one refused) and a next_page_token that is empty at the end and good for the
+    same filters only.
     """
 
     @_abc_1.abstractmethod

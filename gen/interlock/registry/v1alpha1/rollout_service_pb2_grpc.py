@@ -99,8 +99,8 @@ class RolloutServiceServicer:
     """
 
     def CreateRollout(self, request, context):
-        """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not serve
-        in the environment.
+        """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not
+        serve in the environment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,8 @@ class RolloutServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RolloutServiceAsyncStub: ...
     CreateRollout: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.CreateRolloutRequest, _rollout_service_pb2.CreateRolloutResponse]
-    """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not serve
-    in the environment.
+    """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not
+    serve in the environment.
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_rollout_service_pb2.GetRolloutRequest, _rollout_service_pb2.GetRolloutResponse]
     """Gives a rollout."""
@@ -76,8 +76,8 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRollout: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.CreateRolloutRequest, _rollout_service_pb2.CreateRolloutResponse]  # type: ignore[assignment]
-    """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not serve
-    in the environment.
+    """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not
+    serve in the environment.
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_rollout_service_pb2.GetRolloutRequest, _rollout_service_pb2.GetRolloutResponse]  # type: ignore[assignment]
     """Gives a rollout."""
@@ -114,8 +114,8 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_service_pb2.CreateRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_service_pb2.CreateRolloutResponse, _abc.Awaitable[_rollout_service_pb2.CreateRolloutResponse]]:
-        """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not serve
-        in the environment.
+        """Starts a rollout. FAILED_PRECONDITION when the route has another one or an experiment, or the candidate may not
+        serve in the environment.
         """
 
     @_abc_1.abstractmethod

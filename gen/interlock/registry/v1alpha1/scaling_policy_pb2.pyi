@@ -20,7 +20,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ScalingPolicy(_message.Message):
-    """Says how many replicas a deployment has. The registry sets Deployment.replicas by it; supervisor or Kubernetes follow."""
+    """Says how many replicas a deployment has. The registry sets Deployment.replicas by it; supervisor or Kubernetes
+    follow.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
