@@ -25,7 +25,7 @@ _ML_OPSET = 3
 _IR_VERSION = 8
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModel(ValueError):
     """Says why a fitted model cannot be exported."""
 
 
@@ -54,7 +54,7 @@ def export_boosted_trees(encoder: Any, classifier: Any, *, name: str) -> bytes:
         The serialised model. Equal input gives equal bytes.
 
     Raises:
-        UnsupportedModelError: more than two classes, native categorical splits, or an encoder without an unknown code.
+        UnsupportedModel: more than two classes, native categorical splits, or an encoder without an unknown code.
     """
     number_count = int(classifier.n_features_in_) - len(encoder.categories_)
     trees = list(_read_trees(classifier))
@@ -84,7 +84,7 @@ def _outputs() -> list[onnx.ValueInfoProto]:
 def _encoding_nodes(encoder: Any) -> Iterator[onnx.NodeProto]:
     """Yields one look-up per text column and the join of its codes with the numbers."""
     if encoder.handle_unknown != "use_encoded_value":
-        raise UnsupportedModelError("want an encoder with handle_unknown='use_encoded_value': any text may come")
+        raise UnsupportedModel("want an encoder with handle_unknown='use_encoded_value': any text may come")
     columns = [f"category_{index}" for index in range(len(encoder.categories_))]
     yield helper.make_node("Split", [CATEGORIES_INPUT], columns, axis=1)
     for column, texts in zip(columns, encoder.categories_, strict=True):
@@ -94,7 +94,7 @@ def _encoding_nodes(encoder: Any) -> Iterator[onnx.NodeProto]:
 
 def _texts(categories: Sequence[object]) -> list[str]:
     if not all(isinstance(category, str) for category in categories):
-        raise UnsupportedModelError("want categories that are all texts")
+        raise UnsupportedModel("want categories that are all texts")
     return [str(category) for category in categories]
 
 
@@ -116,11 +116,11 @@ def _baseline(classifier: Any) -> float:
 
 def _read_trees(classifier: Any) -> Iterator[_Tree]:
     if len(classifier.classes_) != 2:
-        raise UnsupportedModelError(f"want two classes, got {len(classifier.classes_)}")
+        raise UnsupportedModel(f"want two classes, got {len(classifier.classes_)}")
     for (predictor,) in classifier._predictors:  # noqa: SLF001  scikit-learn offers no public way
         nodes = predictor.nodes
         if nodes["is_categorical"].any():
-            raise UnsupportedModelError("want ordinal codes, got native categorical splits")
+            raise UnsupportedModel("want ordinal codes, got native categorical splits")
         is_leaf = nodes["is_leaf"].astype(bool)
         yield _Tree(
             feature=nodes["feature_idx"].astype(np.int64),

@@ -90,5 +90,5 @@ def load_flights(path: Path | None = None) -> Flights:
             "distance": arrived["distance"],
         }
     ).astype(dict.fromkeys(NUMERIC, "float32"))
-    late = (arrived["arr_delay"] > LATE_AFTER_MINUTES).to_numpy(dtype=np.int64)
+    late = np.asarray(arrived["arr_delay"] > LATE_AFTER_MINUTES, dtype=np.int64)
     return Flights(features, late, day.to_numpy(dtype="datetime64[D]"), len(table) - len(arrived))
