@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from rich import box
@@ -12,16 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from interlock_cli.demo.quality import Quality
+from interlock_cli.demo.results import VersionResult
 from interlock_cli.demo.traffic import Answer
 
-
-@dataclass(frozen=True, slots=True)
-class VersionResult:
-    """How good one version was, and what it learned from."""
-
-    version_id: str
-    learned_from: str
-    quality: Quality
+_TABLE_WIDTH = 80
 
 
 class DemoReport:
@@ -59,14 +52,15 @@ class DemoReport:
     def qualities(self, title: str, results: Sequence[VersionResult]) -> None:
         """Prints a table with one line per version."""
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if self._console.is_terminal else None)
-        table.add_column("version")
-        table.add_column("learned from")
-        for heading in ("flights", "late", "AUC", "Brier", "base rate*", "in hindsight**"):
-            table.add_column(heading, justify="right")
+        table.add_column("version", no_wrap=True)
+        table.add_column("learned from", no_wrap=True)
+        for heading in ("flights", "AUC", "Brier", "base rate*", "hindsight**"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for result in results:
             table.add_row(result.version_id, result.learned_from, *_cells(result.quality))
         self.line("")
-        self._console.print(table)
+        # In a narrow window whole figures that wrap beat figures that are cut.
+        self._console.print(table, width=max(self._console.width, _TABLE_WIDTH), crop=False)
 
     def footnotes(self) -> None:
         """Explains the tables' last two columns."""
@@ -92,4 +86,4 @@ def stopwatch() -> Iterator[Callable[[], float]]:
 
 def _cells(quality: Quality) -> tuple[str, ...]:
     scores = (quality.auc, quality.brier, quality.prior_brier, quality.hindsight_brier)
-    return (f"{quality.flight_count:,}", f"{quality.late_share:.1%}", *(f"{score:.4f}" for score in scores))
+    return (f"{quality.flight_count:,}", *(f"{score:.4f}" for score in scores))

@@ -1,25 +1,20 @@
 """`interlock demo`: from the flights to two versions in service, and how good their answers are."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import numpy as np
 from rich.console import Console
 
 from interlock_cli.demo.cache import TrainedVersion, cached_version, train_version
 from interlock_cli.demo.data import LATER, SPRING, SPRING_AND_SUMMER, DemoDataMissing, Flights, Window, load_flights
 from interlock_cli.demo.failure import DemoFailed
 from interlock_cli.demo.publish import MODEL, Published, publish
-from interlock_cli.demo.quality import judge
-from interlock_cli.demo.report import DemoReport, VersionResult, stopwatch
-from interlock_cli.demo.traffic import Answer, PredictionDoor, probabilities_of
-from interlock_cli.demo.train import TOLERANCE, run_onnx
-from interlock_cli.demo.version import later_quality, training_late_share
+from interlock_cli.demo.report import DemoReport, stopwatch
+from interlock_cli.demo.results import DemoResult, judge_answers
+from interlock_cli.demo.traffic import Answer, PredictionDoor
 from interlock_sdk.client import DEFAULT_TARGET, connect
 from interlock_sdk.errors import CallError, DeploymentFailed, DeploymentNotReady
-from interlock_sdk.onnx_export import PROBABILITIES_OUTPUT
 
 WINDOWS = (SPRING, SPRING_AND_SUMMER)
 
@@ -38,16 +33,6 @@ class DemoOptions:
     flight_count: int = 4_000
     # Requests in flight.
     concurrency: int = 16
-
-
-@dataclass(frozen=True, slots=True)
-class DemoResult:
-    """What the demo found out, for those who do not read tables."""
-
-    all_later: tuple[VersionResult, ...]
-    through_the_door: tuple[VersionResult, ...]
-    # Farthest that an answer was from the model called directly, as a probability.
-    largest_difference: float
 
 
 async def run_demo(options: DemoOptions, console: Console) -> DemoResult:
@@ -71,7 +56,7 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
     sample = flights.within(LATER).spread(options.flight_count)
     answers = await _send(options, sample, published, report)
     serving = dict(zip(published.version_ids, trained, strict=True))
-    result = _judged(serving, sample, answers)
+    result = judge_answers(serving, sample, answers)
     _show(result, report)
     return result
 
@@ -110,31 +95,6 @@ async def _send(options: DemoOptions, sample: Flights, published: Published, rep
             answers = await door.send(sample, concurrency=options.concurrency, on_answer=advance)
             report.answers(answers, seconds())
     return answers
-
-
-def _judged(serving: Mapping[str, TrainedVersion], sample: Flights, answers: Sequence[Answer]) -> DemoResult:
-    """Judges the answers per version; one by a version that the demo did not train is a failure."""
-    if foreign := {answer.version for answer in answers} - set(serving):
-        raise DemoFailed(
-            f"{MODEL} is also answered by version {', '.join(sorted(foreign))}, which the demo did not make"
-        )
-    all_later, through_the_door, differences = [], [], []
-    for version_id, trained in serving.items():
-        share = training_late_share(trained.description)
-        all_later.append(VersionResult(version_id, trained.window.name, later_quality(trained.description)))
-        positions = np.array(
-            [index for index, answer in enumerate(answers) if answer.version == version_id], dtype=np.int64
-        )
-        if not positions.size:
-            continue
-        answered = sample.take(positions)
-        got = probabilities_of([answers[position] for position in positions])
-        direct = run_onnx(trained.artifact_path.read_bytes(), answered.features)[PROBABILITIES_OUTPUT][:, 1]
-        differences.append(float(np.abs(got - direct).max()))
-        through_the_door.append(VersionResult(version_id, trained.window.name, judge(got, answered.late, share)))
-    if max(differences) > TOLERANCE:
-        raise DemoFailed(f"an answer is {max(differences):g} away from the model called directly")
-    return DemoResult(tuple(all_later), tuple(through_the_door), max(differences))
 
 
 def _show(result: DemoResult, report: DemoReport) -> None:
