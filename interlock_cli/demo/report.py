@@ -59,8 +59,10 @@ class DemoReport:
         for result in results:
             table.add_row(result.version_id, result.learned_from, *_cells(result.quality))
         self.line("")
-        # In a narrow window whole figures that wrap beat figures that are cut.
-        self._console.print(table, width=max(self._console.width, _TABLE_WIDTH), crop=False)
+        if self._console.width < _TABLE_WIDTH:
+            # In a narrow window whole figures that wrap beat figures that are cut.
+            table.width = _TABLE_WIDTH
+        self._console.print(table, crop=False)
 
     def footnotes(self) -> None:
         """Explains the tables' last two columns."""
