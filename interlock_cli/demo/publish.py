@@ -1,7 +1,7 @@
 """Brings trained versions to traffic: register, deploy, wait, split. What is there already is used as it is."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -38,7 +38,7 @@ class Published:
 async def publish(client: Client, trained: Sequence[TrainedVersion], report: Report) -> Published:
     """Registers and deploys the trained versions and splits the traffic between them.
 
-    A route that gives both of them traffic already is left alone: somebody may have moved the weights since.
+    A route that has been split before is left alone: somebody may have moved the weights since.
 
     Raises:
         CallError, DeploymentFailed, DeploymentNotReady, DemoFailed: in one line, what stands in the way.
@@ -46,19 +46,20 @@ async def publish(client: Client, trained: Sequence[TrainedVersion], report: Rep
     description = "Will a flight from New York City arrive more than 15 minutes late?"
     await client.models.ensure(MODEL, description=description, owner="interlock demo")
     versions = [await _registered(client, version, report) for version in trained]
-    names = [await _deployed(client, version.name, first=version is versions[0]) for version in versions]
+    before = {item.model_version: item.name async for item in client.deployments.list(MODEL, DEFAULT_ENVIRONMENT)}
+    names = [before.get(version.name) or await _deploy(client, version.name) for version in versions]
     for name in names:
         deployment = await client.deployments.wait_until_ready(name, timeout_s=_READY_TIMEOUT_S)
         report(f"{deployment.model_version} is READY")
     version_ids = tuple(version.name.rpartition("/")[2] for version in versions)
-    epoch = await _split(client, dict(zip(version_ids, names, strict=True)), report)
+    is_new = any(name not in before.values() for name in names)
+    epoch = await _split(client, dict(zip(version_ids, names, strict=True)), report, is_new=is_new)
     return Published(version_ids, epoch)
 
 
 async def _registered(client: Client, trained: TrainedVersion, report: Report) -> model_version_pb2.ModelVersion:
     async for version in client.models.versions(MODEL):
-        same_file = bool(version.files) and version.files[0].digest == trained.digest
-        if same_file and version.signature == trained.description.signature:
+        if _answers_alike(version, trained.description):
             report(f"{version.name} is registered already")
             return version
     await client.artifacts.upload(trained.artifact_path)
@@ -67,17 +68,22 @@ async def _registered(client: Client, trained: TrainedVersion, report: Report) -
     return version
 
 
-async def _deployed(client: Client, version_name: str, *, first: bool) -> str:
-    async for deployment in client.deployments.list(MODEL, DEFAULT_ENVIRONMENT):
-        if deployment.model_version == version_name:
-            return deployment.name
-    version_id = version_name.rpartition("/")[2]
-    # The second version waits for the split; without a word the first of all gets everything.
-    created = await client.deployments.create(MODEL, version_id, traffic_percent=None if first else 0)
-    return created.name
+def _answers_alike(version: model_version_pb2.ModelVersion, other: model_version_pb2.ModelVersion) -> bool:
+    # Not the whole signature: the registry may have filled in what was left to its defaults.
+    return _essence(version) == _essence(other)
 
 
-async def _split(client: Client, deployments: dict[str, str], report: Report) -> int:
+def _essence(version: model_version_pb2.ModelVersion) -> tuple[object, ...]:
+    features = [(item.name, item.type, item.tensor, item.column) for item in version.signature.features]
+    return [file.digest for file in version.files], features
+
+
+async def _deploy(client: Client, version_name: str) -> str:
+    # Without a share: until the split, the first version that is deployed gets everything, and any other nothing.
+    return (await client.deployments.create(MODEL, version_name.rpartition("/")[2])).name
+
+
+async def _split(client: Client, deployments: dict[str, str], report: Report, *, is_new: bool) -> int:
     """Gives each version id's deployment its weight; gives the epoch of the change, 0 when there was none."""
     variants = [
         route_pb2.Variant(name=version_id, deployment=name, weight_basis_points=weight)
@@ -85,7 +91,7 @@ async def _split(client: Client, deployments: dict[str, str], report: Report) ->
     ]
     for _ in range(_SPLIT_ATTEMPTS):
         route = await _existing_route(client)
-        if _all_have_traffic(route, deployments.values()):
+        if not is_new and len(route.variants) > 1:
             report(f"traffic stays as it is: {describe_split(route)}")
             return 0
         try:
@@ -109,11 +115,6 @@ async def _existing_route(client: Client) -> route_pb2.Route:
                 await asyncio.sleep(_ROUTE_POLL_S)
     except TimeoutError:
         raise DemoFailed(f"{MODEL} has had no route for {_ROUTE_TIMEOUT_S:g} s") from None
-
-
-def _all_have_traffic(route: route_pb2.Route, deployments: Iterable[str]) -> bool:
-    weights = {variant.deployment: variant.weight_basis_points for variant in route.variants}
-    return all(weights.get(name, 0) > 0 for name in deployments)
 
 
 def describe_split(route: route_pb2.Route) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 from rich.console import Console
 
@@ -44,7 +45,12 @@ async def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     try:
         return await _run(options, report)
     except (CallError, DeploymentFailed, DeploymentNotReady, DemoDataMissing) as error:
-        raise DemoFailed(str(error)) from error
+        hint = "; is the suite up? `interlock up` starts it" if _is_unreachable(error) else ""
+        raise DemoFailed(f"{error}{hint}") from error
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return isinstance(error, CallError) and error.code is grpc.StatusCode.UNAVAILABLE and not error.reason
 
 
 async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
@@ -100,5 +106,7 @@ async def _send(options: DemoOptions, sample: Flights, published: Published, rep
 def _show(result: DemoResult, report: DemoReport) -> None:
     report.done(f"every answer equals the model called directly, to within {result.largest_difference:.0e}")
     report.qualities(f"All flights from {LATER.first} to {LATER.last}, judged when trained", result.all_later)
+    if result.foreign_count:
+        report.line(f"{result.foreign_count:,} answers came from versions that are not the demo's and are not judged")
     report.qualities("Those sent, judged by the answers that came back", result.through_the_door)
     report.footnotes()

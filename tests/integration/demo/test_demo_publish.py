@@ -88,6 +88,28 @@ async def test_weights_that_somebody_moved_stay(
     assert weights(api) == {"1": 5_000, "2": 5_000}
 
 
+async def test_a_start_that_was_cut_off_before_the_split_is_taken_up(
+    api: FakePublicApi, client: Client, trained: list[TrainedVersion]
+) -> None:
+    await publish(client, trained, lambda _: None)
+    route = api.registry.routes[ROUTE]
+    del route.variants[1:]
+    route.variants[0].weight_basis_points = 10_000
+    await publish(client, trained, lambda _: None)
+    assert weights(api) == {"1": 9_000, "2": 1_000}
+
+
+async def test_a_registry_that_fills_in_defaults_still_has_the_version(
+    api: FakePublicApi, client: Client, trained: list[TrainedVersion]
+) -> None:
+    for version in trained:
+        version.description.signature.features.add(name="distance", tensor="numbers")
+    await publish(client, trained, lambda _: None)
+    for registered in api.registry.versions.values():
+        registered.signature.features[0].source = "request"
+    assert (await publish(client, trained, lambda _: None)).version_ids == ("1", "2")
+
+
 async def test_a_version_with_other_content_is_registered_beside_the_old_one(
     api: FakePublicApi, client: Client, trained: list[TrainedVersion]
 ) -> None:

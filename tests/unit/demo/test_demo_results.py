@@ -58,10 +58,13 @@ def test_an_answer_that_the_model_would_not_give_is_a_failure(
         judge_answers({"1": trained}, sent, answers)
 
 
-def test_an_answer_by_another_version_is_a_failure(trained: TrainedVersion, sent: Flights) -> None:
-    answers = [Answer("9", 0.2, 0.01)] * len(sent)
-    with pytest.raises(DemoFailed, match="got answers by version 9"):
-        judge_answers({"1": trained}, sent, answers)
+def test_answers_by_versions_of_others_are_counted_and_not_judged(
+    trained: TrainedVersion, sent: Flights, probability: list[float]
+) -> None:
+    answers = [Answer("9" if index < 20 else "1", value, 0.01) for index, value in enumerate(probability)]
+    result = judge_answers({"1": trained}, sent, answers)
+    assert result.foreign_count == 20
+    assert [version.quality.flight_count for version in result.through_the_door] == [280]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
