@@ -326,5 +326,5 @@ async def _refusals(address: str) -> list[grpc.StatusCode]:
 
 async def _until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what the library does has no event to wait for
+        while not condition():
             await asyncio.sleep(0.005)
