@@ -10,6 +10,6 @@ from services.features.settings import Settings
 
 
 @asynccontextmanager
-async def build(settings: Settings, runtime: Runtime) -> AsyncIterator[Sequence[Binding]]:
+async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
     """Yield what the process serves; nothing has to be opened yet."""
     yield feature_bindings()

@@ -1,6 +1,5 @@
 """Puts the monitor together."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -14,10 +13,8 @@ from services.monitor.settings import Settings
 
 
 @asynccontextmanager
-async def build(settings: Settings, runtime: Runtime) -> AsyncIterator[Sequence[Binding]]:
+async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
     """Yield what the process serves."""
     counts, totals = PredictionCounts(settings.prediction_count_limit), StreamTotals()
-    draining = asyncio.Event()
-    runtime.on_drain(draining.set)
     runtime.registry.register(CountsCollector(counts, totals))
-    yield monitor_bindings(MonitorServicer(counts, totals, draining))
+    yield monitor_bindings(MonitorServicer(counts, totals, runtime.draining))
