@@ -62,6 +62,10 @@ class Flights:
         features = self.features.iloc[positions].reset_index(drop=True)
         return Flights(features, self.late[positions], self.day[positions], left_out_count=0)
 
+    def spread(self, count: int) -> "Flights":
+        """Gives `count` flights, or all if they are fewer, spread evenly over the order of the file."""
+        return self.take(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)))
+
     def late_share(self) -> float:
         """Gives the share of late flights, 0 to 1: the base rate."""
         return float(self.late.mean())

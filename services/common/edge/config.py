@@ -155,7 +155,7 @@ def transcoded_services(config: EdgeConfig, descriptors: FileDescriptorSet) -> l
 
 def origin_regex(origins: Sequence[str]) -> str:
     """Return one RE2 expression for the allow list; it matches nothing when the list is empty."""
-    return "|".join(re.escape(origin).replace(r"\*", ".*") for origin in origins) or "[^\\s\\S]"
+    return "|".join(re.escape(origin).replace(r"\*", "[^/]*") for origin in origins) or "[^\\s\\S]"
 
 
 def duration(seconds: float) -> str:
