@@ -239,8 +239,9 @@ async def test_health_is_kept_per_name(server: EchoServer) -> None:
     stub = _health(server)
     server.board.set("model/fraud/3", serving=True)
     server.board.set(SERVICE, serving=False)
+    server.board.open([SERVICE])
     listed = await stub.List(health_pb2.HealthListRequest())
-    assert {name: status.status for name, status in listed.statuses.items()} == {"": 2, SERVICE: 2, "model/fraud/3": 1}
+    assert {name: status.status for name, status in listed.statuses.items()} == {"": 1, SERVICE: 2, "model/fraud/3": 1}
     assert (await stub.Check(health_pb2.HealthCheckRequest(service="model/fraud/3"))).status == 1
     error = await _failure(stub.Check(health_pb2.HealthCheckRequest(service="model/none/1")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
@@ -325,5 +326,5 @@ async def _refusals(address: str) -> list[grpc.StatusCode]:
 
 async def _until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what the library does has no event to wait for
+        while not condition():
             await asyncio.sleep(0.005)
