@@ -69,8 +69,14 @@ class Running:
         return self.processes[-1]
 
     def envoy_pid(self) -> int:
+        pid = self.envoy_pid_or_none()
+        assert pid is not None
+        return pid
+
+    def envoy_pid_or_none(self) -> int | None:
+        """The Envoy that the launcher runs now, None between two."""
         children = Path(f"/proc/{self.edge.pid}/task/{self.edge.pid}/children").read_text().split()
-        return int(children[0])
+        return int(children[0]) if children else None
 
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
