@@ -88,7 +88,7 @@ async def spawn_ready(running: Running, module: str, *, settle_s: float = 20.0) 
     notify_path = running.folder / f"notify-{number}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
         notifications.bind(str(notify_path))
-        notifications.setblocking(False)  # noqa: FBT003
+        notifications.setblocking(False)
         with (running.folder / f"{number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module, cwd=REPOSITORY, stdout=log, stderr=log,
@@ -111,7 +111,9 @@ async def spawn_edge(running: Running) -> asyncio.subprocess.Process:
     return await spawn_ready(running, module)
 
 
-async def end(process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM, wait_s: float = 15.0) -> int:
+async def end(
+    process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM, wait_s: float = 15.0
+) -> int:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(number)
     return await asyncio.wait_for(process.wait(), wait_s)
@@ -199,7 +201,7 @@ class Client:
 
     async def raw(self, path: str, payload: bytes) -> bytes:
         """Send bytes as they are and return the answer's."""
-        call = self.channel.unary_unary(path)
+        call: Any = self.channel.unary_unary(path)
         answer: bytes = await call(payload, timeout=10)
         return answer
 
@@ -209,4 +211,3 @@ async def client_of(running: Running) -> AsyncIterator[Client]:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(running.target, options=options) as channel:
         yield Client(channel)
-
