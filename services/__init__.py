@@ -1,0 +1,1 @@
+"""The five Interlock services and the code they share."""
