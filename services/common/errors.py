@@ -31,7 +31,17 @@ from google.rpc.status_pb2 import Status
 
 ERROR_DOMAIN: Final = "interlock"
 ECHO_LIMIT_CHARS: Final = 64
+
+# The reasons that common itself gives; interlock.types.v1.ErrorReason documents them.
+MALFORMED_REQUEST: Final = "MALFORMED_REQUEST"
+INVALID_FIELD: Final = "INVALID_FIELD"
+INVALID_NAME: Final = "INVALID_NAME"
 MESSAGE_TOO_LARGE: Final = "MESSAGE_TOO_LARGE"
+BYTES_IN_FLIGHT_EXCEEDED: Final = "BYTES_IN_FLIGHT_EXCEEDED"
+DEADLINE_PASSED: Final = "DEADLINE_EXCEEDED"
+DRAINING: Final = "DRAINING"
+DEPENDENCY_UNAVAILABLE: Final = "DEPENDENCY_UNAVAILABLE"
+INTERNAL: Final = "INTERNAL"
 
 # A client accepts 8 KiB of trailers by default, and the details travel there as base64 beside the message.
 _MESSAGE_LIMIT_CHARS: Final = 1024
@@ -174,16 +184,16 @@ HTTP_STATUS: Final[Mapping[int, int]] = {
 
 # What a peer's failure means to our caller. Anything else from a peer is our bug: INTERNAL.
 _PEER_FAILURES: Final[Mapping[grpc.StatusCode, tuple[int, str, str]]] = {
-    grpc.StatusCode.UNAVAILABLE: (Code.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE", "a service that this call needs is down"),
-    grpc.StatusCode.CANCELLED: (Code.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE", "a service that this call needs hung up"),
+    grpc.StatusCode.UNAVAILABLE: (Code.UNAVAILABLE, DEPENDENCY_UNAVAILABLE, "a service that this call needs is down"),
+    grpc.StatusCode.CANCELLED: (Code.UNAVAILABLE, DEPENDENCY_UNAVAILABLE, "a service that this call needs hung up"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (
         Code.DEADLINE_EXCEEDED,
-        "DEADLINE_EXCEEDED",
+        DEADLINE_PASSED,
         "a service that this call needs did not answer within the deadline",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         Code.RESOURCE_EXHAUSTED,
-        "DEPENDENCY_EXHAUSTED",
+        DEPENDENCY_UNAVAILABLE,
         "a service that this call needs is at its limit",
     ),
 }
@@ -247,7 +257,7 @@ def _peer_status(error: grpc.aio.AioRpcError, request_id: str) -> Status:
 
 def _opaque_status(request_id: str) -> Status:
     message = f"internal error; the log has it under request id {request_id}"
-    return _status(Code.INTERNAL, message, "INTERNAL", {"request_id": request_id})
+    return _status(Code.INTERNAL, message, INTERNAL, {"request_id": request_id})
 
 
 def _status(code: int, message: str, reason: str, metadata: Mapping[str, str]) -> Status:

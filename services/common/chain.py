@@ -1,0 +1,308 @@
+"""The one chain around every handler, the same for both doors.
+
+In order: request id, deadline, identity, size limits, parse, handler under its deadline, errors to status; and around
+all of it span, metrics and access log. A door only moves bytes and metadata.
+"""
+
+import asyncio
+import math
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextvars import Token
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+
+from services.common.call import CURRENT_CALL, Call, Method
+from services.common.errors import (
+    BYTES_IN_FLIGHT_EXCEEDED,
+    DEADLINE_PASSED,
+    MALFORMED_REQUEST,
+    MESSAGE_TOO_LARGE,
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    ServiceError,
+    status_reason,
+    to_status,
+)
+from services.common.metrics import MethodMetrics, RequestMetrics
+from services.common.tracing import Tracing
+
+REQUEST_ID_KEY: Final = "x-correlation-id"
+PRINCIPAL_KEY: Final = "x-interlock-principal"
+TRACEPARENT_KEY: Final = "traceparent"
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+# Below this a handler could only fail late; refusing at once is honest and cheap.
+_LEAST_USEFUL_S: Final = 0.002
+_BUDGET_RETRY_S: Final = 0.1
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may take, the same on every door."""
+
+    message_bytes: int = 32 * 1024 * 1024
+    """One message, request or answer."""
+    bytes_in_flight: int = 256 * 1024 * 1024
+    """All requests of the process that are being answered."""
+    default_deadline_s: float = 5.0
+    """For a unary call that names none."""
+    deadline_cap_s: float = 60.0
+    """A unary call's deadline is cut to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A unary call's outcome: `body` when `status` is None, else the status and no body."""
+
+    body: bytes
+    status: Status | None
+    initial_metadata: dict[str, str] = field(default_factory=dict)
+    trailers: dict[str, str] = field(default_factory=dict)
+
+
+class ByteBudget:
+    """Bytes of requests that the process holds at the moment, and how many it may."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    @contextmanager
+    def hold(self, size_bytes: int) -> Iterator[None]:
+        """Count `size_bytes` while the block runs; raises ResourceExhausted with a retry delay when they do not fit."""
+        if self.used_bytes + size_bytes > self.limit_bytes:
+            raise ResourceExhausted(
+                f"the process holds {self.used_bytes} bytes of requests and may hold {self.limit_bytes}",
+                reason=BYTES_IN_FLIGHT_EXCEEDED,
+                metadata={"used_bytes": str(self.used_bytes), "limit_bytes": str(self.limit_bytes)},
+                retry_after_s=_BUDGET_RETRY_S,
+            )
+        self.used_bytes += size_bytes
+        try:
+            yield
+        finally:
+            self.used_bytes -= size_bytes
+
+
+class Chain:
+    """Answers calls: doors give bytes and metadata, the chain gives bytes or a status."""
+
+    def __init__(self, *, limits: Limits, metrics: RequestMetrics, tracing: Tracing) -> None:
+        self.limits = limits
+        self.budget = ByteBudget(limits.bytes_in_flight)
+        self._metrics = metrics
+        self._tracing = tracing
+        self._log = structlog.get_logger("access")
+
+    def accept(self, method: Method, metadata: Iterable[tuple[str, str | bytes]], timeout_s: float | None) -> Call:
+        """Return the call for an arriving request; `timeout_s` is what the caller allows, None when it names nothing."""
+        known = {key.lower(): value for key, value in metadata if isinstance(value, str)}
+        # Identity comes from the door, never from the caller: a forged header is as if it were not there.
+        known.pop(PRINCIPAL_KEY, None)
+        wanted_id = known.get(REQUEST_ID_KEY, "")
+        request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else secrets.token_hex(16)
+        return Call(
+            method=method.full_name,
+            metadata=known,
+            deadline=time.monotonic() + self._allowed_s(method, timeout_s),
+            request_id=request_id,
+            traceparent=known.get(TRACEPARENT_KEY, ""),
+            initial_metadata={REQUEST_ID_KEY: request_id},
+        )
+
+    async def unary(self, method: Method, payload: bytes, call: Call) -> Answer:
+        """Answer a unary call. Raises only CancelledError, when the door cancels because the caller is gone."""
+        with self._record(method, call) as record:
+            try:
+                body = await self._answer(method, payload, call)
+            except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
+                status = record.fail(error)
+                return Answer(b"", status, call.initial_metadata, call.trailers)
+            return Answer(body, None, call.initial_metadata, call.trailers)
+
+    async def stream(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> Status | None:
+        """Answer a streaming call through `send`; returns None for success, else the status to close it with.
+
+        Raises only CancelledError, when the door cancels because the caller is gone.
+        """
+        with self._record(method, call) as record:
+            try:
+                async with _deadline(call):
+                    await self._exchange(method, payloads, call, send)
+            except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
+                return record.fail(error)
+            return None
+
+    def _record(self, method: Method, call: Call) -> "_Record":
+        return _Record(method, call, self._metrics.of(method.full_name), self._tracing, self._log)
+
+    def _allowed_s(self, method: Method, timeout_s: float | None) -> float:
+        if method.streaming:
+            return math.inf if timeout_s is None else timeout_s
+        return min(self.limits.default_deadline_s if timeout_s is None else timeout_s, self.limits.deadline_cap_s)
+
+    async def _answer(self, method: Method, payload: bytes, call: Call) -> bytes:
+        with self._admit(payload):
+            request = _parse(method, payload)
+            async with _deadline(call):
+                response = await method.handler(request, call)
+        return self._encode(method, response)
+
+    async def _exchange(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> None:
+        async with aclosing(self._requests(method, payloads)) as requests:
+            argument = requests if method.client_streaming else await anext(requests)
+            if not method.server_streaming:
+                await send(self._encode(method, await method.handler(argument, call)))
+                return
+            async with aclosing(method.handler(argument, call)) as responses:
+                async for response in responses:
+                    await send(self._encode(method, response))
+
+    async def _requests(self, method: Method, payloads: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
+        async for payload in payloads:
+            with self._admit(payload):
+                yield _parse(method, payload)
+
+    @contextmanager
+    def _admit(self, payload: bytes) -> Iterator[None]:
+        _check_size("the request", len(payload), self.limits.message_bytes)
+        with self.budget.hold(len(payload)):
+            yield
+
+    def _encode(self, method: Method, response: Any) -> bytes:
+        _check_type(method, response)
+        body: bytes = response if method.raw else response.SerializeToString()
+        _check_size("the answer", len(body), self.limits.message_bytes)
+        return body
+
+
+class _Record:
+    """What is kept of one call: span, metrics and one access log line, written when the block ends."""
+
+    __slots__ = ("_call", "_code", "_log", "_method", "_metrics", "_reason", "_span", "_started", "_token")
+
+    def __init__(self, method: Method, call: Call, metrics: MethodMetrics, tracing: Tracing, log: Any) -> None:
+        self._method = method
+        self._call = call
+        self._metrics = metrics
+        self._log = log
+        self._code = "OK"
+        self._reason = ""
+        self._started = time.perf_counter()
+        self._span = tracing.begin(method.full_name, call.traceparent, server=True)
+        call.traceparent = self._span.traceparent
+        self._token: Token[Call | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = CURRENT_CALL.set(self._call)
+        self._metrics.in_flight.inc()
+        return self
+
+    def fail(self, error: BaseException) -> Status:
+        """Return the status for `error`, and log it once if it is a bug; raises a cancellation by the door again."""
+        if isinstance(error, GeneratorExit) or _is_own_cancellation(error):
+            self._call.abandoned = True
+            self._code = "CANCELLED"
+            raise error
+        if isinstance(error, asyncio.CancelledError):
+            # Something that the handler awaited was cancelled; our caller still waits for an answer.
+            error = RuntimeError("the handler awaited a cancelled task")
+        status = to_status(error, self._call.request_id)
+        self._code = Code.Name(status.code)
+        self._reason = status_reason(status)
+        if isinstance(error, grpc.aio.AioRpcError):
+            self._log.warning(
+                "peer_failed", method=self._method.full_name, code=error.code().name, text=error.details()
+            )
+        elif not isinstance(error, ServiceError):
+            self._log.error("call_failed", method=self._method.full_name, exc_info=error)
+        return status
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        seconds = time.perf_counter() - self._started
+        self._metrics.in_flight.dec()
+        self._metrics.seconds.observe(seconds)
+        self._metrics.count(self._code)
+        self._span.end("" if self._code == "OK" else self._reason or self._code)
+        self._write_line(seconds)
+        if self._token is not None:
+            CURRENT_CALL.reset(self._token)
+
+    def _write_line(self, seconds: float) -> None:
+        # A line per good answer would cost the hot methods a third of their speed; their metrics count each.
+        write = self._log.debug if self._method.hot and self._code == "OK" else self._log.info
+        fields = {"reason": self._reason} if self._reason else {}
+        write("call", method=self._method.full_name, code=self._code, ms=round(seconds * 1000, 3), **fields)
+
+
+@asynccontextmanager
+async def _deadline(call: Call) -> AsyncIterator[None]:
+    """Cancel the block at the call's deadline and raise DeadlineExceeded instead."""
+    if call.deadline == math.inf:
+        yield
+        return
+    remaining_s = call.remaining_s()
+    if remaining_s < _LEAST_USEFUL_S:
+        raise _deadline_exceeded()
+    scope = asyncio.timeout(remaining_s)
+    try:
+        async with scope:
+            yield
+    except TimeoutError:
+        if scope.expired():
+            raise _deadline_exceeded() from None
+        raise
+
+
+def _deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
+
+
+def _is_own_cancellation(error: BaseException) -> bool:
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
+def _parse(method: Method, payload: bytes) -> Any:
+    if method.raw:
+        return payload
+    try:
+        return method.request.FromString(payload)
+    except DecodeError:
+        # The decoder's own text names classes of ours.
+        raise InvalidArgument(
+            f"the {len(payload)} bytes of the request are not a protobuf message of this method; "
+            "check that client and server use the same contract",
+            reason=MALFORMED_REQUEST,
+        ) from None
+
+
+def _check_type(method: Method, response: object) -> None:
+    wanted: type = bytes if method.raw else method.response
+    if not isinstance(response, wanted):
+        raise TypeError(f"handler of {method.full_name} returned {type(response).__name__}, not {wanted.__name__}")
+
+
+def _check_size(what: str, size_bytes: int, limit_bytes: int) -> None:
+    if size_bytes > limit_bytes:
+        raise ResourceExhausted(
+            f"{what} has {size_bytes} bytes, the limit is {limit_bytes}",
+            reason=MESSAGE_TOO_LARGE,
+            metadata={"size_bytes": str(size_bytes), "limit_bytes": str(limit_bytes)},
+        )

@@ -1,0 +1,160 @@
+"""The grpcio door: a `grpc.aio` server that moves bytes between the wire and the chain.
+
+It serves every method of the table, with health and reflection, on TCP and on `unix:` addresses.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from google.rpc.status_pb2 import Status
+from grpc_reflection.v1alpha import reflection
+
+from services.common.call import Call, Method
+from services.common.chain import Chain
+
+_STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
+_CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True)
+class DoorProfile:
+    """The server's side of the connection profile; `channels` has the client's."""
+
+    message_bytes: int
+    """Largest message in either direction."""
+    reuse_port: bool = True
+    """Let a replacement bind the same TCP port while this process drains."""
+    max_connection_age_s: float = 0
+    """Ask clients to reconnect after this long, so that load spreads; 0 means never. For public ports only."""
+    max_concurrent_streams: int = 256
+    """Calls in flight on one connection."""
+
+    def options(self) -> list[tuple[str, int]]:
+        """Return grpcio's channel arguments."""
+        options = [
+            ("grpc.max_receive_message_length", self.message_bytes),
+            ("grpc.max_send_message_length", self.message_bytes),
+            ("grpc.max_metadata_size", 16 * 1024),
+            ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            ("grpc.so_reuseport", int(self.reuse_port)),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 5_000),
+            # The time-out that current grpcio honours for pings; without it a frozen peer is noticed after a minute.
+            ("grpc.http2.ping_timeout_ms", 5_000),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.max_ping_strikes", 2),
+        ]
+        if self.max_connection_age_s:
+            options.append(("grpc.max_connection_age_ms", round(self.max_connection_age_s * 1000)))
+            options.append(("grpc.max_connection_age_grace_ms", 30_000))
+        return options
+
+
+class GrpcDoor:
+    """One `grpc.aio` server over a method table."""
+
+    def __init__(self, chain: Chain, methods: Sequence[Method], profile: DoorProfile) -> None:
+        self._server = grpc.aio.server(options=profile.options())
+        self._server.add_generic_rpc_handlers(tuple(_generic_handlers(chain, methods)))
+        services = sorted({method.service for method in methods})
+        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
+
+    async def listen(self, addresses: Iterable[str]) -> tuple[int, ...]:
+        """Bind all addresses (`host:port` or `unix:/path`) and serve; returns the ports, in order.
+
+        Raises `OSError` when one cannot be bound.
+        """
+        try:
+            ports = tuple(self._server.add_insecure_port(address) for address in addresses)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen: {error}") from error
+        await self._server.start()
+        return ports
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let those in flight finish for `grace_s` seconds, then cancel the rest."""
+        await self._server.stop(grace_s)
+
+
+def _generic_handlers(chain: Chain, methods: Sequence[Method]) -> list[grpc.GenericRpcHandler]:
+    by_service: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        by_service.setdefault(method.service, {})[method.name] = _rpc_handler(chain, method)
+    return [grpc.method_handlers_generic_handler(service, handlers) for service, handlers in by_service.items()]
+
+
+def _rpc_handler(chain: Chain, method: Method) -> Any:
+    if not method.streaming:
+        return grpc.unary_unary_rpc_method_handler(_unary(chain, method))
+    if method.client_streaming:
+        # On the wire one answer is a stream of one: a single shape serves client and bidirectional streams.
+        return grpc.stream_stream_rpc_method_handler(_stream(chain, method))
+    return grpc.unary_stream_rpc_method_handler(_single_request(_stream(chain, method)))
+
+
+def _unary(chain: Chain, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+    async def answer(payload: bytes, context: _Context) -> bytes:
+        call = chain.accept(method, context.invocation_metadata() or (), context.time_remaining())
+        outcome = await chain.unary(method, payload, call)
+        await context.send_initial_metadata(tuple(outcome.initial_metadata.items()))
+        await _finish(context, outcome.status, outcome.trailers)
+        return outcome.body
+
+    return answer
+
+
+def _stream(chain: Chain, method: Method) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
+    async def answer(payloads: AsyncIterator[bytes], context: _Context) -> None:
+        call = chain.accept(method, context.invocation_metadata() or (), context.time_remaining())
+        out = _Outgoing(context, call)
+        status = await chain.stream(method, payloads, call, out.send)
+        await out.start()
+        await _finish(context, status, call.trailers)
+
+    return answer
+
+
+def _single_request(
+    answer: Callable[[AsyncIterator[bytes], _Context], Awaitable[None]],
+) -> Callable[[bytes, _Context], Awaitable[None]]:
+    async def answer_one(payload: bytes, context: _Context) -> None:
+        await answer(_one(payload), context)
+
+    return answer_one
+
+
+async def _one(payload: bytes) -> AsyncIterator[bytes]:
+    yield payload
+
+
+class _Outgoing:
+    """Writes a stream's answers; metadata goes out with the first, so that a handler may still add to it."""
+
+    __slots__ = ("_call", "_context", "_started")
+
+    def __init__(self, context: _Context, call: Call) -> None:
+        self._context = context
+        self._call = call
+        self._started = False
+
+    async def start(self) -> None:
+        if not self._started:
+            self._started = True
+            await self._context.send_initial_metadata(tuple(self._call.initial_metadata.items()))
+
+    async def send(self, body: bytes) -> None:
+        await self.start()
+        await self._context.write(body)
+
+
+async def _finish(context: _Context, status: Status | None, trailers: Mapping[str, str]) -> None:
+    metadata: _Metadata = tuple(trailers.items())
+    if status is None:
+        context.set_trailing_metadata(metadata)
+        return
+    details = (_STATUS_DETAILS_KEY, status.SerializeToString())
+    await context.abort(_CODES[status.code], status.message, (*metadata, details))

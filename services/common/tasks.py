@@ -1,0 +1,40 @@
+"""Background tasks that are neither garbage-collected in flight nor fail in silence."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import structlog
+
+_T = TypeVar("_T")
+_LOG: Final = structlog.get_logger("tasks")
+# asyncio keeps only weak references to tasks.
+_RUNNING: Final[set[asyncio.Task[Any]]] = set()
+
+
+def spawn(work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
+    """Run `work` as a task, keep it alive, and log its failure once under `name`.
+
+    SystemExit and KeyboardInterrupt become a failure of the task like any other: raised out of a task they would end
+    the event loop, and with it every other call.
+    """
+    task = asyncio.create_task(_contain(work), name=name)  # noqa: TID251 - this is the one place
+    _RUNNING.add(task)
+    task.add_done_callback(_finish)
+    return task
+
+
+async def _contain(work: Coroutine[Any, Any, _T]) -> _T:
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"background work tried to end the process: {error!r}") from error
+
+
+def _finish(task: asyncio.Task[Any]) -> None:
+    _RUNNING.discard(task)
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None:
+        _LOG.error("task_failed", task=task.get_name(), exc_info=error)
