@@ -16,8 +16,8 @@ from services.inference.domain.dispatch import Dispatcher
 from services.inference.domain.failure import ReplicaDraining, VersionNotReady
 from services.inference.domain.item import Item
 from services.inference.domain.ports import (
-    ArtifactsUnavailable,
     ArtifactStore,
+    ArtifactsUnavailable,
     Clock,
     LoadFailure,
     LoadReport,
@@ -46,13 +46,13 @@ class Pauses:
 
     def after_failures(self, failures: int) -> float:
         """Return the pause after so many loads failed in a row, from 1."""
-        return min(self.load_first_s * 2 ** min(failures - 1, 30), self.load_longest_s)
+        return min(self.load_first_s * float(1 << min(failures - 1, 30)), self.load_longest_s)
 
     def after_deaths(self, deaths: int) -> float:
         """Return the pause after so many processes died in a row, from 1: the first is replaced at once."""
         if deaths <= 1:
             return 0.0
-        return min(self.restart_first_s * 2 ** min(deaths - 2, 30), self.restart_longest_s)
+        return min(self.restart_first_s * float(1 << min(deaths - 2, 30)), self.restart_longest_s)
 
 
 @dataclass(frozen=True, slots=True)
