@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from contextvars import Token
 from dataclasses import dataclass, field
@@ -43,6 +43,7 @@ PRINCIPAL_KEY: Final = "x-interlock-principal"
 TRACEPARENT_KEY: Final = "traceparent"
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 # Below this a handler could only fail late; refusing at once is honest and cheap.
 _LEAST_USEFUL_S: Final = 0.002
 _BUDGET_RETRY_S: Final = 0.1
@@ -106,7 +107,7 @@ class Chain:
         self.budget = ByteBudget(limits.bytes_in_flight)
         self._metrics = metrics
         self._tracing = tracing
-        self._log = structlog.get_logger("access")
+        self._log = structlog.get_logger(part="access")
 
     def accept(self, method: Method, metadata: Iterable[tuple[str, str | bytes]], timeout_s: float | None) -> Call:
         """Return the call for an arriving request; `timeout_s` is what the caller allows, None when it names nothing."""
@@ -120,7 +121,7 @@ class Chain:
             metadata=known,
             deadline=time.monotonic() + self._allowed_s(method, timeout_s),
             request_id=request_id,
-            traceparent=known.get(TRACEPARENT_KEY, ""),
+            traceparent=_traceparent(known),
             initial_metadata={REQUEST_ID_KEY: request_id},
         )
 
@@ -246,9 +247,10 @@ class _Record:
 
     def _write_line(self, seconds: float) -> None:
         # A line per good answer would cost the hot methods a third of their speed; their metrics count each.
-        write = self._log.debug if self._method.hot and self._code == "OK" else self._log.info
+        if self._method.hot and self._code == "OK":
+            return
         fields = {"reason": self._reason} if self._reason else {}
-        write("call", method=self._method.full_name, code=self._code, ms=round(seconds * 1000, 3), **fields)
+        self._log.info("call", method=self._method.full_name, code=self._code, ms=round(seconds * 1000, 3), **fields)
 
 
 @asynccontextmanager
@@ -268,6 +270,11 @@ async def _deadline(call: Call) -> AsyncIterator[None]:
         if scope.expired():
             raise _deadline_exceeded() from None
         raise
+
+
+def _traceparent(metadata: Mapping[str, str]) -> str:
+    given = metadata.get(TRACEPARENT_KEY, "")
+    return given if _TRACEPARENT.fullmatch(given) else ""
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

@@ -61,7 +61,8 @@ class GrpcDoor:
         self._server = grpc.aio.server(options=profile.options())
         self._server.add_generic_rpc_handlers(tuple(_generic_handlers(chain, methods)))
         services = sorted({method.service for method in methods})
-        reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], self._server)
+        enable_reflection: Callable[..., None] = reflection.enable_server_reflection
+        enable_reflection([*services, reflection.SERVICE_NAME], self._server)
 
     async def listen(self, addresses: Iterable[str]) -> tuple[int, ...]:
         """Bind all addresses (`host:port` or `unix:/path`) and serve; returns the ports, in order.

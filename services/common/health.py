@@ -4,7 +4,7 @@ Names are "" for the whole server, full proto service names, and `model/<model>/
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final
 
 from grpc_health.v1 import health_pb2
@@ -22,7 +22,7 @@ class HealthBoard:
     """What this process says about itself; not ready is NOT_SERVING, never a lie."""
 
     def __init__(self) -> None:
-        self._serving: dict[str, bool] = {WHOLE_SERVER: False}
+        self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
         self._draining = False
 
@@ -34,7 +34,7 @@ class HealthBoard:
     @property
     def ready(self) -> bool:
         """Whether the whole server serves."""
-        return self._serving[WHOLE_SERVER]
+        return self._serving.get(WHOLE_SERVER, False)
 
     @property
     def draining(self) -> bool:
@@ -44,6 +44,12 @@ class HealthBoard:
     def set(self, name: str, serving: bool) -> None:
         """Say whether `name` serves; once draining nothing serves again."""
         self._serving[name] = serving and not self._draining
+        self._notify()
+
+    def open(self, names: Iterable[str]) -> None:
+        """Let the whole server and `names` serve, except those on which a service has already spoken itself."""
+        for name in (WHOLE_SERVER, *names):
+            self._serving.setdefault(name, not self._draining)
         self._notify()
 
     def remove(self, name: str) -> None:

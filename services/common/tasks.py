@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
 import structlog
 
+from services.common.call import CURRENT_CALL
+
 _T = TypeVar("_T")
-_LOG: Final = structlog.get_logger("tasks")
+_LOG: Final = structlog.get_logger(part="tasks")
 # asyncio keeps only weak references to tasks.
 _RUNNING: Final[set[asyncio.Task[Any]]] = set()
 
@@ -16,9 +19,12 @@ def spawn(work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
     """Run `work` as a task, keep it alive, and log its failure once under `name`.
 
     SystemExit and KeyboardInterrupt become a failure of the task like any other: raised out of a task they would end
-    the event loop, and with it every other call.
+    the event loop, and with it every other call. The work outlives the call that starts it, so it does not see that
+    call: its deadline and its ids are not the work's.
     """
-    task = asyncio.create_task(_contain(work), name=name)  # noqa: TID251 - this is the one place
+    context = copy_context()
+    context.run(CURRENT_CALL.set, None)
+    task = asyncio.create_task(_contain(work), name=name, context=context)  # noqa: TID251 - this is the one place
     _RUNNING.add(task)
     task.add_done_callback(_finish)
     return task
