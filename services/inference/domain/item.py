@@ -71,6 +71,7 @@ class Item:
         "deadline",
         "inputs",
         "key",
+        "parts",
         "request_id",
         "rows",
         "sink",
@@ -109,6 +110,8 @@ class Item:
         self.started = 0.0
         self.stage = Stage.NEW
         self.unwanted = False
+        self.parts: Any = None
+        """What collects the parts of a request that is larger than a batch; None for an ordinary one."""
 
     def __lt__(self, other: "Item") -> bool:
         """Order by deadline: the heap of a criticality needs it."""

@@ -148,8 +148,8 @@ class ModelHost:
 
     def cancel(self, item: Item) -> None:
         """Take a request back; nobody else notices."""
-        if isinstance(item.tag, _Split):
-            item.tag.sink.cancel()
+        if isinstance(item.parts, PartsSink):
+            item.parts.cancel()
         else:
             self.dispatcher.cancel(item)
 
@@ -252,7 +252,8 @@ class ModelHost:
     def _submit_parts(self, item: Item) -> None:
         sink = PartsSink(item, self.spec.outputs, self.dispatcher.cancel)
         sink.parts = split_item(item, self.spec.inputs, self.max_batch_size, sink)
-        item.tag = _Split(sink, item.tag)
+        item.parts = sink
+        item.arrived = self.parts.clock.now()
         self.dispatcher.arrived(len(sink.parts))
         self.dispatcher.gone(1)
         for index, part in enumerate(sink.parts):
@@ -279,11 +280,3 @@ class ModelHost:
 
     def _unloading(self) -> ReplicaDraining:
         return ReplicaDraining(f"version {self.key.version} of model {self.key.model} is being unloaded here")
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """Stands in the tag of a request that runs in parts, beside the caller's own tag."""
-
-    sink: PartsSink
-    tag: object

@@ -1,12 +1,13 @@
 """This process as a member of its pool: the versions that the registry wants here, and what has become of them."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from services.common.tasks import spawn
-from services.inference.domain.failure import ReplicaDraining, VersionNotLoaded
+from services.inference.domain.failure import VersionNotLoaded
 from services.inference.domain.model_host import HostParts, ModelHost
 from services.inference.domain.version import BatchingPolicy, Desired, LoadState, VersionKey
 
@@ -37,6 +38,7 @@ class Replica:
         self._desired = _NOTHING
         self._configured = False
         self._changed = asyncio.Event()
+        self._listeners: set[Callable[[], None]] = set()
         self._unloads: set[asyncio.Task[None]] = set()
 
     @property
@@ -62,6 +64,15 @@ class Replica:
         """Return the event that the next change sets; take it before reading the state."""
         return self._changed
 
+    @contextmanager
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call `listener` on every change while the block runs."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
+
     def apply(self, desired: Desired) -> None:
         """Load what is new, let go what is not wanted any more."""
         if self.draining:
@@ -82,9 +93,9 @@ class Replica:
         self._notify()
 
     def find(self, model: str, version: str) -> ModelHost:
-        """Return the host of a version; an empty version means the highest READY one of the model.
+        """Return the host of a version; an empty version means the highest READY one of the model, else the highest.
 
-        Raises `VersionNotLoaded`, or what the version says while it does not answer.
+        Raises `VersionNotLoaded`.
         """
         host = self.hosts.get(VersionKey(model, version)) if version else self._newest(model)
         if host is None:
@@ -92,9 +103,7 @@ class Replica:
         return host
 
     def find_ready(self, model: str, version: str) -> ModelHost:
-        """Return the host of a version that answers; raises like `find`, and while the replica drains."""
-        if self.draining:
-            raise ReplicaDraining
+        """Return the host of a version that answers; raises like `find`, or what the version says meanwhile."""
         host = self.find(model, version)
         host.check_ready()
         return host
@@ -103,13 +112,14 @@ class Replica:
         """Return what to report of each deployment of the pool."""
         return [self._status(name, self._desired.deployments[name].key) for name in sorted(self._desired.deployments)]
 
-    async def drain(self, limit_s: float) -> None:
-        """Take nothing new, answer what was accepted, at most so long."""
+    def drain(self) -> None:
+        """Begin to leave: streams end once their items are answered, watchers are told.
+
+        Single calls are still answered. They come until the listener is closed, and refusing them before that would
+        fail callers who could not know.
+        """
         self.draining = True
-        for host in self.hosts.values():
-            host.dispatcher.refuse(ReplicaDraining())
         self._notify()
-        await asyncio.gather(*(host.idle(limit_s) for host in self.hosts.values()))
 
     async def close(self) -> None:
         """End every process."""
@@ -161,6 +171,8 @@ class Replica:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+        for listener in tuple(self._listeners):
+            listener()
 
 
 def _wanted(desired: Desired) -> Mapping[VersionKey, BatchingPolicy]:
