@@ -67,8 +67,8 @@ class CommonSettings(BaseSettings):
     """Folder of everything this machine keeps: sockets, caches, snapshots, databases."""
     bind_host: Annotated[str, AfterValidator(_only_loopback)] = "127.0.0.1"
     """Address that all listeners bind. Only loopback while there is no identity source."""
-    port_offset: Annotated[int, Field(ge=0, le=50_000)] = 0
-    """Added to every port, so that two stacks can live on one machine."""
+    port_offset: Annotated[int, Field(ge=0, le=56_000)] = 0
+    """Added to every port, so that two stacks can live on one machine. 0 to 56,000."""
     door: Literal["envoy", "grpcio"] = "grpcio"
     """How calls come in: through Python inside Envoy for the hot methods, or through grpcio for all."""
     replace: bool = False
