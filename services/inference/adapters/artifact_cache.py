@@ -189,4 +189,3 @@ def _relative(path: str) -> Path:
     if not path or relative.is_absolute() or ".." in relative.parts:
         raise LoadFailure("a file of the version has a path that leaves its folder")
     return relative
-

@@ -39,7 +39,7 @@ _REPORT_TIMEOUT_S: Final = 2.0
 _MESSAGE_LIMIT_CHARS: Final = 2_000
 _ABSOLUTE_TOLERANCE: Final = 1e-5
 _RELATIVE_TOLERANCE: Final = 1e-4
-_STATES: Final[Mapping[LoadState, DeploymentState]] = {
+_STATES: Final[Mapping[LoadState, DeploymentState.ValueType]] = {
     LoadState.FETCHING: DeploymentState.DEPLOYMENT_STATE_LOADING,
     LoadState.LOADING: DeploymentState.DEPLOYMENT_STATE_LOADING,
     LoadState.READY: DeploymentState.DEPLOYMENT_STATE_READY,

@@ -9,7 +9,14 @@ from interlock.inference.v1 import inference_service_pb2 as pb
 from interlock.types.v1 import tensor_pb2 as types_pb
 
 from services.common.errors import echo
-from services.inference.convert.checks import MAX_TENSORS, Violations, data_defect, names, output_positions, shape_defect
+from services.inference.convert.checks import (
+    MAX_TENSORS,
+    Violations,
+    data_defect,
+    names,
+    output_positions,
+    shape_defect,
+)
 from services.inference.convert.tensors import datatype_from_proto, tensor_to_proto
 from services.inference.domain.failure import InvalidStreamMessage
 from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place, merge_spans
@@ -32,9 +39,7 @@ class Payload:
 
     def rows(self, first: int, count: int) -> list[bytes]:
         """Return some rows of every input."""
-        return [
-            data[edge[first] : edge[first + count]] for data, edge in zip(self.tensors, self.borders, strict=True)
-        ]
+        return [data[edge[first] : edge[first + count]] for data, edge in zip(self.tensors, self.borders, strict=True)]
 
 
 def check_batch(batch: pb.InferBatch) -> int:
@@ -152,4 +157,3 @@ def open_from_proto(message: pb.CoalescedInferRequest) -> pb.InferOpen:
     if not message.open.version:
         raise InvalidStreamMessage(f"open.version: want a version id for model {echo(message.open.model)}, got none")
     return message.open
-

@@ -67,9 +67,7 @@ def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> In
     )
 
 
-def infer_to_proto(
-    key: VersionKey, ident: str, answer: BatchAnswer, place: Place
-) -> oip.ModelInferResponse:
+def infer_to_proto(key: VersionKey, ident: str, answer: BatchAnswer, place: Place) -> oip.ModelInferResponse:
     """Return the answer, always in raw form."""
     response = oip.ModelInferResponse(model_name=key.model, model_version=key.version, id=ident)
     for tensor in answer.tensors(merge_spans([place])):
@@ -133,21 +131,21 @@ def _by_name(
     specs = {spec.name: spec for spec in version.inputs}
     given: dict[str, tuple[int, Any]] = {}
     for position, tensor in enumerate(request.inputs):
-        spec = specs.get(tensor.name)
-        if spec is None:
+        wanted = specs.get(tensor.name)
+        if wanted is None:
             violations.add("inputs", f"want one of {names(version.inputs)}, got {echo(tensor.name)}")
         elif tensor.name in given:
             violations.add(tensor.name, "want it once, got it again")
         else:
             given[tensor.name] = (position, tensor)
-            _check_form(spec, tensor, bool(request.raw_input_contents), violations)
-    for name in specs:
+            _check_form(wanted, tensor, bool(request.raw_input_contents), violations)
+    for name, spec in specs.items():
         if name not in given:
-            violations.add(name, f"want {specs[name].datatype} {shown(specs[name].shape)}, got no tensor of that name")
+            violations.add(name, f"want {spec.datatype} {shown(spec.shape)}, got no tensor of that name")
     return given
 
 
-def _check_form(spec: TensorSpec, tensor: Any, raw: bool, violations: Violations) -> None:  # noqa: FBT001
+def _check_form(spec: TensorSpec, tensor: Any, raw: bool, violations: Violations) -> None:
     if tensor.datatype != spec.datatype:
         violations.add(spec.name, f"want {spec.datatype}, got {echo(tensor.datatype)}")
         return

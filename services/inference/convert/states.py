@@ -90,9 +90,9 @@ def config_to_proto(host: ModelHost) -> config_pb.ModelConfig:
     )
 
 
-def _config_type(spec: TensorSpec) -> config_pb.DataType:
+def _config_type(spec: TensorSpec) -> config_pb.DataType.ValueType:
     # The numbers of our data types are Triton's.
-    return config_pb.DataType.ValueType(NUMBERS[spec.datatype])  # type: ignore[return-value]
+    return config_pb.DataType.ValueType(NUMBERS[spec.datatype])
 
 
 def statistics_to_proto(host: ModelHost) -> statistics_pb.ModelStatistics:

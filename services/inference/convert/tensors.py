@@ -27,5 +27,8 @@ def tensor_from_proto(tensor: types_pb.Tensor) -> Tensor:
 def tensor_to_proto(tensor: Tensor) -> types_pb.Tensor:
     """Return the message of a tensor with its values."""
     return types_pb.Tensor(
-        name=tensor.name, data_type=types_pb.DataType.ValueType(NUMBERS[tensor.datatype]), shape=tensor.shape, data=tensor.data
+        name=tensor.name,
+        data_type=types_pb.DataType.ValueType(NUMBERS[tensor.datatype]),
+        shape=tensor.shape,
+        data=tensor.data,
     )

@@ -36,7 +36,8 @@ class Replica:
         self._parts = parts
         self._on_ready = on_ready
         self._desired = _NOTHING
-        self._configured = False
+        self.configured = False
+        """Whether the registry's wishes are known, be it from disk."""
         self._changed = asyncio.Event()
         self._listeners: set[Callable[[], None]] = set()
         self._unloads: set[asyncio.Task[None]] = set()
@@ -52,13 +53,13 @@ class Replica:
 
         This is what readiness waits for. A version that cannot be loaded must not keep the others from serving.
         """
-        return self._configured and all(host.tried for host in self.hosts.values())
+        return self.configured and all(host.tried for host in self.hosts.values())
 
     @property
     def all_ready(self) -> bool:
         """Whether every version that should be here answers, and the replica does not drain."""
         wanted = {deployment.key for deployment in self._desired.deployments.values()}
-        return not self.draining and self._configured and all(self._is_ready(key) for key in wanted)
+        return not self.draining and self.configured and all(self._is_ready(key) for key in wanted)
 
     def changed(self) -> asyncio.Event:
         """Return the event that the next change sets; take it before reading the state."""
@@ -78,7 +79,7 @@ class Replica:
         if self.draining:
             return
         self._desired = desired
-        self._configured = True
+        self.configured = True
         wanted = _wanted(desired)
         for key, host in self.hosts.items():
             if host.state is LoadState.UNLOADING:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
 from interlock.inference.v1 import inference_service_pb2 as pb
@@ -85,7 +85,7 @@ class CoalescedStream:
         self._read_all = True
         self._wake.set()
 
-    async def responses(self) -> AsyncIterator[pb.CoalescedInferResponse]:
+    async def responses(self) -> AsyncGenerator[pb.CoalescedInferResponse, None]:
         """Yield answers until the caller is done or the replica drains, and every accepted item is answered."""
         with self._replica.listening(self._notice):
             while True:
@@ -204,4 +204,3 @@ class CoalescedStream:
 
     def _leaving(self) -> bool:
         return self._replica.draining or self._host.state is LoadState.UNLOADING
-

@@ -49,9 +49,7 @@ class InferenceServicer:
             await asyncio.gather(reader, return_exceptions=True)
             stream.abandon()
 
-    async def WatchReplica(
-        self, request: pb.WatchReplicaRequest, call: Call
-    ) -> AsyncIterator[pb.WatchReplicaResponse]:
+    async def WatchReplica(self, request: pb.WatchReplicaRequest, call: Call) -> AsyncIterator[pb.WatchReplicaResponse]:
         """Yield the replica's state now, on every change, and once a second."""
         while True:
             changed = self._replica.changed()

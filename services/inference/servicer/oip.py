@@ -91,9 +91,7 @@ class OipServicer:
 
     async def ModelConfig(self, request: config_pb.ModelConfigRequest, call: Call) -> config_pb.ModelConfigResponse:
         """Return how a version is served."""
-        return config_pb.ModelConfigResponse(
-            config=config_to_proto(self._find(request.name, request.version, "name"))
-        )
+        return config_pb.ModelConfigResponse(config=config_to_proto(self._find(request.name, request.version, "name")))
 
     async def ModelStatistics(
         self, request: statistics_pb.ModelStatisticsRequest, call: Call
