@@ -98,12 +98,19 @@ async def open_caller(
     target: str, credentials: grpc.ChannelCredentials | None, timeout_s: float
 ) -> AsyncIterator[Caller]:
     """Opens a channel for as long as the context lasts; without credentials it is neither encrypted nor identified."""
+    # gRPC would send calls to this machine through a configured proxy too.
+    options = (*_OPTIONS, ("grpc.enable_http_proxy", int(not _is_loopback(target))))
     if credentials is None:
-        channel = grpc.aio.insecure_channel(target, _OPTIONS)  # noqa: TID251  the SDK may not import the services' dialler
+        channel = grpc.aio.insecure_channel(target, options)  # noqa: TID251  the SDK may not import the services' dialler
     else:
-        channel = grpc.aio.secure_channel(target, credentials, _OPTIONS)
+        channel = grpc.aio.secure_channel(target, credentials, options)
     async with channel:
         yield Caller(channel, target, timeout_s)
+
+
+def _is_loopback(target: str) -> bool:
+    host = target.rpartition(":")[0].strip("[]")
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def new_request_id() -> str:

@@ -217,5 +217,3 @@ async def until_counts(client: Client, wanted: Any) -> None:
     async with asyncio.timeout(3):
         while not wanted(counts(await client.echo())):
             await asyncio.sleep(0.005)
-
-

@@ -62,6 +62,17 @@ async def test_an_address_where_nothing_listens_is_named(unused_tcp_port: int) -
     assert str(caught.value) == f"UNAVAILABLE: {target} does not answer"
 
 
+async def test_a_proxy_is_not_asked_for_calls_to_this_machine(
+    api: FakePublicApi, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with connect(api.target) as client:
+        assert (await client.predict("m", {})).model_version == "1"
+
+
 async def test_a_call_that_is_not_answered_ends_at_its_limit(api: FakePublicApi) -> None:
     api.router.hangs = True
     async with connect(api.target, timeout_s=0.2) as client:
