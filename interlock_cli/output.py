@@ -39,7 +39,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Row], *, empty: str = "no
 
 def plain_lines(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """Return the table as lines of aligned text, nothing cut off; what `grep` and `awk` want."""
-    table = [tuple(name.upper().replace(" ", "_") for name in columns), *(tuple(cell or "-" for cell in row) for row in rows)]
+    table = [
+        tuple(name.upper().replace(" ", "_") for name in columns),
+        *(tuple(cell or "-" for cell in row) for row in rows),
+    ]
     widths = [max(len(row[index]) for row in table) for index in range(len(columns))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 

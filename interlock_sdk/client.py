@@ -18,6 +18,7 @@ from interlock.router.v1 import prediction_pb2, router_service_pb2_grpc
 from interlock.router.v1 import router_service_pb2 as pb
 
 from interlock_sdk.artifacts import Artifacts
+from interlock_sdk.audit import Audit
 from interlock_sdk.channel import Caller, open_caller
 from interlock_sdk.deployments import Deployments, Routes
 from interlock_sdk.errors import CallError, call_error_from_status
@@ -47,6 +48,7 @@ class Client:
         self.models = Models(caller)
         self.deployments = Deployments(caller)
         self.routes = Routes(caller)
+        self.audit = Audit(caller)
 
     async def predict(
         self,

@@ -45,5 +45,5 @@ class Backoff:
 
     def wait_s(self) -> float:
         """Return the seconds to wait before the next start."""
-        bound = self._policy.first_wait_s * 2 ** (self.failure_count - 1)
+        bound = self._policy.first_wait_s * 2.0 ** (self.failure_count - 1)
         return self._draw() * min(bound, self._policy.longest_wait_s)

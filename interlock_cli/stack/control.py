@@ -22,23 +22,21 @@ Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 @asynccontextmanager
 async def serve_control(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
     """Answer requests on `path` while the block runs; a handler refuses with CommandFailed."""
-    path.unlink(missing_ok=True)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer):
-            with contextlib.suppress(ConnectionError, TimeoutError, asyncio.LimitOverrunError, ValueError):
-                async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                    line = await reader.readline()
-                writer.write(json.dumps(await _answer(line, handlers)).encode() + b"\n")
-                await writer.drain()
+        gone = (ConnectionError, TimeoutError, asyncio.LimitOverrunError, ValueError)
+        with contextlib.closing(writer), contextlib.suppress(*gone):
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                line = await reader.readline()
+            writer.write(json.dumps(await _answer(line, handlers)).encode() + b"\n")
+            await writer.drain()
 
+    # The folder is this user's own, so the socket is too.
     server = await asyncio.start_unix_server(connected, path, limit=_LINE_LIMIT_BYTES)
-    path.chmod(0o600)
     try:
         yield
     finally:
         server.close()
-        path.unlink(missing_ok=True)
 
 
 async def ask(path: Path, request: Mapping[str, Any], *, timeout_s: float) -> Any:

@@ -26,7 +26,9 @@ class Doors:
 def choose_doors(settings: StackSettings) -> Doors:
     """Return the doors of this stack: without a shared libpython nothing can run inside Envoy."""
     if "envoy" in (settings.door, settings.inference_door) and shared_libpython() is None:
-        return Doors("grpcio", "grpcio", "this Python has no shared libpython, so the door is grpcio behind a plain Envoy")
+        return Doors(
+            "grpcio", "grpcio", "this Python has no shared libpython, so the door is grpcio behind a plain Envoy"
+        )
     return Doors(settings.door, settings.inference_door)
 
 

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -64,7 +65,7 @@ def _holder(service: str, port: Port) -> TakenPort:
     return TakenPort(service, port, None, "")
 
 
-def _listening() -> Iterable[psutil._common.sconn]:
+def _listening() -> Iterable[Any]:
     try:
         return [c for c in psutil.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
     except psutil.AccessDenied:

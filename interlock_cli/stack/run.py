@@ -9,7 +9,6 @@ from collections.abc import Coroutine, Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
-from interlock_cli.errors import CommandFailed
 from interlock_cli.output import say
 from interlock_cli.settings import StackSettings, child_environment
 from interlock_cli.stack.backoff import RestartPolicy
@@ -67,7 +66,9 @@ class _Stack:
 
     async def _serve(self, *, demo: bool) -> int:
         started_at_s = time.monotonic()
-        say(f"starting {', '.join(spec.name for wave in self._plan.start_waves for spec in wave)} on {self._folder.path}")
+        say(
+            f"starting {', '.join(spec.name for wave in self._plan.start_waves for spec in wave)} on {self._folder.path}"
+        )
         if not await self._unless_stopped(self._supervisor.start()):
             return 0
         say(f"\nall services are ready after {time.monotonic() - started_at_s:.1f} s\n")

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -40,7 +40,7 @@ class Patience:
 
     start_s: float = 90.0
     stop_s: float = 80.0
-    policy: RestartPolicy = RestartPolicy()
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
 
 
 class StartFailed(Exception):
@@ -189,7 +189,9 @@ class Service:
         if self._backoff.exhausted or not self._has_been_ready:
             self.state = State.FAILED
             count = self._backoff.failure_count
-            self._tell(self.spec.name, f"{how}; {f'{count} failures in a row, left stopped' if count > 1 else 'stopped'}")
+            self._tell(
+                self.spec.name, f"{how}; {f'{count} failures in a row, left stopped' if count > 1 else 'stopped'}"
+            )
             self._settle(StartFailed(how))
             return False
         wait_s = self._backoff.wait_s()

@@ -39,9 +39,7 @@ class ServiceStatus:
 class Supervisor:
     """The stack as running processes."""
 
-    def __init__(
-        self, plan: StackPlan, folder: StateFolder, patience: Patience, open_log: OpenLog, tell: Tell
-    ) -> None:
+    def __init__(self, plan: StackPlan, folder: StateFolder, patience: Patience, open_log: OpenLog, tell: Tell) -> None:
         self._plan = plan
         self._folder = folder
         self._tell = tell
@@ -52,7 +50,9 @@ class Supervisor:
     def status(self) -> list[ServiceStatus]:
         """Return one row per service, the edge first."""
         return [
-            ServiceStatus(name, service.state.value, service.pid, service.uptime_s, service.restart_count, service.spec.address)
+            ServiceStatus(
+                name, service.state.value, service.pid, service.uptime_s, service.restart_count, service.spec.address
+            )
             for name, service in self._services.items()
         ]
 
@@ -60,12 +60,12 @@ class Supervisor:
         """Start every service; raises CommandFailed, with the last lines of its log, when one cannot be started."""
         for wave in self._plan.start_waves:
             names = [spec.name for spec in wave]
-            results = await asyncio.gather(
-                *(self._services[name].start() for name in names), return_exceptions=True
-            )
+            results = await asyncio.gather(*(self._services[name].start() for name in names), return_exceptions=True)
             for name, result in zip(names, results, strict=True):
                 if isinstance(result, StartFailed):
-                    raise CommandFailed(f"{name} cannot be started: {result}", [f"its log: {self._folder.log_of(name)}"])
+                    raise CommandFailed(
+                        f"{name} cannot be started: {result}", [f"its log: {self._folder.log_of(name)}"]
+                    )
                 if isinstance(result, BaseException):
                     raise result
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from interlock.monitor.v1 import monitor_service_pb2 as pb
 from interlock.monitor.v1alpha1 import (
@@ -113,6 +114,6 @@ async def _next(requests: AsyncIterator[pb.RecordPredictionsRequest]) -> pb.Reco
     return await anext(requests, None)
 
 
-async def _cancel(future: "asyncio.Future[object]") -> None:
+async def _cancel(future: "asyncio.Future[Any]") -> None:
     future.cancel()
     await asyncio.wait((future,))

@@ -28,4 +28,6 @@ def events(
         latencies_us=[900] * count,
         sampling_weights=[1.0] * count,
     )
-    return pb.RecordPredictionsRequest(router_id="router-1", sequence=sequence, dropped_count=dropped_count, batch=batch)
+    return pb.RecordPredictionsRequest(
+        router_id="router-1", sequence=sequence, dropped_count=dropped_count, batch=batch
+    )
