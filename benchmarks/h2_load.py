@@ -99,10 +99,9 @@ class Connection:
         elif kind == HEADERS:
             if flags & END_STREAM:
                 self._finish(stream, self._status(payload))
-        elif kind == SETTINGS and not flags & ACK:
-            self._out.append(frame(SETTINGS, ACK, 0, b""))
-        elif kind == PING and not flags & ACK:
-            self._out.append(frame(PING, ACK, 0, payload))
+        elif kind in (SETTINGS, PING):
+            if not flags & ACK:
+                self._out.append(frame(kind, ACK, 0, payload if kind == PING else b""))
         elif kind == WINDOW_UPDATE and stream == 0:
             self._window += int.from_bytes(payload, "big")
         elif kind == RST_STREAM:
