@@ -6,6 +6,7 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from interlock.features.v1alpha1 import feature_job_service_pb2, feature_service_pb2, feature_view_service_pb2
@@ -36,7 +37,7 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def test_every_service_of_the_contract_is_healthy(channel: grpc.aio.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
+    health = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
     for name in ("", *(service for file in FILES for service in (s.full_name for s in file.services_by_name.values()))):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
@@ -60,7 +61,7 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
         assert not method.client_streaming
         await channel.unary_unary(path, request_serializer=type(request).SerializeToString)(request)
         return
-    call = channel.stream_stream(path, request_serializer=type(request).SerializeToString)()
+    call: grpc.aio.StreamStreamCall[Message, bytes] = channel.stream_stream(path, request_serializer=type(request).SerializeToString)()
     await call.write(request)
     async for _ in call:
         pytest.fail("an answer came")
