@@ -91,7 +91,7 @@ class Supervisor:
 
     async def _announce(self) -> None:
         """Say READY once traffic is welcome: answering, and holding what it needs."""
-        while self._current is None or not await self._current.serves():
+        while self._current is None or not await self._current.serves():  # noqa: ASYNC110 - another process tells
             await asyncio.sleep(_READY_POLL_S)
         self._notify(READY)
 

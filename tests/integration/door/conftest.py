@@ -69,8 +69,14 @@ class Running:
         return self.processes[-1]
 
     def envoy_pid(self) -> int:
+        pid = self.envoy_pid_or_none()
+        assert pid is not None
+        return pid
+
+    def envoy_pid_or_none(self) -> int | None:
+        """The Envoy that the launcher runs now, None between two."""
         children = Path(f"/proc/{self.edge.pid}/task/{self.edge.pid}/children").read_text().split()
-        return int(children[0])
+        return int(children[0]) if children else None
 
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
@@ -82,7 +88,7 @@ async def spawn_ready(running: Running, module: str, *, settle_s: float = 20.0) 
     notify_path = running.folder / f"notify-{number}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifications:
         notifications.bind(str(notify_path))
-        notifications.setblocking(False)  # noqa: FBT003
+        notifications.setblocking(False)
         with (running.folder / f"{number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module, cwd=REPOSITORY, stdout=log, stderr=log,
@@ -105,7 +111,9 @@ async def spawn_edge(running: Running) -> asyncio.subprocess.Process:
     return await spawn_ready(running, module)
 
 
-async def end(process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM, wait_s: float = 15.0) -> int:
+async def end(
+    process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM, wait_s: float = 15.0
+) -> int:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(number)
     return await asyncio.wait_for(process.wait(), wait_s)
@@ -193,7 +201,7 @@ class Client:
 
     async def raw(self, path: str, payload: bytes) -> bytes:
         """Send bytes as they are and return the answer's."""
-        call = self.channel.unary_unary(path)
+        call: Any = self.channel.unary_unary(path)
         answer: bytes = await call(payload, timeout=10)
         return answer
 
@@ -203,4 +211,3 @@ async def client_of(running: Running) -> AsyncIterator[Client]:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(running.target, options=options) as channel:
         yield Client(channel)
-

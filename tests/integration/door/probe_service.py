@@ -16,7 +16,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from services.common.call import Binding, Call
 from services.common.edge.settings import EdgeSettings
-from services.common.errors import NotFound, Violation, InvalidArgument
+from services.common.errors import InvalidArgument, NotFound, Violation
 from services.common.server import Runtime
 
 PROBE = "doortest.v1.ProbeService"
@@ -55,7 +55,7 @@ class ProbeServicer:
         self.cancelled = 0
         self.running = 0
 
-    async def Echo(self, request: Any, call: Call) -> Any:  # noqa: N802
+    async def Echo(self, request: Any, call: Call) -> Any:
         await self._act(request.action, request.sleep_s, request.text)
         call.trailers["x-probe-trailer"] = "after"
         call.initial_metadata["x-probe-initial"] = "before"
@@ -69,15 +69,15 @@ class ProbeServicer:
 
     EchoCold = Echo
 
-    async def Count(self, request: Any, call: Call) -> AsyncIterator[Any]:  # noqa: N802
+    async def Count(self, request: Any, call: Call) -> AsyncIterator[Any]:
         for index in range(request.count):
             await asyncio.sleep(request.sleep_s)
             yield message("EchoResponse")(id=index, text=request.text)
 
-    async def Collect(self, requests: AsyncIterator[Any], call: Call) -> Any:  # noqa: N802
+    async def Collect(self, requests: AsyncIterator[Any], call: Call) -> Any:
         return message("EchoResponse")(id=sum([request.id async for request in requests]))
 
-    async def Chat(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:  # noqa: N802
+    async def Chat(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
         async for request in requests:
             yield message("EchoResponse")(id=request.id, payload=request.payload)
 
@@ -94,7 +94,7 @@ class ProbeServicer:
         if action == "exit":
             raise SystemExit(3)
         if action == "block":
-            time.sleep(sleep_s)
+            time.sleep(sleep_s)  # noqa: ASYNC251 - a handler that blocks the loop is what is tested
         if action == "sleep":
             self.running += 1
             try:
@@ -112,7 +112,7 @@ class ProbeHttpServicer:
     def __init__(self, probe: ProbeServicer) -> None:
         self._probe = probe
 
-    async def Echo(self, request: Any, call: Call) -> HttpBody:  # noqa: N802
+    async def Echo(self, request: Any, call: Call) -> HttpBody:
         body = json.loads(request.body.data or b"{}")
         await self._probe._act(body.get("action", ""), body.get("sleep_s", 0.0), body.get("text", ""))
         if body.get("action") == "missing":

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
 
 from tests.integration.door.conftest import DOORS, MESSAGE_BYTES, Running, running_door
 
@@ -23,9 +25,13 @@ HOT_AND_COLD = ("/v1/echo", "/v1/cold", "/v2/models/m.1/infer", "/v2/models/m/ve
 async def both(contract: Path) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
     """A client of each door, so that their answers can be laid side by side."""
     extra = {"INTERLOCK_DEFAULT_DEADLINE_S": str(DEFAULT_DEADLINE_S)}
-    async with running_door("envoy", contract, **extra) as envoy, running_door("grpcio", contract, **extra) as grpcio:
-        async with client_of(envoy) as first, client_of(grpcio) as second:
-            yield {"envoy": first, "grpcio": second}
+    async with (
+        running_door("envoy", contract, **extra) as envoy,
+        running_door("grpcio", contract, **extra) as grpcio,
+        client_of(envoy) as first,
+        client_of(grpcio) as second,
+    ):
+        yield {"envoy": first, "grpcio": second}
 
 
 def client_of(running: Running) -> httpx.AsyncClient:
@@ -87,9 +93,7 @@ async def test_the_handler_chooses_status_and_content_type(both: dict[str, httpx
 @pytest.mark.parametrize(
     ("action", "http", "code"), [("fail", 400, 3), ("missing", 404, 5), ("bug", 500, 13), ("exit", 500, 13)]
 )
-async def test_errors_are_the_same_json(
-    both: dict[str, httpx.AsyncClient], action: str, http: int, code: int
-) -> None:
+async def test_errors_are_the_same_json(both: dict[str, httpx.AsyncClient], action: str, http: int, code: int) -> None:
     for path in HOT_AND_COLD:
         answer = await same(both, "POST", path, json={"action": action, "text": "ü"}, headers=SAME_ID)
         assert answer.status_code == http
@@ -137,7 +141,11 @@ async def test_an_unknown_path_is_json(both: dict[str, httpx.AsyncClient]) -> No
     for verb, path in (("GET", "/v1/nothing"), ("POST", "/v1/models"), ("GET", "/v1/echo"), ("GET", "/")):
         answer = await same(both, verb, path, headers=SAME_ID)
         assert answer.status_code == 404
-        assert answer.json()["code"] == 5
+        status = json_format.Parse(answer.content, status_pb2.Status())
+        info = error_details_pb2.ErrorInfo()
+        assert status.code == 5
+        assert status.details[0].Unpack(info)
+        assert (info.reason, info.domain) == ("MALFORMED_REQUEST", "interlock")
         assert answer.headers["x-correlation-id"] == "rest-1"
     answer = await same(both, "GET", "/v2/nothing", headers=SAME_ID)
     assert (answer.status_code, set(answer.json())) == (404, {"error"})
@@ -189,7 +197,9 @@ async def test_a_foreign_web_page_is_refused(both: dict[str, httpx.AsyncClient])
             answer = await same(both, "POST", path, json={}, headers=SAME_ID | {"origin": origin})
             assert (answer.status_code, answer.json()["code"]) == (403, 7)
             assert "access-control-allow-origin" not in answer.headers
-    answer = await same(both, "POST", "/v2/models/m/infer", json={}, headers=SAME_ID | {"origin": "http://evil.example"})
+    answer = await same(
+        both, "POST", "/v2/models/m/infer", json={}, headers=SAME_ID | {"origin": "http://evil.example"}
+    )
     assert (answer.status_code, set(answer.json())) == (403, {"error"})
 
 

@@ -33,7 +33,7 @@ class Answer:
 
 async def post(door: Running, body: bytes, headers: dict[str, str], method: str = "Echo") -> Answer:
     async with HTTPTransport(http_version=HTTPVersion.HTTP2) as transport:
-        call = Client(transport).post(f"{door.url}/{PROBE}/{method}", Headers(headers), body)
+        call = Client(transport).post(f"{door.url}/{PROBE}/{method}", Headers(list(headers.items())), body)
         answer = await asyncio.wait_for(call, 10)
     return Answer(answer.status, dict(answer.headers.items()), dict(answer.trailers.items()), bytes(answer.content))
 
