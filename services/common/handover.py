@@ -67,9 +67,15 @@ def _listeners(port: int) -> Iterator[socket.socket]:
 
 def _listener(descriptor: int, port: int) -> socket.socket | None:
     try:
-        candidate = socket.socket(fileno=os.dup(descriptor))
+        copy = os.dup(descriptor)
     except OSError:
-        # Closed meanwhile, or no socket.
+        # Closed meanwhile.
+        return None
+    try:
+        candidate = socket.socket(fileno=copy)
+    except OSError:
+        # No socket.
+        os.close(copy)
         return None
     if _listens_on(candidate, port):
         return candidate
