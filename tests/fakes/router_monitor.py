@@ -47,9 +47,7 @@ class FakeMonitor(monitor_rpc.MonitorServiceServicer):
         self.ended_streams += 1
         return monitor_pb.RecordPredictionsResponse(prediction_count=self.rows)
 
-    async def GetPredictionCounts(
-        self, request: monitor_pb.GetPredictionCountsRequest, context: Any
-    ) -> NoReturn:
+    async def GetPredictionCounts(self, request: monitor_pb.GetPredictionCountsRequest, context: Any) -> NoReturn:
         raise AssertionError("a router asks for no counts")
 
 

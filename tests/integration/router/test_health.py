@@ -46,4 +46,4 @@ async def test_everything_serves_once_a_configuration_is_applied(world: World) -
         assert await _serving(world, name)
     for probe in ("", "ready", "startup"):
         assert await world.get("Health", pb.HealthHttpRequest(probe=probe)) == (200, {"status": "SERVING"})
-    assert (await world.get("Health", pb.HealthHttpRequest(probe="nonsense")))[0] == 404
+    assert (await world.get("Health", pb.HealthHttpRequest(probe="nonsense")))[0] == 400
