@@ -38,8 +38,13 @@ def run_stack(settings: StackSettings, *, demo: bool) -> int:
         if doors.reason:
             say(doors.reason)
         plan = make_plan(settings, folder, doors)
-        require_free(taken_ports(settings.bind_host, plan.ports))
-        return asyncio.run(_Stack(settings, folder, plan).run(demo=demo))
+        return run_plan(settings, folder, plan, demo=demo)
+
+
+def run_plan(settings: StackSettings, folder: StateFolder, plan: StackPlan, *, demo: bool) -> int:
+    """Run what `plan` says in `folder`, which the caller has locked; returns the exit code. Raises CommandFailed."""
+    require_free(taken_ports(settings.bind_host, plan.ports))
+    return asyncio.run(_Stack(settings, folder, plan).run(demo=demo))
 
 
 class _Stack:
