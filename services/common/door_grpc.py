@@ -5,7 +5,7 @@ It serves every method of the table, with health and reflection, on TCP and on `
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 from google.rpc.status_pb2 import Status
@@ -101,8 +101,10 @@ def _unary(chain: Chain, method: Method) -> Callable[[bytes, _Context], Awaitabl
     async def answer(payload: bytes, context: _Context) -> bytes:
         call = chain.accept(method, context.invocation_metadata() or (), context.time_remaining())
         outcome = await chain.unary(method, payload, call)
+        if outcome.status is not None:
+            await _fail(context, outcome.status, outcome.initial_metadata | outcome.trailers)
         await context.send_initial_metadata(tuple(outcome.initial_metadata.items()))
-        await _finish(context, outcome.status, outcome.trailers)
+        context.set_trailing_metadata(tuple(outcome.trailers.items()))
         return outcome.body
 
     return answer
@@ -113,8 +115,10 @@ def _stream(chain: Chain, method: Method) -> Callable[[AsyncIterator[bytes], _Co
         call = chain.accept(method, context.invocation_metadata() or (), context.time_remaining())
         out = _Outgoing(context, call)
         status = await chain.stream(method, payloads, call, out.send)
+        if status is not None:
+            await _fail(context, status, out.unsent() | call.trailers)
         await out.start()
-        await _finish(context, status, call.trailers)
+        context.set_trailing_metadata(tuple(call.trailers.items()))
 
     return answer
 
@@ -142,6 +146,9 @@ class _Outgoing:
         self._call = call
         self._started = False
 
+    def unsent(self) -> dict[str, str]:
+        return {} if self._started else self._call.initial_metadata
+
     async def start(self) -> None:
         if not self._started:
             self._started = True
@@ -152,10 +159,7 @@ class _Outgoing:
         await self._context.write(body)
 
 
-async def _finish(context: _Context, status: Status | None, trailers: Mapping[str, str]) -> None:
-    metadata: _Metadata = tuple(trailers.items())
-    if status is None:
-        context.set_trailing_metadata(metadata)
-        return
-    details = (_STATUS_DETAILS_KEY, status.SerializeToString())
-    await context.abort(_CODES[status.code], status.message, (*metadata, details))
+async def _fail(context: _Context, status: Status, trailers: Mapping[str, str]) -> NoReturn:
+    # What would be headers is among the trailers: headers commit a call, and clients retry only what has none.
+    metadata: _Metadata = (*trailers.items(), (_STATUS_DETAILS_KEY, status.SerializeToString()))
+    await context.abort(_CODES[status.code], status.message, metadata)

@@ -213,6 +213,14 @@ async def test_a_stream_returns_its_correlation_id_too(server: EchoServer) -> No
     assert dict(await call.initial_metadata())["x-correlation-id"] == "s-1"
 
 
+@pytest.mark.parametrize("word", ["refuse", "bug"])
+async def test_an_error_returns_its_correlation_id_in_the_trailers(server: EchoServer, word: str) -> None:
+    """Headers before an error would commit the call: gRPC retries only answers that are nothing but trailers."""
+    error = await _failure(server.client.say(word, metadata=(("x-correlation-id", "e-1"),)))
+    assert "x-correlation-id" not in dict(error.initial_metadata())
+    assert dict(error.trailing_metadata())["x-correlation-id"] == "e-1"
+
+
 async def test_a_forged_identity_is_as_if_it_were_not_there(server: EchoServer) -> None:
     await server.client.say("hi", metadata=(("x-interlock-principal", "root"), ("x-other", "kept")))
     call = server.servicer.calls[0]
