@@ -1,0 +1,1 @@
+"""What inference needs of the outside: processes, disk, the registry, telemetry."""

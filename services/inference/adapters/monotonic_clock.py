@@ -1,0 +1,19 @@
+"""The clock of the running event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from services.inference.domain.ports import Timer
+
+
+class MonotonicClock:
+    """`time.monotonic` with callbacks of the running loop, whose own clock may have another zero."""
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        return time.monotonic()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        """Call back at `when`."""
+        return asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), callback)

@@ -1,0 +1,141 @@
+"""What the domain does, as Prometheus series and spans. Labels are the versions that the registry named, nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from services.common.tracing import OpenSpan, Tracing
+from services.inference.domain.batching import Batch
+from services.inference.domain.item import Item
+from services.inference.domain.version import VersionKey
+
+_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
+_LABELS: Final = ("model", "version")
+
+
+@dataclass(slots=True)
+class _Series:
+    """The series of one version, looked up once."""
+
+    rows: Histogram
+    queue: Histogram
+    compute: Histogram
+    batches: dict[str, Counter]
+    items: dict[str, Counter]
+
+
+class PrometheusObserver:
+    """Counts batches and answers by version."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rows = _histogram("batch_rows", "Rows of a batch that ran.", _SIZES, registry)
+        self._queue = _histogram("queue_seconds", "Seconds that a request waited for its batch.", _SECONDS, registry)
+        self._compute = _histogram("compute_seconds", "Seconds of a batch in the model.", _SECONDS, registry)
+        self._batches = Counter(
+            "interlock_inference_batches", "Batches by why they left.", (*_LABELS, "cause"), registry=registry
+        )
+        self._items = Counter(
+            "interlock_inference_items", "Requests by outcome.", (*_LABELS, "reason"), registry=registry
+        )
+        self._series: dict[VersionKey, _Series] = {}
+
+    def batch_ran(self, key: VersionKey, batch: Batch, compute_s: float) -> None:
+        """Count a batch."""
+        series = self._of(key)
+        series.rows.observe(batch.rows)
+        series.compute.observe(compute_s)
+        counter = series.batches.get(batch.reason)
+        if counter is None:
+            counter = series.batches[batch.reason] = self._batches.labels(*key, batch.reason)
+        counter.inc()
+
+    def item_done(self, key: VersionKey, item: Item, reason: str, now: float) -> None:
+        """Count a request, and end its span."""
+        series = self._of(key)
+        if item.started:
+            series.queue.observe(item.started - item.arrived)
+        counter = series.items.get(reason)
+        if counter is None:
+            counter = series.items[reason] = self._items.labels(*key, reason or "OK")
+        counter.inc()
+        if item.trace is not None:
+            item.trace.ended(reason)
+
+    def forget(self, key: VersionKey) -> None:
+        """Drop the series of a version that is gone."""
+        series = self._series.pop(key, None)
+        if series is None:
+            return
+        for histogram in (self._rows, self._queue, self._compute):
+            histogram.remove(*key)
+        for cause in series.batches:
+            self._batches.remove(*key, cause)
+        for reason in series.items:
+            self._items.remove(*key, reason or "OK")
+
+    def _of(self, key: VersionKey) -> _Series:
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series(
+                self._rows.labels(*key), self._queue.labels(*key), self._compute.labels(*key), {}, {}
+            )
+        return series
+
+
+class SpanTracer:
+    """Gives traced requests a span with two phases below it: queue and compute."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    def begin(self, key: VersionKey, traceparent: str) -> "SpanTrace | None":
+        """Return the trace of a request that has arrived; None where nothing is traced."""
+        if not traceparent or not self._tracing.enabled:
+            return None
+        return SpanTrace(self._tracing, key, traceparent)
+
+
+class SpanTrace:
+    """The spans of one request. A request that runs in parts has the phases of its first part."""
+
+    __slots__ = ("_compute", "_item", "_key", "_queue", "_tracing")
+
+    def __init__(self, tracing: Tracing, key: VersionKey, traceparent: str) -> None:
+        self._tracing = tracing
+        self._key = key
+        self._item: OpenSpan | None = tracing.begin("inference.item", traceparent)
+        self._queue: OpenSpan | None = tracing.begin("inference.queue", self._item.traceparent)
+        self._compute: OpenSpan | None = None
+
+    @property
+    def traceparent(self) -> str:
+        """The context of the phase under way."""
+        span = self._compute or self._item
+        return span.traceparent if span is not None else ""
+
+    def started(self, batch_size: int) -> None:
+        """End the queue phase, begin the compute phase."""
+        if self._queue is None or self._item is None:
+            return
+        self._queue.end()
+        self._queue = None
+        self._compute = self._tracing.begin("inference.compute", self._item.traceparent)
+        if self._compute.span is not None:
+            self._compute.span.set_attribute("interlock.batch_size", batch_size)
+
+    def ended(self, error: str) -> None:
+        """End what is open."""
+        names = {"interlock.model": self._key.model, "interlock.version": self._key.version}
+        for span in (self._queue, self._compute):
+            if span is not None:
+                span.end(error)
+        if self._item is not None:
+            self._item.end(error, names)
+        self._queue = self._compute = self._item = None
+
+
+def _histogram(name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> Histogram:
+    return Histogram(f"interlock_inference_{name}", text, _LABELS, buckets=tuple(buckets), registry=registry)

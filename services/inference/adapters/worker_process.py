@@ -1,0 +1,317 @@
+"""Model processes: started with exec, fed with frames over a Unix socket pair.
+
+A worker is told to go by closing its socket, and is killed when it does not. Its standard input carries interruptions,
+and its end tells the worker that nobody is left.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+import services
+from services.common.tasks import spawn
+from services.inference.domain.frame import (
+    HEADER,
+    Failure,
+    Frame,
+    FrameTensor,
+    Kind,
+    body_size_bytes,
+    decode_frame,
+    encode_frame,
+    parse_done_meta,
+    parse_failed_meta,
+    run_meta,
+)
+from services.inference.domain.item import BatchAnswer, OutputData
+from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, RunFailure
+from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, row_size_bytes
+from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionKey, VersionSpec
+
+_LOG: Final = structlog.get_logger(part="worker")
+_ROOT: Final = Path(services.__path__[0]).parent
+_LINES_KEPT: Final = 50
+_LOAD_IDENT: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """What one model process may take."""
+
+    intra_op_threads: int = 1
+    """Threads of one run; 0 = as many as the machine allows the process."""
+    memory_limit_bytes: int = 0
+    """Address space; 0 = no limit."""
+    load_timeout_s: float = 120.0
+    """From the start to READY."""
+    close_timeout_s: float = 2.0
+    """For a process that was told to go."""
+
+
+class WorkerLauncher:
+    """Starts one process per version with the limits of the settings."""
+
+    def __init__(self, limits: WorkerLimits) -> None:
+        self._limits = limits
+
+    async def start(self, key: VersionKey, outputs_of: VersionSpec, on_result: OnResult) -> "WorkerProcess":
+        """Start an empty process. Raises `LoadFailure` when the machine cannot."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "services.inference.worker",
+                f"--socket={theirs.fileno()}",
+                f"--parent={os.getpid()}",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                cwd=_ROOT,
+            )
+        except OSError as error:
+            ours.close()
+            raise LoadFailure(f"no process could be started: {error.strerror}") from None
+        finally:
+            theirs.close()
+        worker = WorkerProcess(key, outputs_of.outputs, process, self._limits, on_result)
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
+        worker.watch()
+        return worker
+
+
+class WorkerProcess(asyncio.Protocol):
+    """One model process, as a socket and a process id."""
+
+    def __init__(
+        self,
+        key: VersionKey,
+        outputs: Sequence[TensorSpec],
+        process: asyncio.subprocess.Process,
+        limits: WorkerLimits,
+        on_result: OnResult,
+    ) -> None:
+        self._key = key
+        self._outputs = tuple(outputs)
+        self._process = process
+        self._limits = limits
+        self._on_result = on_result
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._batches: dict[int, tuple[int, Sequence[int]]] = {}
+        self._answer: asyncio.Future[Frame] | None = None
+        self._lost = asyncio.Event()
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def watch(self) -> None:
+        """Follow the process to its end."""
+        spawn(self._follow(), name=f"worker {self._key}")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the socket."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Collect bytes and handle every whole frame."""
+        self._received += data
+        while len(self._received) >= HEADER.size:
+            header = bytes(self._received[: HEADER.size])
+            end = HEADER.size + body_size_bytes(header)
+            if len(self._received) < end:
+                return
+            body = bytes(memoryview(self._received)[HEADER.size : end])
+            del self._received[:end]
+            self._handle(decode_frame(header, memoryview(body)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The worker is gone, or was told to go."""
+        self._lost.set()
+
+    async def load(self, spec: VersionSpec, bundle: ModelBundle, batching: BatchingPolicy) -> LoadReport:
+        """Load, warm and check the version. Raises `LoadFailure`."""
+        self._send(Frame(Kind.LOAD, _LOAD_IDENT, _plan(spec, bundle, batching, self._limits), ()))
+        for row in spec.golden_rows:
+            self._send(_golden_frame(row))
+        document = await self._ask(Frame(Kind.START, _LOAD_IDENT, b"", ()))
+        return LoadReport(batch_s=document["batch_s"], memory_bytes=document["memory_bytes"])
+
+    async def warm(self, max_batch_size: int) -> None:
+        """Warm the batch sizes up to a new largest one. Raises `LoadFailure`."""
+        await self._ask(Frame(Kind.WARM, _LOAD_IDENT, json.dumps({"max_batch_size": max_batch_size}).encode(), ()))
+
+    def run(self, ident: int, outputs: Sequence[int], tensors: Sequence[FrameTensor], traceparent: str) -> None:
+        """Send a batch."""
+        self._batches[ident] = (tensors[0].shape[0], outputs)
+        self._send(Frame(Kind.RUN, ident, run_meta(outputs, traceparent), tensors))
+
+    def interrupt(self, ident: int) -> None:
+        """Ask the worker to stop a batch."""
+        stdin = self._process.stdin
+        if stdin is not None and not stdin.is_closing():
+            stdin.write(b"%d\n" % ident)
+
+    def kill(self) -> None:
+        """End the process now."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def ended(self) -> str:
+        """Wait for the end and say how it ended."""
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        """Let the process go."""
+        self._on_result = _ignore
+        if self._transport is not None:
+            self._transport.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self.ended(), self._limits.close_timeout_s)
+        except TimeoutError:
+            self.kill()
+            await self.ended()
+
+    async def _follow(self) -> None:
+        lines = spawn(self._read_lines(), name=f"worker log {self._key}")
+        await self._lost.wait()
+        # The socket may be lost with the process alive: then nobody can use it any more.
+        try:
+            await asyncio.wait_for(self._process.wait(), self._limits.close_timeout_s)
+        except TimeoutError:
+            self.kill()
+        code = await self._process.wait()
+        await lines
+        if code != 0:
+            _LOG.warning("worker_ended", version=str(self._key), pid=self.pid, code=code, lines=list(self._lines))
+        if self._transport is not None:
+            self._transport.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._ended.set_result(_how_ended(code))
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(LoadFailure(f"its process {_how_ended(code)} while it was loaded"))
+
+    async def _read_lines(self) -> None:
+        """Keep the last lines that the worker wrote: its log is the cause that nobody else knows."""
+        stderr = self._process.stderr
+        assert stderr is not None
+        with contextlib.suppress(ValueError):  # a line beyond the reader's limit
+            async for line in stderr:
+                self._lines.append(line.decode("utf-8", "replace").rstrip()[:500])
+
+    async def _ask(self, frame: Frame) -> Mapping[str, Any]:
+        """Send a control frame and return the answer's document. Raises `LoadFailure`."""
+        waiting = self._answer = asyncio.get_running_loop().create_future()
+        self._send(frame)
+        try:
+            answer = await asyncio.wait_for(waiting, self._limits.load_timeout_s)
+        except TimeoutError:
+            self.kill()
+            raise LoadFailure(f"it was not ready within {self._limits.load_timeout_s:g} s") from None
+        document: Mapping[str, Any] = json.loads(answer.meta)
+        if answer.kind is Kind.REFUSED:
+            raise LoadFailure(document["message"], corrupt_digest=document["corrupt_digest"])
+        return document
+
+    def _send(self, frame: Frame) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(encode_frame(frame))
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.DONE:
+            rows, positions = self._batches.pop(frame.ident)
+            self._on_result(frame.ident, self._batch_answer(frame, rows, positions))
+        elif frame.kind is Kind.FAILED:
+            self._batches.pop(frame.ident)
+            self._on_result(frame.ident, RunFailure(*parse_failed_meta(frame.meta)))
+        elif self._answer is not None and not self._answer.done():
+            self._answer.set_result(frame)
+
+    def _batch_answer(self, frame: Frame, rows: int, positions: Sequence[int]) -> BatchAnswer | RunFailure:
+        outputs = []
+        for position, tensor in zip(positions, frame.tensors, strict=True):
+            spec = self._outputs[position]
+            wrong = _output_defect(spec, tensor, rows)
+            if wrong:
+                return RunFailure(Failure.BAD_OUTPUT, f"output {spec.name!r}: {wrong}")
+            outputs.append(OutputData(spec, tensor.shape, bytes(tensor.parts[0])))
+        return BatchAnswer(rows, outputs, parse_done_meta(frame.meta) / 1e9)
+
+
+def _ignore(ident: int, result: BatchAnswer | RunFailure) -> None:
+    """Take results that nobody waits for any more."""
+
+
+def _output_defect(spec: TensorSpec, tensor: FrameTensor, rows: int) -> str:
+    """Return what is wrong with an output, or an empty string: rows out must be rows in before anybody is answered."""
+    shape = tensor.shape
+    if tensor.datatype != spec.datatype:
+        return f"want {spec.datatype}, got {tensor.datatype}"
+    if len(shape) != len(spec.shape) or any(
+        want not in {-1, got} for want, got in zip(spec.trailing, shape[1:], strict=True)
+    ):
+        return f"want shape {[rows, *spec.trailing]}, got {list(shape)}"
+    if shape[0] != rows:
+        return f"want {rows} rows, got {shape[0]}"
+    size = len(tensor.parts[0])
+    if spec.datatype != BYTES and size != rows * row_size_bytes(spec.datatype, shape[1:]):
+        return f"want {rows} rows of {row_size_bytes(spec.datatype, shape[1:])} bytes, got {size} bytes"
+    return ""
+
+
+def _plan(spec: VersionSpec, bundle: ModelBundle, batching: BatchingPolicy, limits: WorkerLimits) -> bytes:
+    files = [{"path": file.path, "local": str(bundle.paths[file.path]), "digest": file.digest} for file in spec.files]
+    document = {
+        "files": files,
+        "inputs": [(tensor.name, tensor.datatype, tensor.shape) for tensor in spec.inputs],
+        "outputs": [(tensor.name, tensor.datatype, tensor.shape) for tensor in spec.outputs],
+        "max_batch_size": batching.max_batch_size,
+        "intra_op_threads": limits.intra_op_threads,
+        "memory_limit_bytes": limits.memory_limit_bytes,
+    }
+    return json.dumps(document).encode()
+
+
+def _golden_frame(row: GoldenRow) -> Frame:
+    document = {
+        "inputs": [tensor.name for tensor in row.inputs],
+        "outputs": [tensor.name for tensor in row.outputs],
+        "absolute": row.absolute_tolerance,
+        "relative": row.relative_tolerance,
+    }
+    tensors = [_frame_tensor(tensor) for tensor in (*row.inputs, *row.outputs)]
+    return Frame(Kind.GOLDEN, _LOAD_IDENT, json.dumps(document).encode(), tensors)
+
+
+def _frame_tensor(tensor: Tensor) -> FrameTensor:
+    return FrameTensor(tensor.datatype, tensor.shape, (tensor.data,))
+
+
+def _how_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = f" ({signal.Signals(-code).name})"
+    except ValueError:
+        name = ""
+    return f"ended by signal {-code}{name}"

@@ -1,0 +1,168 @@
+"""Puts the inference service together."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import inference.grpc_service_pb2  # noqa: F401 - puts the service into the descriptor pool
+from interlock.registry.v1 import control_service_pb2 as control_pb
+
+from services.common.call import Binding
+from services.common.channels import open_stream_channel
+from services.common.health import WHOLE_SERVER
+from services.common.server import Runtime
+from services.common.watch import RegistryWatch, watch_registry
+from services.inference.adapters.artifact_cache import ArtifactCache
+from services.inference.adapters.monotonic_clock import MonotonicClock
+from services.inference.adapters.registry_client import ArtifactDownloads, ReplicaReporter, desired_from
+from services.inference.adapters.telemetry import PrometheusObserver, SpanTracer
+from services.inference.adapters.worker_process import WorkerLauncher, WorkerLimits
+from services.inference.domain.admission import QueueLimits
+from services.inference.domain.model_host import HostParts, Pauses
+from services.inference.domain.replica import Replica
+from services.inference.domain.version import VersionKey
+from services.inference.servicer.inference import InferenceServicer
+from services.inference.servicer.oip import OipServicer
+from services.inference.settings import InferenceSettings
+
+SERVICE: Final = "inference"
+Settings = InferenceSettings
+Work = Coroutine[Any, Any, None]
+_DOWNLOAD_IDLE_S: Final = 15.0
+_CONFIGURATION_WAIT_S: Final = 5.0
+
+
+@asynccontextmanager
+async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]) -> AsyncIterator[Sequence[Binding]]:
+    """Open the adapters, start to load what the pool should hold, and give the bindings."""
+    folder = settings.state_dir.resolve() / SERVICE
+    async with AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(open_stream_channel(settings.registry_address))
+        cache = ArtifactCache(folder / "artifacts", ArtifactDownloads(channel, _DOWNLOAD_IDLE_S))
+        replica_id = _replica_id()
+        replica = Replica(replica_id, settings.inference_pool, _parts(settings, runtime, cache), _teller(runtime))
+        stack.push_async_callback(replica.close)
+        reporter = ReplicaReporter(channel, replica, settings.inference_lease_s)
+        await _enter_task(stack, runtime, reporter.run(), "report-replica")
+        watch = await stack.enter_async_context(_watch(settings, runtime, folder, replica_id))
+        await _enter_task(stack, runtime, _follow(watch, replica, cache, settings), "apply-configuration")
+        runtime.on_drain(replica.drain)
+        await _settle(replica, runtime, settings.inference_start_wait_s)
+        await _enter_task(stack, runtime, _open_when_settled(replica, runtime), "readiness")
+        tracer = SpanTracer(runtime.tracing)
+        yield [
+            Binding("interlock.inference.v1.InferenceService", InferenceServicer(replica, tracer)),
+            Binding(
+                "inference.GRPCInferenceService", OipServicer(replica, tracer, _release()), frozenset({"ModelInfer"})
+            ),
+        ]
+
+
+def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cache: ArtifactCache) -> HostParts:
+    limits = WorkerLimits(
+        intra_op_threads=settings.inference_intra_op_threads,
+        memory_limit_bytes=settings.inference_worker_memory_bytes,
+        load_timeout_s=settings.inference_load_timeout_s,
+    )
+    return HostParts(
+        artifacts=cache,
+        launcher=WorkerLauncher(limits),
+        clock=MonotonicClock(),
+        observer=PrometheusObserver(runtime.registry),
+        limits=QueueLimits(settings.inference_queue_requests, settings.inference_queue_bytes),
+        pauses=Pauses(
+            load_first_s=settings.inference_load_retry_first_s,
+            load_longest_s=settings.inference_load_retry_longest_s,
+            restart_longest_s=settings.inference_restart_longest_s,
+            drain_s=settings.inference_unload_wait_s,
+        ),
+    )
+
+
+def _teller(runtime: Runtime[InferenceSettings]) -> Callable[[VersionKey, bool | None], None]:
+    """Return what writes a version's state on the health board."""
+
+    def tell(key: VersionKey, ready: bool | None) -> None:
+        name = f"model/{key.model}/{key.version}"
+        if ready is None:
+            runtime.health.remove(name)
+        else:
+            runtime.health.set(name, ready)
+
+    return tell
+
+
+def _watch(
+    settings: InferenceSettings, runtime: Runtime[InferenceSettings], folder: Path, replica_id: str
+) -> AbstractAsyncContextManager[RegistryWatch]:
+    request = control_pb.WatchRequest(pool=settings.inference_pool, watcher_id=replica_id)
+    return watch_registry(settings.registry_address, request, folder=folder, service=SERVICE, registry=runtime.registry)
+
+
+async def _follow(watch: RegistryWatch, replica: Replica, cache: ArtifactCache, settings: InferenceSettings) -> None:
+    """Apply every configuration, and let go of files that none of its versions has any more."""
+    async for configuration in watch.changes():
+        desired = desired_from(configuration)
+        replica.apply(desired)
+        keep = {file.digest for version in desired.versions.values() for file in version.files}
+        await cache.prune(keep, settings.inference_cache_unused_s)
+
+
+async def _settle(replica: Replica, runtime: Runtime[InferenceSettings], wait_s: float) -> None:
+    """Wait until every version of the pool was READY or failed once, so that a replacement begins with all of them.
+
+    Nothing waits for ever: without a configuration the port opens soon, and the whole server says NOT_SERVING.
+    """
+    with contextlib.suppress(TimeoutError):
+        await _wait_for(replica, lambda: replica.configured, min(wait_s, _CONFIGURATION_WAIT_S))
+    if replica.configured:
+        with contextlib.suppress(TimeoutError):
+            await _wait_for(replica, lambda: replica.settled, wait_s)
+    if not replica.settled:
+        runtime.health.set(WHOLE_SERVER, serving=False)
+
+
+async def _open_when_settled(replica: Replica, runtime: Runtime[InferenceSettings]) -> None:
+    """Let the whole server serve once settled. It stays so: a deployment that comes later is told by its own name."""
+    await _wait_for(replica, lambda: replica.settled, None)
+    runtime.health.set(WHOLE_SERVER, serving=True)
+
+
+async def _wait_for(replica: Replica, condition: Callable[[], bool], limit_s: float | None) -> None:
+    async with asyncio.timeout(limit_s):
+        while True:
+            changed = replica.changed()
+            if condition():
+                return
+            await changed.wait()
+
+
+async def _enter_task(stack: AsyncExitStack, runtime: Runtime[InferenceSettings], work: Work, name: str) -> None:
+    """Run background work until the stack closes."""
+    task = runtime.spawn(work, name)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+def _replica_id() -> str:
+    """Return an id that is unique to the process and says where it runs."""
+    host = "".join(letter for letter in socket.gethostname() if letter.isascii() and letter.isalnum())[:40]
+    return f"inference-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _release() -> str:
+    try:
+        return version("interlock")
+    except PackageNotFoundError:
+        return "0"

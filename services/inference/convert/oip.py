@@ -1,0 +1,184 @@
+"""The Open Inference Protocol's ModelInfer, to an item and back.
+
+The request's id is echoed; its parameters are not, an answer has parameters of its own only (there are none yet).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from inference import grpc_service_pb2 as oip
+
+from services.common.errors import InvalidArgument, Unimplemented, Violation, echo
+from services.inference.convert.checks import (
+    MAX_ELEMENTS,
+    MAX_TENSORS,
+    Violations,
+    data_defect,
+    names,
+    output_positions,
+    shape_defect,
+    shown,
+    text_defect,
+)
+from services.inference.convert.contents import UnusableContents, raw_from_contents
+from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place, merge_spans
+from services.inference.domain.tensor import BYTES, TensorSpec, element_count
+from services.inference.domain.version import VersionKey, VersionSpec
+
+_SHARED_MEMORY: Final = "shared_memory_region"
+_CLASSIFICATION: Final = "classification"
+_SEQUENCE: Final = "sequence_id"
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A validated request: the rows of every input in the order of the signature."""
+
+    rows: int
+    inputs: Sequence[bytes]
+    key: BatchKey
+    timeout_s: float | None
+    """The caller's own limit beside the call's deadline."""
+    criticality: Criticality
+
+
+def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> InferRequest:
+    """Return the request; raises `InvalidTensors` with everything that does not fit the signature."""
+    _check_extensions(request)
+    violations = Violations()
+    _check_counts(request, version, violations)
+    violations.raise_if_any()
+    given = _by_name(request, version, violations)
+    violations.raise_if_any()
+    raw = list(request.raw_input_contents)
+    inputs = [_data(spec, *given[spec.name], raw, violations) for spec in version.inputs]
+    rows = _rows(version, given, violations)
+    outputs = output_positions([output.name for output in request.outputs], version.outputs, violations)
+    violations.raise_if_any()
+    trailing = tuple(tuple(given[spec.name][1].shape[1:]) for spec in version.inputs)
+    timeout_us = _integer(request, "timeout")
+    return InferRequest(
+        rows=rows,
+        inputs=inputs,
+        key=BatchKey(outputs, trailing),
+        timeout_s=timeout_us / 1e6 if timeout_us > 0 else None,
+        criticality=Criticality.DEFAULT,
+    )
+
+
+def infer_to_proto(key: VersionKey, ident: str, answer: BatchAnswer, place: Place) -> oip.ModelInferResponse:
+    """Return the answer, always in raw form."""
+    response = oip.ModelInferResponse(model_name=key.model, model_version=key.version, id=ident)
+    for tensor in answer.tensors(merge_spans([place])):
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        response.raw_output_contents.append(tensor.data)
+    return response
+
+
+def _check_extensions(request: oip.ModelInferRequest) -> None:
+    """Refuse what would be answered wrongly if it were ignored."""
+    if _SEQUENCE in request.parameters and _is_set(request.parameters[_SEQUENCE]):
+        raise Unimplemented("sequences are not offered here: send each request by itself", reason="NOT_IMPLEMENTED")
+    for tensor in request.inputs[:MAX_TENSORS]:
+        if _SHARED_MEMORY in tensor.parameters:
+            raise _no_shared_memory()
+    for output in request.outputs[:MAX_TENSORS]:
+        if _SHARED_MEMORY in output.parameters:
+            raise _no_shared_memory()
+        if _CLASSIFICATION in output.parameters:
+            raise Unimplemented(
+                "the classification extension is not offered here: read the output tensor", reason="NOT_IMPLEMENTED"
+            )
+
+
+def _no_shared_memory() -> Unimplemented:
+    return Unimplemented("shared memory is not offered here: send the values", reason="NOT_IMPLEMENTED")
+
+
+def _is_set(parameter: oip.InferParameter) -> bool:
+    kind = parameter.WhichOneof("parameter_choice")
+    return kind is not None and bool(getattr(parameter, kind))
+
+
+def _integer(request: oip.ModelInferRequest, name: str) -> int:
+    if name not in request.parameters:
+        return 0
+    parameter = request.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in {"int64_param", "uint64_param"}:
+        wrong = Violation(f"parameters.{name}", f"want an integer, got {kind or 'nothing'}")
+        raise InvalidArgument(f"{wrong.field}: {wrong.description}", reason="INVALID_FIELD", violations=[wrong])
+    value: int = getattr(parameter, kind)
+    return value
+
+
+def _check_counts(request: oip.ModelInferRequest, version: VersionSpec, violations: Violations) -> None:
+    """Compare lengths before anything is walked: a small message can hold millions of empty parts."""
+    inputs, raw = len(request.inputs), len(request.raw_input_contents)
+    if inputs > MAX_TENSORS:
+        violations.add("inputs", f"want {len(version.inputs)}, got {inputs}")
+    if raw and raw != inputs:
+        violations.add("raw_input_contents", f"want one entry for each of the {inputs} inputs, got {raw}")
+    if len(request.outputs) > MAX_TENSORS:
+        violations.add("outputs", f"want at most {len(version.outputs)}, got {len(request.outputs)}")
+
+
+def _by_name(
+    request: oip.ModelInferRequest, version: VersionSpec, violations: Violations
+) -> dict[str, tuple[int, Any]]:
+    """Return position and tensor of every input that is right by name, datatype and shape."""
+    specs = {spec.name: spec for spec in version.inputs}
+    given: dict[str, tuple[int, Any]] = {}
+    for position, tensor in enumerate(request.inputs):
+        wanted = specs.get(tensor.name)
+        if wanted is None:
+            violations.add("inputs", f"want one of {names(version.inputs)}, got {echo(tensor.name)}")
+        elif tensor.name in given:
+            violations.add(tensor.name, "want it once, got it again")
+        else:
+            given[tensor.name] = (position, tensor)
+            _check_form(wanted, tensor, bool(request.raw_input_contents), violations)
+    for name, spec in specs.items():
+        if name not in given:
+            violations.add(name, f"want {spec.datatype} {shown(spec.shape)}, got no tensor of that name")
+    return given
+
+
+def _check_form(spec: TensorSpec, tensor: Any, raw: bool, violations: Violations) -> None:
+    if tensor.datatype != spec.datatype:
+        violations.add(spec.name, f"want {spec.datatype}, got {echo(tensor.datatype)}")
+        return
+    defect = shape_defect(spec, tensor.shape)
+    if not defect and raw and tensor.HasField("contents"):
+        defect = "want values in raw_input_contents only, got contents too"
+    if defect:
+        violations.add(spec.name, defect)
+
+
+def _data(spec: TensorSpec, position: int, tensor: Any, raw: Sequence[bytes], violations: Violations) -> bytes:
+    if raw:
+        data, defect = raw[position], data_defect(spec, tensor.shape, raw[position])
+    else:
+        data, defect = _typed(spec, tensor)
+    if defect:
+        violations.add(spec.name, defect)
+    return data
+
+
+def _typed(spec: TensorSpec, tensor: Any) -> tuple[bytes, str]:
+    try:
+        data = raw_from_contents(spec.datatype, tensor.contents, element_count(tensor.shape, MAX_ELEMENTS))
+    except UnusableContents as unusable:
+        return b"", str(unusable)
+    return data, text_defect(tensor.shape, data) if spec.datatype == BYTES else ""
+
+
+def _rows(version: VersionSpec, given: dict[str, tuple[int, Any]], violations: Violations) -> int:
+    first = version.inputs[0]
+    rows: int = given[first.name][1].shape[0]
+    for spec in version.inputs[1:]:
+        other = given[spec.name][1].shape[0]
+        if other != rows:
+            violations.add(spec.name, f"want {rows} rows as {first.name!r} has, got {other}")
+    return rows

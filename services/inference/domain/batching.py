@@ -1,0 +1,235 @@
+"""The queue of one version: which requests leave together, and when. Pure: the caller brings the time.
+
+Requests leave
+- at once when a full batch of rows waits (FULL),
+- at once when at least half of the calls in flight wait here (SHARE): the others are being computed or answered, and
+  waiting for them would only add latency; a lone request is all of the calls in flight and never waits,
+- when the oldest has waited `max_delay_s` (DELAY),
+- when the tightest deadline needs it (DEADLINE).
+
+Everything is counted in rows. Within a criticality the tightest deadline goes first. Members that are cancelled or
+expired are dropped when the batch is formed, so no work is done for nobody.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from typing import Final
+
+from services.inference.domain.item import BatchKey, Criticality, Item, Stage
+from services.inference.domain.version import BatchingPolicy
+
+_DEAD_KEPT: Final = 64
+
+
+class Reason(StrEnum):
+    """Why a batch left."""
+
+    FULL = "full"
+    SHARE = "share"
+    DELAY = "delay"
+    DEADLINE = "deadline"
+    RETRY = "retry"
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests that run together."""
+
+    items: list[Item]
+    reason: Reason
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = sum(item.rows for item in self.items)
+
+    @property
+    def key(self) -> BatchKey:
+        """What the members share."""
+        return self.items[0].key
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Return two batches of half the members, to find the one that spoils it."""
+        middle = len(self.items) // 2
+        return Batch(self.items[:middle], Reason.RETRY), Batch(self.items[middle:], Reason.RETRY)
+
+
+class _Lane:
+    """Waiting requests of one key: a heap by deadline for each criticality, and the order of arrival."""
+
+    __slots__ = ("arrivals", "heaps", "rows", "waiting")
+
+    def __init__(self) -> None:
+        self.heaps: dict[Criticality, list[Item]] = {level: [] for level in Criticality}
+        self.arrivals: deque[Item] = deque()
+        self.rows = 0
+        self.waiting = 0
+
+    def add(self, item: Item) -> None:
+        heapq.heappush(self.heaps[item.criticality], item)
+        self.arrivals.append(item)
+        self.rows += item.rows
+        self.waiting += 1
+        if len(self.arrivals) > 2 * self.waiting + _DEAD_KEPT:
+            self._forget_dead()
+
+    def leave(self, item: Item) -> None:
+        self.rows -= item.rows
+        self.waiting -= 1
+
+    def oldest(self) -> float:
+        """Return when the request that waits longest arrived; infinite when none waits."""
+        while self.arrivals and self.arrivals[0].stage is not Stage.WAITING:
+            self.arrivals.popleft()
+        return self.arrivals[0].arrived if self.arrivals else inf
+
+    def head(self, level: Criticality) -> Item | None:
+        """Return the request of a criticality that is due first."""
+        heap = self.heaps[level]
+        while heap and heap[0].stage is not Stage.WAITING:
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def heads(self) -> Iterator[Item]:
+        for level in Criticality:
+            head = self.head(level)
+            if head is not None:
+                yield head
+
+    def first(self) -> Item | None:
+        """Return the request that goes first: by criticality, then deadline."""
+        return next(self.heads(), None)
+
+    def tightest(self) -> float:
+        return min((head.deadline for head in self.heads()), default=inf)
+
+    def _forget_dead(self) -> None:
+        """Drop what was cancelled from both orders; a wave of cancels must not be held in memory."""
+        self.arrivals = deque(item for item in self.arrivals if item.stage is Stage.WAITING)
+        for level, heap in self.heaps.items():
+            self.heaps[level] = [item for item in heap if item.stage is Stage.WAITING]
+            heapq.heapify(self.heaps[level])
+
+
+class BatchQueue:
+    """Requests of one version that wait for a batch. No timers, no clock: `now` comes in, monotonic seconds."""
+
+    def __init__(self, policy: BatchingPolicy) -> None:
+        self.policy = policy
+        self.waiting = 0
+        self.rows = 0
+        self.size_bytes = 0
+        self._lanes: dict[BatchKey, _Lane] = {}
+        self._rows_of = dict.fromkeys(Criticality, 0)
+
+    def rows_before(self, criticality: Criticality) -> int:
+        """Return the waiting rows that a new request of this criticality stands behind."""
+        return sum(rows for level, rows in self._rows_of.items() if level <= criticality)
+
+    def add(self, item: Item, now: float) -> None:
+        """Let a request wait. Whether it may is the admission's business."""
+        item.stage = Stage.WAITING
+        item.arrived = now
+        lane = self._lanes.get(item.key)
+        if lane is None:
+            lane = self._lanes[item.key] = _Lane()
+        lane.add(item)
+        self._count(item, 1)
+
+    def remove(self, item: Item) -> None:
+        """Take a waiting request out; its bytes are let go at once."""
+        self._leave(self._lanes[item.key], item)
+        item.stage = Stage.DONE
+        item.inputs = ()
+
+    def expire(self, now: float) -> list[Item]:
+        """Take out and return every request whose deadline has come."""
+        expired = []
+        for lane in self._lanes.values():
+            for level in Criticality:
+                while (head := lane.head(level)) is not None and head.deadline <= now:
+                    self._leave(lane, head)
+                    head.stage = Stage.DONE
+                    head.inputs = ()
+                    expired.append(head)
+        self._drop_empty()
+        return expired
+
+    def clear(self) -> list[Item]:
+        """Take out and return every request."""
+        return self.expire(inf)
+
+    def next_batch(self, now: float, in_flight: int, batch_s: float) -> Batch | None:
+        """Return the batch that should leave now, or None.
+
+        `in_flight` counts the calls from the arrival of their message to their answer, waiting ones included; `batch_s`
+        is how long a batch takes. Call `expire` before.
+        """
+        for lane in self._by_urgency():
+            reason = self._due(lane, now, in_flight, batch_s)
+            if reason is not None:
+                return self._take(lane, reason, now)
+        return None
+
+    def wake_at(self, batch_s: float) -> float:
+        """Return when to look again although nothing came: a delay ends, a deadline needs it, a request expires."""
+        times = [inf]
+        for lane in self._lanes.values():
+            tightest = lane.tightest()
+            times += [lane.oldest() + self.policy.max_delay_s, tightest - batch_s, tightest]
+        return min(times)
+
+    def expires_at(self) -> float:
+        """Return when the next waiting request expires."""
+        return min((lane.tightest() for lane in self._lanes.values()), default=inf)
+
+    def _due(self, lane: _Lane, now: float, in_flight: int, batch_s: float) -> Reason | None:
+        if lane.rows >= self.policy.max_batch_size:
+            return Reason.FULL
+        if 2 * self.waiting >= in_flight:
+            return Reason.SHARE
+        if now >= lane.oldest() + self.policy.max_delay_s:
+            return Reason.DELAY
+        if now >= lane.tightest() - batch_s:
+            return Reason.DEADLINE
+        return None
+
+    def _by_urgency(self) -> list[_Lane]:
+        if len(self._lanes) == 1:
+            lanes = list(self._lanes.values())
+            return lanes if lanes[0].waiting else []
+        self._drop_empty()
+        ranked = [(first.criticality, first.deadline, lane) for lane in self._lanes.values() if (first := lane.first())]
+        ranked.sort(key=lambda entry: entry[:2])
+        return [lane for _, _, lane in ranked]
+
+    def _take(self, lane: _Lane, reason: Reason, now: float) -> Batch:
+        """Form a batch; one request alone may be larger than the largest batch, since callers split those."""
+        items: list[Item] = []
+        rows = 0
+        while (item := lane.first()) is not None:
+            if items and rows + item.rows > self.policy.max_batch_size:
+                break
+            self._leave(lane, item)
+            item.stage = Stage.RUNNING
+            item.started = now
+            items.append(item)
+            rows += item.rows
+        return Batch(items, reason)
+
+    def _leave(self, lane: _Lane, item: Item) -> None:
+        lane.leave(item)
+        self._count(item, -1)
+
+    def _count(self, item: Item, sign: int) -> None:
+        self.waiting += sign
+        self.rows += sign * item.rows
+        self.size_bytes += sign * item.size_bytes
+        self._rows_of[item.criticality] += sign * item.rows
+
+    def _drop_empty(self) -> None:
+        for key in [key for key, lane in self._lanes.items() if not lane.waiting]:
+            del self._lanes[key]

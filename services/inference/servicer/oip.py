@@ -1,0 +1,237 @@
+"""`inference.GRPCInferenceService`: one method per RPC. What Triton has and this release has not says NOT_IMPLEMENTED."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NoReturn, Protocol
+
+from inference import grpc_service_pb2 as oip
+from inference import model_config_pb2 as config_pb
+from inference import repository_pb2 as repository_pb
+from inference import server_setting_pb2 as setting_pb
+from inference import shared_memory_pb2 as memory_pb
+from inference import statistics_pb2 as statistics_pb
+
+from services.common.call import Call
+from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
+from services.common.names import parse_id
+from services.inference.convert.oip import InferRequest, infer_from_proto, infer_to_proto
+from services.inference.convert.states import config_to_proto, index_to_proto, metadata_to_proto, statistics_to_proto
+from services.inference.domain.failure import RegistryDecides, VersionNotLoaded
+from services.inference.domain.item import BatchAnswer, Item, ItemTrace, Place
+from services.inference.domain.model_host import ModelHost
+from services.inference.domain.replica import Replica, sorted_hosts
+from services.inference.domain.version import VersionKey
+
+EXTENSIONS: Final = ("model_configuration", "model_repository", "statistics")
+_Outcome = tuple[BatchAnswer, Place]
+
+
+class Tracer(Protocol):
+    """Who begins the trace of a request."""
+
+    def begin(self, key: VersionKey, traceparent: str) -> ItemTrace | None:
+        """Return its trace, or None where nothing is traced."""
+
+
+class _Answer:
+    """Waits for one request."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
+
+    def deliver(self, answer: BatchAnswer, places: Sequence[Place]) -> None:
+        if not self.future.done():
+            self.future.set_result((answer, places[0]))
+
+    def fail(self, items: Sequence[Item], error: ServiceError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class OipServicer:
+    """Answers the Open Inference Protocol for the versions of this replica."""
+
+    def __init__(self, replica: Replica, tracer: Tracer, release: str) -> None:
+        self._replica = replica
+        self._tracer = tracer
+        self._release = release
+
+    async def ServerLive(self, request: oip.ServerLiveRequest, call: Call) -> oip.ServerLiveResponse:
+        """Say that the process answers."""
+        return oip.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: oip.ServerReadyRequest, call: Call) -> oip.ServerReadyResponse:
+        """Say whether every version that should be here answers."""
+        return oip.ServerReadyResponse(ready=self._replica.all_ready)
+
+    async def ModelReady(self, request: oip.ModelReadyRequest, call: Call) -> oip.ModelReadyResponse:
+        """Say whether one version answers."""
+        host = self._find(request.name, request.version, "name")
+        return oip.ModelReadyResponse(ready=host.ready and not self._replica.draining)
+
+    async def ServerMetadata(self, request: oip.ServerMetadataRequest, call: Call) -> oip.ServerMetadataResponse:
+        """Return name, release and extensions."""
+        return oip.ServerMetadataResponse(name="interlock-inference", version=self._release, extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: oip.ModelMetadataRequest, call: Call) -> oip.ModelMetadataResponse:
+        """Return the tensors of a version."""
+        host = self._find(request.name, request.version, "name")
+        hosts = sorted_hosts(each for each in self._replica.hosts.values() if each.key.model == host.key.model)
+        return metadata_to_proto(host, [each.key.version for each in hosts])
+
+    async def ModelInfer(self, request: oip.ModelInferRequest, call: Call) -> oip.ModelInferResponse:
+        """Run a version on the given tensors."""
+        _check_ids(request.model_name, request.model_version, "model_name")
+        host = self._replica.find_ready(request.model_name, request.model_version)
+        answer, place = await self._infer(host, request, call)
+        return infer_to_proto(host.key, request.id, answer, place)
+
+    async def ModelConfig(self, request: config_pb.ModelConfigRequest, call: Call) -> config_pb.ModelConfigResponse:
+        """Return how a version is served."""
+        return config_pb.ModelConfigResponse(config=config_to_proto(self._find(request.name, request.version, "name")))
+
+    async def ModelStatistics(
+        self, request: statistics_pb.ModelStatisticsRequest, call: Call
+    ) -> statistics_pb.ModelStatisticsResponse:
+        """Return the counts of one or all versions."""
+        hosts = self._selected(request.name, request.version)
+        return statistics_pb.ModelStatisticsResponse(model_stats=map(statistics_to_proto, hosts))
+
+    async def RepositoryIndex(
+        self, request: repository_pb.RepositoryIndexRequest, call: Call
+    ) -> repository_pb.RepositoryIndexResponse:
+        """Return all versions and their states."""
+        hosts = [host for host in sorted_hosts(self._replica.hosts.values()) if host.ready or not request.ready]
+        return repository_pb.RepositoryIndexResponse(models=map(index_to_proto, hosts))
+
+    async def RepositoryModelLoad(
+        self, request: repository_pb.RepositoryModelLoadRequest, call: Call
+    ) -> repository_pb.RepositoryModelLoadResponse:
+        """Refuse: the registry decides."""
+        raise RegistryDecides
+
+    async def RepositoryModelUnload(
+        self, request: repository_pb.RepositoryModelUnloadRequest, call: Call
+    ) -> repository_pb.RepositoryModelUnloadResponse:
+        """Refuse: the registry decides."""
+        raise RegistryDecides
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[oip.ModelInferRequest], call: Call
+    ) -> AsyncIterator[oip.ModelStreamInferResponse]:
+        """Not in this release."""
+        _refuse(call)
+        yield oip.ModelStreamInferResponse()
+
+    async def SystemSharedMemoryStatus(
+        self, request: memory_pb.SystemSharedMemoryStatusRequest, call: Call
+    ) -> memory_pb.SystemSharedMemoryStatusResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def SystemSharedMemoryRegister(
+        self, request: memory_pb.SystemSharedMemoryRegisterRequest, call: Call
+    ) -> memory_pb.SystemSharedMemoryRegisterResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def SystemSharedMemoryUnregister(
+        self, request: memory_pb.SystemSharedMemoryUnregisterRequest, call: Call
+    ) -> memory_pb.SystemSharedMemoryUnregisterResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def CudaSharedMemoryStatus(
+        self, request: memory_pb.CudaSharedMemoryStatusRequest, call: Call
+    ) -> memory_pb.CudaSharedMemoryStatusResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def CudaSharedMemoryRegister(
+        self, request: memory_pb.CudaSharedMemoryRegisterRequest, call: Call
+    ) -> memory_pb.CudaSharedMemoryRegisterResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def CudaSharedMemoryUnregister(
+        self, request: memory_pb.CudaSharedMemoryUnregisterRequest, call: Call
+    ) -> memory_pb.CudaSharedMemoryUnregisterResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def TraceSetting(
+        self, request: setting_pb.TraceSettingRequest, call: Call
+    ) -> setting_pb.TraceSettingResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def LogSettings(self, request: setting_pb.LogSettingsRequest, call: Call) -> setting_pb.LogSettingsResponse:
+        """Not in this release."""
+        _refuse(call)
+
+    async def _infer(self, host: ModelHost, request: oip.ModelInferRequest, call: Call) -> _Outcome:
+        dispatcher = host.dispatcher
+        dispatcher.arrived(1)
+        try:
+            wanted = infer_from_proto(request, host.spec)
+        except BaseException:
+            dispatcher.gone(1)
+            raise
+        waiting = _Answer()
+        item = self._item(host, wanted, waiting, call)
+        host.submit(item)
+        dispatcher.pump()
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            host.cancel(item)
+            raise
+
+    def _item(self, host: ModelHost, wanted: InferRequest, waiting: _Answer, call: Call) -> Item:
+        deadline = call.deadline
+        if wanted.timeout_s is not None:
+            deadline = min(deadline, time.monotonic() + wanted.timeout_s)
+        return Item(
+            rows=wanted.rows,
+            inputs=wanted.inputs,
+            key=wanted.key,
+            deadline=deadline,
+            sink=waiting,
+            criticality=wanted.criticality,
+            request_id=call.request_id,
+            trace=self._tracer.begin(host.key, call.traceparent),
+        )
+
+    def _find(self, model: str, version: str, field: str) -> ModelHost:
+        _check_ids(model, version, field)
+        return self._replica.find(model, version)
+
+    def _selected(self, model: str, version: str) -> list[ModelHost]:
+        """Return the versions that a statistics request names, in order."""
+        hosts = sorted_hosts(self._replica.hosts.values())
+        if not model:
+            return hosts
+        _check_ids(model, version, "name")
+        chosen = [host for host in hosts if host.key.model == model and version in {"", host.key.version}]
+        if not chosen:
+            raise VersionNotLoaded(model, version)
+        return chosen
+
+
+def _check_ids(model: str, version: str, field: str) -> None:
+    if not model:
+        wrong = Violation(field, "want a model id, got none")
+        raise InvalidArgument(f"{wrong.field}: {wrong.description}", reason=INVALID_FIELD, violations=[wrong])
+    parse_id(model, field)
+    if version:
+        parse_id(version, "version" if field == "name" else "model_version")
+
+
+def _refuse(call: Call) -> NoReturn:
+    raise Unimplemented(
+        f"{call.method.rpartition('/')[2]} is not offered in this release; see ServerMetadata.extensions",
+        reason="NOT_IMPLEMENTED",
+    )

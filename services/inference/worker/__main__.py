@@ -1,0 +1,23 @@
+"""Entry of the model process; the front end starts it with a socket and its own process id."""
+
+import argparse
+import socket
+
+from services.inference.worker.limits import ignore_signals, live_with_parent
+from services.inference.worker.loop import WorkerLoop
+
+
+def main() -> None:
+    """Serve the socket until the front end closes it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments = parser.parse_args()
+    ignore_signals()
+    live_with_parent(arguments.parent)
+    with socket.socket(fileno=arguments.socket) as connection:
+        WorkerLoop(connection).serve()
+
+
+if __name__ == "__main__":
+    main()

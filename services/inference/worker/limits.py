@@ -1,0 +1,98 @@
+"""What the model process may take from the machine: memory, priority, threads; and that it ends with its parent."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_LOADING_NICENESS: Final = 10
+_CGROUP_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+def ignore_signals() -> None:
+    """Leave the end to the front end: Ctrl-C and a group-wide SIGTERM must not cut off what it still drains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def live_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent dies, however that happens."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        sys.exit(0)  # it died before the line above
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Let no allocation lift the address space above the limit; 0 means none."""
+    if limit_bytes > 0:
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+
+
+def memory_bytes() -> int:
+    """Return the resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def thread_count(wanted: int) -> int:
+    """Return `wanted`, or for 0 as many as this process may run at once: by affinity and by cgroup quota."""
+    available = len(os.sched_getaffinity(0))
+    quota = _cgroup_cpus()
+    most = max(1, min(available, quota) if quota else available)
+    return min(wanted, most) if wanted > 0 else most
+
+
+@contextmanager
+def background_priority() -> Iterator[None]:
+    """Load and warm behind the versions that already serve; full priority after the block.
+
+    Without the right to raise the priority again the process would stay slow for ever: then only the scheduling class is
+    lowered, which anybody may take back.
+    """
+    if _may_raise_priority():
+        _set_niceness(_LOADING_NICENESS)
+        try:
+            yield
+        finally:
+            _set_niceness(0)
+        return
+    _set_scheduler(os.SCHED_BATCH)
+    try:
+        yield
+    finally:
+        _set_scheduler(os.SCHED_OTHER)
+
+
+def _may_raise_priority() -> bool:
+    return os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20
+
+
+def _set_niceness(niceness: int) -> None:
+    # Priority belongs to a thread, and the runtime has started some by now.
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+
+
+def _set_scheduler(policy: int) -> None:
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+
+
+def _cgroup_cpus() -> int:
+    """Return how many processors the cgroup's quota amounts to; 0 when there is none."""
+    try:
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return 0
+    return 0 if quota == "max" else max(1, int(quota) // int(period))

@@ -1,0 +1,198 @@
+"""The loop of the model process: a frame in, the model runs, a frame out.
+
+One thread reads, runs and writes, so a batch costs no hand-over between threads. A second one sleeps on standard input,
+over which the front end asks to stop a run; its end means that the front end is gone.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from services.inference.domain.frame import (
+    HEADER,
+    Buffer,
+    Failure,
+    Frame,
+    FrameTensor,
+    Kind,
+    body_size_bytes,
+    decode_frame,
+    done_meta,
+    encode_frame,
+    failed_meta,
+    parse_run_meta,
+)
+from services.inference.domain.version import warm_sizes
+from services.inference.worker.limits import background_priority, limit_memory, memory_bytes
+from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunRefused
+from services.inference.worker.plan import LoadPlan, LoadRefused, parse_plan
+from services.inference.worker.rehearsal import Golden, rehearse, warm
+from services.inference.worker.values import array_from_bytes, bytes_from_array
+
+_STDIN: Final = 0
+_JOIN_BYTES: Final = 1 << 16
+_REMEMBERED: Final = 64
+
+
+class WorkerLoop:
+    """Serves one socket until the other side closes it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._plan: LoadPlan | None = None
+        self._golden: list[Golden] = []
+        self._model: OnnxModel | None = None
+        self._body = bytearray(_JOIN_BYTES)
+        self._current = 0
+        self._interrupted: list[int] = []
+
+    def serve(self) -> None:
+        """Answer frames until the socket is closed."""
+        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
+        while (frame := self._receive()) is not None:
+            self._handle(frame)
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.RUN:
+            self._run(frame)
+        elif frame.kind is Kind.LOAD:
+            self._plan = parse_plan(frame.meta)
+        elif frame.kind is Kind.GOLDEN:
+            self._golden.append(_golden(frame))
+        elif frame.kind is Kind.START:
+            self._answer_load(frame.ident, Kind.LOADED, self._load)
+        elif frame.kind is Kind.WARM:
+            size = int(json.loads(frame.meta)["max_batch_size"])
+            self._answer_load(frame.ident, Kind.WARMED, lambda: self._warm(size))
+
+    def _answer_load(self, ident: int, kind: Kind, work: Any) -> None:
+        try:
+            document, answer = work(), kind
+        except LoadRefused as refused:
+            document = {"message": refused.message, "corrupt_digest": refused.corrupt_digest}
+            answer = Kind.REFUSED
+        except MemoryError:
+            document, answer = {"message": "the model needs more memory than a worker may have"}, Kind.REFUSED
+        self._send(Frame(answer, ident, json.dumps(document).encode(), ()))
+
+    def _load(self) -> dict[str, Any]:
+        plan = self._plan
+        if plan is None:
+            raise LoadRefused("there is nothing to load")
+        limit_memory(plan.memory_limit_bytes)
+        with background_priority():
+            model = OnnxModel(plan)
+            seconds = rehearse(model, self._golden, plan.max_batch_size)
+        self._model = model
+        return {"batch_s": seconds, "memory_bytes": memory_bytes()}
+
+    def _warm(self, max_batch_size: int) -> dict[str, Any]:
+        if self._model is None:
+            raise LoadRefused("there is nothing to warm")
+        return {"batch_s": warm(self._model, self._golden, warm_sizes(max_batch_size))}
+
+    def _run(self, frame: Frame) -> None:
+        model = self._model
+        # Set before the look at the list, so that an interruption is seen there or finds the run.
+        self._current = frame.ident
+        if model is None or frame.ident in self._interrupted:
+            self._fail(frame.ident, Failure.INTERRUPTED, "")
+            return
+        positions, _ = parse_run_meta(frame.meta)
+        try:
+            arrays = [array_from_bytes(tensor.datatype, tensor.shape, tensor.parts[0]) for tensor in frame.tensors]
+            started = time.perf_counter_ns()
+            answers = model.run(positions, arrays)
+            compute_ns = time.perf_counter_ns() - started
+        except RunInterrupted:
+            self._fail(frame.ident, Failure.INTERRUPTED, "")
+            return
+        except (RunRefused, MemoryError) as error:
+            self._fail(frame.ident, Failure.MODEL_REFUSED, str(error))
+            return
+        finally:
+            self._current = 0
+        self._answer(model, frame.ident, positions, answers, compute_ns)
+
+    def _answer(
+        self, model: OnnxModel, ident: int, positions: Sequence[int], answers: Sequence[Any], compute_ns: int
+    ) -> None:
+        try:
+            tensors = [
+                _frame_tensor(model.outputs[position].datatype, answer)
+                for position, answer in zip(positions, answers, strict=True)
+            ]
+        except (ValueError, TypeError, AttributeError) as error:
+            self._fail(ident, Failure.BAD_OUTPUT, str(error))
+            return
+        self._send(Frame(Kind.DONE, ident, done_meta(compute_ns), tensors))
+
+    def _fail(self, ident: int, failure: Failure, text: str) -> None:
+        self._send(Frame(Kind.FAILED, ident, failed_meta(failure, text), ()))
+
+    def _listen(self) -> None:
+        """Take batch numbers to stop, one a line; the end of the stream ends the process."""
+        rest = b""
+        while chunk := os.read(_STDIN, 4096):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._interrupt(int(line))
+        os._exit(0)
+
+    def _interrupt(self, ident: int) -> None:
+        self._interrupted = [*self._interrupted[-_REMEMBERED:], ident]
+        if self._current == ident and self._model is not None:
+            self._model.interrupt()
+
+    def _receive(self) -> Frame | None:
+        header = bytearray(HEADER.size)
+        if not self._fill(memoryview(header)):
+            return None
+        size = body_size_bytes(header)
+        if size > len(self._body):
+            self._body = bytearray(size)
+        body = memoryview(self._body)[:size]
+        return decode_frame(header, body) if self._fill(body) else None
+
+    def _fill(self, view: memoryview) -> bool:
+        while view:
+            count = self._connection.recv_into(view)
+            if count == 0:
+                return False
+            view = view[count:]
+        return True
+
+    def _send(self, frame: Frame) -> None:
+        pieces = encode_frame(frame)
+        if sum(map(len, pieces)) <= _JOIN_BYTES:
+            self._connection.sendall(b"".join(pieces))
+            return
+        for piece in pieces:
+            self._connection.sendall(piece)
+
+
+def _frame_tensor(datatype: str, array: Any) -> FrameTensor:
+    data: Buffer = bytes_from_array(datatype, array)
+    return FrameTensor(datatype, array.shape, (data,))
+
+
+def _golden(frame: Frame) -> Golden:
+    """Copy the values: the frame's memory is used again by the next one."""
+    document = json.loads(frame.meta)
+    names = [*document["inputs"], *document["outputs"]]
+    arrays = {}
+    for number, (name, tensor) in enumerate(zip(names, frame.tensors, strict=True)):
+        array = np.array(array_from_bytes(tensor.datatype, tensor.shape, tensor.parts[0]))
+        arrays[number < len(document["inputs"]), name] = array
+    return Golden(
+        inputs={name: arrays[True, name] for name in document["inputs"]},
+        outputs={name: arrays[False, name] for name in document["outputs"]},
+        absolute=document["absolute"],
+        relative=document["relative"],
+    )
