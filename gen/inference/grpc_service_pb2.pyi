@@ -497,8 +497,8 @@ class ModelInferRequest(_message.Message):
 
     @_builtins.property
     def raw_input_contents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Raw values, entry i belongs to inputs[i]: row-major, little-endian, no padding. BOOL is one byte, each BYTES element
-        is preceded by its length in 4 bytes. When set, every input has an entry here and none has `contents`.
+        """Raw values, entry i belongs to inputs[i]: row-major, little-endian, no padding. BOOL is one byte, each BYTES
+        element is preceded by its length in 4 bytes. When set, every input has an entry here and none has `contents`.
         """
 
     def __init__(
@@ -694,8 +694,8 @@ Global___InferParameter: _TypeAlias = InferParameter  # noqa: Y015
 
 @_typing.final
 class InferTensorContents(_message.Message):
-    """Typed values of one tensor, row-major; exactly the field of the tensor's datatype is filled, its length is the product
-    of the shape.
+    """Typed values of one tensor, row-major; exactly the field of the tensor's datatype is filled, its length is the
+    product of the shape.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -192,8 +192,8 @@ class GRPCInferenceServiceServicer:
 
     def ModelInfer(self, request, context):
         """Runs a model on the given tensors. Budget: the model's default deadline, at most 60 s. A repeat computes again and
-        changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version or
-        output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
+        changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version
+        or output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,8 +71,8 @@ class GRPCInferenceServiceStub:
     """
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelInferResponse]
     """Runs a model on the given tensors. Budget: the model's default deadline, at most 60 s. A repeat computes again and
-    changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version or
-    output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
+    changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version
+    or output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
     """
     ModelStreamInfer: _grpc.StreamStreamMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelStreamInferResponse]
     """Runs each request of a stream and answers it as soon as it is ready, so the order may change: match by `id`.
@@ -133,8 +133,8 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """
     ModelInfer: _aio.UnaryUnaryMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelInferResponse]  # type: ignore[assignment]
     """Runs a model on the given tensors. Budget: the model's default deadline, at most 60 s. A repeat computes again and
-    changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version or
-    output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
+    changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version
+    or output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
     """
     ModelStreamInfer: _aio.StreamStreamMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelStreamInferResponse]  # type: ignore[assignment]
     """Runs each request of a stream and answers it as soon as it is ready, so the order may change: match by `id`.
@@ -228,8 +228,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_grpc_service_pb2.ModelInferResponse, _abc.Awaitable[_grpc_service_pb2.ModelInferResponse]]:
         """Runs a model on the given tensors. Budget: the model's default deadline, at most 60 s. A repeat computes again and
-        changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version or
-        output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
+        changes nothing. Errors: INVALID_ARGUMENT (a tensor does not fit the signature), NOT_FOUND (unknown model, version
+        or output), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (loading, draining), DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -16,6 +16,8 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
+from services.common.http_rules import rules_of_service
+
 _RAW_MARK: Final = "__interlock_raw__"
 _HandlerT = TypeVar("_HandlerT", bound=Callable[..., Any])
 
@@ -80,6 +82,8 @@ class Method:
     raw: bool
     """The handler takes and returns bytes: parsing is its own business, and so is refusing what does not parse."""
     hot: bool
+    rest_path: str = ""
+    """Of an HttpBody twin: its first REST path, whose errors are bodies too; empty for every other RPC."""
 
     @property
     def full_name(self) -> str:
@@ -160,4 +164,9 @@ def _method(binding: Binding, rpc: MethodDescriptor) -> Method:
         handler=handler,
         raw=getattr(handler, _RAW_MARK, False),
         hot=rpc.name in binding.hot,
+        rest_path=_twin_path(binding.service, rpc.name),
     )
+
+
+def _twin_path(service: str, name: str) -> str:
+    return next((rule.template.text for rule in rules_of_service(service) if rule.method == name and rule.twin), "")

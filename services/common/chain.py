@@ -36,11 +36,13 @@ from services.common.errors import (
     to_status,
 )
 from services.common.metrics import MethodMetrics, RequestMetrics
+from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
 from services.common.tracing import Tracing
 
 REQUEST_ID_KEY: Final = "x-correlation-id"
 PRINCIPAL_KEY: Final = "x-interlock-principal"
 TRACEPARENT_KEY: Final = "traceparent"
+CLIENT_TIMEOUT_KEY: Final = "x-interlock-client-timeout"
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
@@ -114,6 +116,9 @@ class Chain:
         known = {key.lower(): value for key, value in metadata if isinstance(value, str)}
         # Identity comes from the door, never from the caller: a forged header is as if it were not there.
         known.pop(PRINCIPAL_KEY, None)
+        if known.pop(CLIENT_TIMEOUT_KEY, "named") == "":
+            # The edge writes its cap into every call; a caller that named no time gets the default all the same.
+            timeout_s = None
         wanted_id = known.get(REQUEST_ID_KEY, "")
         request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else secrets.token_hex(16)
         return Call(
@@ -131,9 +136,13 @@ class Chain:
             try:
                 body = await self._answer(method, payload, call)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
-                status = record.fail(error)
-                return Answer(b"", status, call.initial_metadata, call.trailers)
+                return _failure(method, record.fail(error), call)
             return Answer(body, None, call.initial_metadata, call.trailers)
+
+    def refuse(self, method: Method, call: Call, error: ServiceError) -> Answer:
+        """Answer a call that a door could not even read: counted and logged like every other."""
+        with self._record(method, call) as record:
+            return _failure(method, record.fail(error), call)
 
     async def stream(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> Status | None:
         """Answer a streaming call through `send`; returns None for success, else the status to close it with.
@@ -270,6 +279,15 @@ async def _deadline(call: Call) -> AsyncIterator[None]:
         if scope.expired():
             raise _deadline_exceeded() from None
         raise
+
+
+def _failure(method: Method, status: Status, call: Call) -> Answer:
+    """Return a failed call's answer; an HttpBody twin answers OK with the error as its body, on every door."""
+    if not method.rest_path:
+        return Answer(b"", status, call.initial_metadata, call.trailers)
+    http, body = error_answer(status, method.rest_path)
+    call.initial_metadata[HTTP_STATUS_KEY] = str(http)
+    return Answer(body.SerializeToString(), None, call.initial_metadata, call.trailers)
 
 
 def _traceparent(metadata: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from interlock.registry.v1 import deployment_pb2 as _deployment_pb2
+from interlock.registry.v1 import model_pb2 as _model_pb2
 from interlock.registry.v1 import model_version_pb2 as _model_version_pb2
 from interlock.registry.v1 import route_pb2 as _route_pb2
 import builtins as _builtins
@@ -33,7 +34,7 @@ class WatchRequest(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     WATCHER_ID_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
-    """Routes of this environment, and the deployments and versions of it."""
+    """Routes of this environment, its deployments, and their versions and models."""
     pool: _builtins.str
     """Deployments of this pool, and their versions."""
     resume_token: _builtins.str
@@ -184,6 +185,7 @@ class WatchedResource(_message.Message):
     ROUTE_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def route(self) -> _route_pb2.Route:
         """A route."""
@@ -196,18 +198,23 @@ class WatchedResource(_message.Message):
     def model_version(self) -> _model_version_pb2.ModelVersion:
         """A version, without its baseline and lineage."""
 
+    @_builtins.property
+    def model(self) -> _model_pb2.Model:
+        """A model, for its aliases; without description and labels. Only with the selector environment."""
+
     def __init__(
         self,
         *,
         route: _route_pb2.Route | None = ...,
         deployment: _deployment_pb2.Deployment | None = ...,
         model_version: _model_version_pb2.ModelVersion | None = ...,
+        model: _model_pb2.Model | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "model_version", b"model_version", "resource", b"resource", "route", b"route"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "model", b"model", "model_version", b"model_version", "resource", b"resource", "route", b"route"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "model_version", b"model_version", "resource", b"resource", "route", b"route"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "model", b"model", "model_version", b"model_version", "resource", b"resource", "route", b"route"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["route", "deployment", "model_version"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["route", "deployment", "model_version", "model"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 

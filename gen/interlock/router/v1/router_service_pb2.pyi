@@ -50,6 +50,10 @@ class _RouterErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rou
     """UNAVAILABLE: the router has not had a configuration yet."""
     ROUTER_ERROR_REASON_INVALID_MODEL_OUTPUT: _RouterErrorReason.ValueType  # 10
     """INTERNAL: the model answered something that its signature does not allow."""
+    ROUTER_ERROR_REASON_OUTPUT_NOT_FOUND: _RouterErrorReason.ValueType  # 11
+    """NOT_FOUND: a requested output is none of the signature's."""
+    ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED: _RouterErrorReason.ValueType  # 12
+    """RESOURCE_EXHAUSTED: the process answers as many calls as it may; RetryInfo says when to try again."""
 
 class RouterErrorReason(_RouterErrorReason, metaclass=_RouterErrorReasonEnumTypeWrapper):
     """Lists why the router refuses or fails a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -76,6 +80,10 @@ ROUTER_ERROR_REASON_NO_CONFIGURATION: RouterErrorReason.ValueType  # 9
 """UNAVAILABLE: the router has not had a configuration yet."""
 ROUTER_ERROR_REASON_INVALID_MODEL_OUTPUT: RouterErrorReason.ValueType  # 10
 """INTERNAL: the model answered something that its signature does not allow."""
+ROUTER_ERROR_REASON_OUTPUT_NOT_FOUND: RouterErrorReason.ValueType  # 11
+"""NOT_FOUND: a requested output is none of the signature's."""
+ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED: RouterErrorReason.ValueType  # 12
+"""RESOURCE_EXHAUSTED: the process answers as many calls as it may; RetryInfo says when to try again."""
 Global___RouterErrorReason: _TypeAlias = RouterErrorReason  # noqa: Y015
 
 @_typing.final

@@ -1,0 +1,159 @@
+"""Commands about deployments and the traffic between them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
+
+import typer
+from interlock.registry.v1 import deployment_pb2, route_pb2
+
+from interlock_cli.commands.models import last_of
+from interlock_cli.commands.running import AsJson, Target, call
+from interlock_cli.errors import CommandFailed
+from interlock_cli.output import print_json, print_table, say
+from interlock_cli.wire_json import to_json
+from interlock_sdk.client import Client
+from interlock_sdk.deployments import DEFAULT_ENVIRONMENT, state_word
+
+_WHOLE_BASIS_POINTS: Final = 10_000
+
+Model = Annotated[str, typer.Argument(help="Id of the model.")]
+Environment = Annotated[str, typer.Option("--env", help="Environment.")]
+
+
+def deploy(
+    model: Model,
+    version: Annotated[str, typer.Argument(help="Id, semantic label or alias of the version.")],
+    *,
+    env: Environment = DEFAULT_ENVIRONMENT,
+    traffic: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Percent of the traffic once it is ready.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas.")] = 1,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until it is ready; 0 does not wait.")] = 60.0,
+    target: Target = "",
+) -> None:
+    """Load a version and, once it is ready, give it traffic."""
+
+    async def work(client: Client) -> deployment_pb2.Deployment:
+        made = await client.deployments.create(
+            model, version, environment=env, replicas=replicas, traffic_percent=traffic
+        )
+        say(f"{made.name} is {state_word(made)}")
+        if timeout == 0:
+            return made
+        return await client.deployments.wait_until_ready(made.name, timeout_s=timeout)
+
+    made = call(target, work)
+    if timeout:
+        say(f"{made.name} is {state_word(made)}")
+
+
+def deployments(
+    model: Annotated[str, typer.Argument(help="Id of a model; without it, all.")] = "",
+    env: Annotated[str, typer.Option("--env", help="Environment; without it, all.")] = "",
+    target: Target = "",
+    as_json: AsJson = False,
+) -> None:
+    """List deployments and what has become of them."""
+
+    async def work(client: Client) -> list[deployment_pb2.Deployment]:
+        return [found async for found in client.deployments.list(model, env)]
+
+    found = call(target, work)
+    if as_json:
+        print_json([to_json(deployment) for deployment in found])
+        return
+    rows = [
+        (last_of(d.name), d.model_version, d.environment, d.pool, str(d.replicas), state_word(d), d.state_message)
+        for d in found
+    ]
+    columns = ("deployment", "version", "environment", "pool", "replicas", "state", "message")
+    print_table(columns, rows, empty="nothing is deployed")
+
+
+def route(
+    model: Model,
+    weights: Annotated[
+        str, typer.Option("--set", help="New weights in percent by version or variant: v1=90,v2=10.", metavar="WEIGHTS")
+    ] = "",
+    env: Environment = DEFAULT_ENVIRONMENT,
+    target: Target = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show how a model's traffic is split, or split it anew."""
+    wanted = parse_weights(weights) if weights else {}
+
+    async def work(client: Client) -> tuple[route_pb2.Route, list[deployment_pb2.Deployment]]:
+        found = await client.routes.get(model, env)
+        if found is None:
+            raise CommandFailed(
+                f"{model} has no traffic in {env}", [f"`interlock deploy {model} VERSION` gives it some"]
+            )
+        deployed = [deployment async for deployment in client.deployments.list(model, env)]
+        if wanted:
+            found = (await client.routes.set_variants(found, new_variants(found, deployed, wanted))).route
+        return found, deployed
+
+    found, deployed = call(target, work)
+    if as_json:
+        print_json(to_json(found))
+        return
+    versions = {deployment.name: deployment.model_version for deployment in deployed}
+    rows = [
+        (
+            variant.name,
+            f"{variant.weight_basis_points / 100:g} %",
+            versions.get(variant.deployment, "-"),
+            variant.deployment,
+        )
+        for variant in found.variants
+    ]
+    print_table(("variant", "weight", "version", "deployment"), rows, empty=f"{found.name} has no variants")
+
+
+def parse_weights(text: str) -> dict[str, int]:
+    """Return basis points by variant or version, from `v1=90,v2=10`; raises CommandFailed."""
+    weights: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, percent = part.partition("=")
+        if name.strip() in weights:
+            raise CommandFailed(f"--set: {name.strip()!r} is named twice")
+        weights[name.strip()] = _basis_points(part, percent)
+    total = sum(weights.values())
+    if total != _WHOLE_BASIS_POINTS:
+        raise CommandFailed(f"--set: want weights that add up to 100, got {total / 100:g}")
+    return weights
+
+
+def new_variants(
+    route: route_pb2.Route, deployed: Sequence[deployment_pb2.Deployment], weights: Mapping[str, int]
+) -> list[route_pb2.Variant]:
+    """Return the variants with these weights; a variant keeps its name. Raises CommandFailed for a name that is none."""
+    named = {variant.deployment: variant.name for variant in route.variants}
+    variants = []
+    for wanted, weight in weights.items():
+        deployment = _find(wanted, named, deployed)
+        name = named.get(deployment.name) or f"v{last_of(deployment.model_version)}"
+        variants.append(route_pb2.Variant(name=name, deployment=deployment.name, weight_basis_points=weight))
+    return variants
+
+
+def _find(
+    wanted: str, named: Mapping[str, str], deployed: Sequence[deployment_pb2.Deployment]
+) -> deployment_pb2.Deployment:
+    for deployment in deployed:
+        version = last_of(deployment.model_version)
+        if wanted in (named.get(deployment.name), last_of(deployment.name), version, f"v{version}"):
+            return deployment
+    known = [named.get(d.name) or f"v{last_of(d.model_version)}" for d in deployed]
+    raise CommandFailed(f"--set: no variant, version or deployment is {wanted!r}", [f"there are: {', '.join(known)}"])
+
+
+def _basis_points(part: str, percent: str) -> int:
+    try:
+        value = float(percent)
+    except ValueError:
+        raise CommandFailed(f"--set: want NAME=PERCENT, got {part!r}") from None
+    if not 0 <= value <= 100:
+        raise CommandFailed(f"--set: want 0 to 100 percent, got {part!r}")
+    return round(value * 100)

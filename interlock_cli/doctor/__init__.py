@@ -1,0 +1,1 @@
+"""`interlock doctor`: what is wrong on this machine, and what to do about each."""

@@ -1,0 +1,49 @@
+"""The `interlock` command."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NoReturn
+
+import click
+import typer
+
+from interlock_cli.commands import audit, demo, models, predict, routes, stack
+from interlock_cli.errors import CommandFailed
+from interlock_cli.output import print_failure
+
+_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="interlock",
+    help="Serve models on this machine, and talk to any Interlock through its edge.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
+    "This machine": (stack.up, demo.demo, stack.status, stack.restart, stack.down, stack.logs, stack.doctor),
+    "Models": (predict.predict, models.models, models.versions, models.register),
+    "Traffic": (routes.deploy, routes.deployments, routes.route),
+}
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(audit.app, name="audit", rich_help_panel="Traffic")
+
+
+def main() -> NoReturn:
+    """Run the command that the arguments name; a failure is one readable line and an exit code."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except CommandFailed as error:
+        print_failure(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough.
+        sys.stderr.close()
+        sys.exit(0)

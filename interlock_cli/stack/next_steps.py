@@ -1,0 +1,49 @@
+"""What to try once the stack serves."""
+
+import json
+from typing import Any, Final
+
+from interlock_cli.output import say
+from interlock_cli.settings import StackSettings
+from interlock_cli.stack.plan import edge_address
+from interlock_cli.stack.state_folder import StateFolder
+
+# A flight of the demo's data: JetBlue from New York to Los Angeles, Friday 6 September 2013, 17 h.
+DEMO_MODEL: Final = "flight-delay"
+DEMO_FEATURES: Final[dict[str, Any]] = {
+    "carrier": "B6",
+    "origin": "JFK",
+    "dest": "LAX",
+    "sched_dep_hour": 17,
+    "month": 9,
+    "weekday": 5,
+    "distance": 2475,
+}
+
+
+def print_next_steps(settings: StackSettings, folder: StateFolder, *, demo: bool) -> None:
+    """Print the addresses, and three commands that work as they stand."""
+    address = edge_address(settings)
+    say(f"\nREST, gRPC and gRPC-Web  http://{address}")
+    say(f"logs                     {folder.logs}")
+    say("\ntry:\n")
+    for command in _demo_commands(address) if demo else _plain_commands(address):
+        say(f"  {command}")
+    say("\nCtrl-C drains and stops")
+
+
+def _demo_commands(address: str) -> tuple[str, ...]:
+    body = {"model": DEMO_MODEL, "features": DEMO_FEATURES, "user_id": "u-42"}
+    return (
+        f"curl {address}/v1/predict -H 'content-type: application/json' -d '{_compact(body)}'",
+        f"interlock predict {DEMO_MODEL} --user-id u-42 --features '{_compact(DEMO_FEATURES)}'",
+        f"interlock route {DEMO_MODEL}",
+    )
+
+
+def _plain_commands(address: str) -> tuple[str, ...]:
+    return (f"curl -i {address}/health/ready", "interlock status", "interlock demo")
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

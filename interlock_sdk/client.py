@@ -1,0 +1,113 @@
+"""The client of Interlock's public API: everything goes through the edge, one address.
+
+    async with connect("localhost:8080") as client:
+        await client.artifacts.upload(Path("model.onnx"))
+        version = await client.models.register("fraud", version)
+        answer = await client.predict("fraud", {"amount": 12.5, "country": "NO"}, user_id="u-42")
+
+Calls that change something carry an idempotency key, so the one retry that the channel makes when nothing answered cannot
+happen twice. Every failure is a `CallError`.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from interlock.router.v1 import prediction_pb2, router_service_pb2_grpc
+from interlock.router.v1 import router_service_pb2 as pb
+
+from interlock_sdk.artifacts import Artifacts
+from interlock_sdk.audit import Audit
+from interlock_sdk.channel import Caller, open_caller
+from interlock_sdk.deployments import Deployments, Routes
+from interlock_sdk.errors import CallError, call_error_from_status
+from interlock_sdk.models import Models
+from interlock_sdk.values import Value, values_to_proto
+
+DEFAULT_TARGET = "localhost:8080"
+DEFAULT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one row is predicted from; the same `user_id` meets the same variant."""
+
+    features: Mapping[str, Value]
+    user_id: str = ""
+    entities: Mapping[str, str] = field(default_factory=dict)
+
+
+class Client:
+    """Predicts, and keeps models, deployments and routes. Made by `connect`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._router = router_service_pb2_grpc.RouterServiceStub(caller.channel)
+        self.artifacts = Artifacts(caller)
+        self.models = Models(caller)
+        self.deployments = Deployments(caller)
+        self.routes = Routes(caller)
+        self.audit = Audit(caller)
+
+    async def predict(
+        self,
+        model: str,
+        features: Mapping[str, Value],
+        *,
+        user_id: str = "",
+        entities: Mapping[str, str] | None = None,
+        version: str = "",
+        include_probabilities: bool = False,
+    ) -> prediction_pb2.Prediction:
+        """Predicts one row. `version` pins a deployed version; without it the route chooses."""
+        request = pb.PredictRequest(
+            model=model,
+            features=values_to_proto(features),
+            entities=entities,
+            user_id=user_id,
+            version=version,
+            include_probabilities=include_probabilities,
+        )
+        return (await self._caller.call(self._router.Predict, request)).prediction
+
+    async def predict_rows(
+        self, model: str, rows: Sequence[Row], *, version: str = "", include_probabilities: bool = False
+    ) -> list[prediction_pb2.Prediction | CallError]:
+        """Predicts 1 to 1,000 rows; each has a prediction or the error that is its own, in the order asked."""
+        request = pb.PredictRowsRequest(
+            model=model,
+            rows=[_row_to_proto(row) for row in rows],
+            version=version,
+            include_probabilities=include_probabilities,
+        )
+        response = await self._caller.call(self._router.PredictRows, request)
+        return [_result_from_proto(result) for result in response.results]
+
+
+@asynccontextmanager
+async def connect(
+    target: str = DEFAULT_TARGET,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> AsyncIterator[Client]:
+    """Opens a client for as long as the context lasts; no call is made yet.
+
+    Args:
+        target: host and port of the edge.
+        credentials: for TLS; without them the connection is plain.
+        timeout_s: limit of each call. Uploads have none.
+    """
+    async with open_caller(target, credentials, timeout_s) as caller:
+        yield Client(caller)
+
+
+def _row_to_proto(row: Row) -> pb.PredictRow:
+    return pb.PredictRow(features=values_to_proto(row.features), entities=row.entities, user_id=row.user_id)
+
+
+def _result_from_proto(result: pb.PredictRowResult) -> prediction_pb2.Prediction | CallError:
+    if result.WhichOneof("result") == "error":
+        return call_error_from_status(result.error)
+    return result.prediction

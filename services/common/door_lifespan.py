@@ -1,0 +1,76 @@
+"""Starts and stops a whole service as an ASGI application's lifespan, and sends its requests to the door."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import structlog
+
+from services.common.door_asgi import AsgiDoor, Scope, Send
+from services.common.door_sweeper import Receive, Sweeper
+from services.common.edge.settings import DoorSettings, forget_embedding
+from services.common.logs import configure_logs
+from services.common.server import Build, serving
+from services.common.settings import SettingsT, read_settings
+from services.common.tasks import spawn
+
+OpenDoor = Callable[[], AbstractAsyncContextManager[AsgiDoor]]
+
+
+class DoorApp:
+    """The ASGI application: a service that is open exactly while the lifespan lasts."""
+
+    def __init__(self, open_door: OpenDoor) -> None:
+        self._open_door = open_door
+        self._door: AsgiDoor | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http" and self._door is not None:
+            await self._door.answer(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        phase = "startup"
+        try:
+            async with self._open_door() as self._door:
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                phase = "shutdown"
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the server must hear of it and end
+            structlog.get_logger("door").error("service_failed", phase=phase, exc_info=error)
+            await send({"type": f"lifespan.{phase}.failed", "message": "the service failed; its log says why"})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorApp:
+    """Return service `name` as the application that Envoy imports.
+
+    Its lifespan runs the whole service: everything that is not hot on the Unix socket that the launcher named.
+    """
+
+    @asynccontextmanager
+    async def open_door() -> AsyncIterator[AsgiDoor]:
+        forget_embedding()
+        settings = read_settings(kind)
+        configure_logs(name, form=settings.log_format, level=settings.log_level)
+        address = f"unix:{read_settings(DoorSettings).door_socket}"
+        async with serving(name, settings, build, [address]) as service, _sweeping() as sweeper:
+            yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
+
+    return DoorApp(open_door)
+
+
+@asynccontextmanager
+async def _sweeping() -> AsyncIterator[Sweeper]:
+    sweeper = Sweeper()
+    task = spawn(sweeper.run(), "door-sweeper")
+    try:
+        yield sweeper
+    finally:
+        task.cancel()

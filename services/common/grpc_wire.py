@@ -1,0 +1,119 @@
+"""gRPC on the wire, for the door that has no gRPC library under it: frames, time-outs, status headers."""
+
+import base64
+import re
+import zlib
+from typing import Final
+
+from google.rpc.status_pb2 import Status
+
+from services.common.errors import (
+    MALFORMED_REQUEST,
+    MESSAGE_TOO_LARGE,
+    InvalidArgument,
+    ResourceExhausted,
+    Unimplemented,
+)
+
+Header = tuple[bytes, bytes]
+
+FRAME_HEADER_BYTES: Final = 5
+CONTENT_TYPE: Final[Header] = (b"content-type", b"application/grpc")
+ACCEPT_ENCODING: Final[Header] = (b"grpc-accept-encoding", b"identity,deflate,gzip")
+STATUS_OK: Final[Header] = (b"grpc-status", b"0")
+
+_TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
+_UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+# zlib's window arguments: 31 reads a gzip header, 15 a zlib one (which is what HTTP calls deflate).
+_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+
+
+def parse_timeout(value: str) -> float | None:
+    """Return the seconds of a `grpc-timeout` header, None when there is none; raises InvalidArgument."""
+    if not value:
+        return None
+    match = _TIMEOUT.fullmatch(value)
+    if match is None:
+        raise InvalidArgument(
+            "grpc-timeout: want up to 8 digits and one of H M S m u n, got something else", reason=MALFORMED_REQUEST
+        )
+    return int(match[1]) * _UNIT_S[match[2]]
+
+
+def is_grpc_content_type(value: str) -> bool:
+    """Return whether a content type is gRPC with protobuf messages."""
+    return value.partition(";")[0].strip() in {"application/grpc", "application/grpc+proto"}
+
+
+def unframe(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+    """Return the one message of a unary request's body, decompressed.
+
+    Raises InvalidArgument for broken frames, ResourceExhausted past `limit_bytes` of message, Unimplemented for a
+    compression that this door does not know.
+    """
+    if len(body) < FRAME_HEADER_BYTES:
+        raise _malformed(f"want one message with a header of 5 bytes, got {len(body)} bytes")
+    flag, size_bytes = body[0], int.from_bytes(body[1:FRAME_HEADER_BYTES], "big")
+    held_bytes = len(body) - FRAME_HEADER_BYTES
+    if size_bytes > held_bytes:
+        raise _malformed(f"the message says {size_bytes} bytes, {held_bytes} came")
+    if size_bytes < held_bytes:
+        raise _malformed("want exactly one message, got more")
+    if flag > 1:
+        raise _malformed(f"the compressed flag must be 0 or 1, got {flag}")
+    message = body[FRAME_HEADER_BYTES:]
+    return _decompress(message, encoding, limit_bytes) if flag else message
+
+
+def frame(message: bytes) -> bytes:
+    """Return a message with its header, uncompressed: the transcoder does not decompress answers."""
+    return b"\x00" + len(message).to_bytes(4, "big") + message
+
+
+def status_headers(status: Status) -> list[Header]:
+    """Return grpc-status, grpc-message and grpc-status-details-bin for a status."""
+    return [
+        (b"grpc-status", str(status.code).encode()),
+        (b"grpc-message", percent_encode(status.message)),
+        # grpcio sends the details without padding; a decoder must take both.
+        (b"grpc-status-details-bin", base64.b64encode(status.SerializeToString()).rstrip(b"=")),
+    ]
+
+
+def percent_encode(text: str) -> bytes:
+    """Return UTF-8 as grpc-message wants it: printable ASCII as it is, `%` and everything else as %XX."""
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text.encode()
+    return b"".join(
+        bytes((byte,)) if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in text.encode()
+    )
+
+
+def too_large(what: str, limit_bytes: int) -> ResourceExhausted:
+    """Return the error for a message past the limit; no retry delay, for it will never fit."""
+    return ResourceExhausted(
+        f"{what} is larger than the limit of {limit_bytes} bytes",
+        reason=MESSAGE_TOO_LARGE,
+        metadata={"limit_bytes": str(limit_bytes)},
+    )
+
+
+def _decompress(message: bytes, encoding: str, limit_bytes: int) -> bytes:
+    if encoding in {"", "identity"}:
+        raise _malformed("the message is marked compressed, but no grpc-encoding came")
+    if encoding not in _WINDOW_BITS:
+        raise Unimplemented("grpc-encoding: want identity, gzip or deflate, got another", reason=MALFORMED_REQUEST)
+    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        plain = inflater.decompress(message, limit_bytes + 1)
+    except zlib.error:
+        raise _malformed(f"the message is not valid {encoding}") from None
+    if len(plain) > limit_bytes:
+        raise too_large("the request, decompressed,", limit_bytes)
+    if not inflater.eof or inflater.unused_data:
+        raise _malformed(f"the message is not one whole {encoding} stream")
+    return plain
+
+
+def _malformed(text: str) -> InvalidArgument:
+    return InvalidArgument(f"gRPC framing: {text}", reason=MALFORMED_REQUEST)

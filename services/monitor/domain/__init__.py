@@ -1,0 +1,1 @@
+"""What the monitor knows of predictions, without transport or store."""

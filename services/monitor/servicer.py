@@ -1,0 +1,119 @@
+"""The monitor's methods."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from interlock.monitor.v1 import monitor_service_pb2 as pb
+from interlock.monitor.v1alpha1 import (
+    alert_service_pb2,
+    analysis_service_pb2,
+    feedback_service_pb2,
+    monitoring_policy_service_pb2,
+    prediction_log_service_pb2,
+    report_service_pb2,
+    verdict_service_pb2,
+)
+
+from services.common.call import Binding, Call
+from services.common.errors import DRAINING, Unavailable
+from services.common.unimplemented import unimplemented_bindings
+from services.monitor.convert import (
+    batch_from_proto,
+    counts_to_proto,
+    model_filter_from_proto,
+    sequence_refusal,
+)
+from services.monitor.domain.event_stream import EventStream, SequenceBroken, StreamTotals
+from services.monitor.domain.prediction_counts import PredictionCounts
+
+MONITOR_SERVICE = "interlock.monitor.v1.MonitorService"
+
+
+class MonitorServicer:
+    """Takes prediction events and tells what it has counted."""
+
+    def __init__(self, counts: PredictionCounts, totals: StreamTotals, draining: asyncio.Event) -> None:
+        self._counts = counts
+        self._totals = totals
+        self._draining = draining
+
+    async def RecordPredictions(
+        self, requests: AsyncIterator[pb.RecordPredictionsRequest], call: Call
+    ) -> pb.RecordPredictionsResponse:
+        """Count batches until the router ends the stream, or the process drains."""
+        stream = EventStream(self._totals)
+        self._totals.open_stream_count += 1
+        try:
+            async for request in _until(self._draining, requests):
+                self._take(stream, request)
+        finally:
+            self._totals.open_stream_count -= 1
+        return pb.RecordPredictionsResponse(prediction_count=stream.prediction_count)
+
+    async def GetPredictionCounts(
+        self, request: pb.GetPredictionCountsRequest, call: Call
+    ) -> pb.GetPredictionCountsResponse:
+        """Return the counts of one model, or of all."""
+        model = model_filter_from_proto(request)
+        return counts_to_proto(self._counts.of_model(model), self._totals.dropped_count)
+
+    def _take(self, stream: EventStream, request: pb.RecordPredictionsRequest) -> None:
+        batch = batch_from_proto(request)
+        try:
+            stream.take(request.sequence, batch.prediction_count if batch else 0, request.dropped_count)
+        except SequenceBroken as error:
+            raise sequence_refusal(str(error)) from None
+        if batch is not None:
+            self._counts.add(batch.key, ok_count=batch.ok_count, error_count=batch.error_count)
+
+
+def monitor_bindings(servicer: MonitorServicer) -> tuple[Binding, ...]:
+    """Return the bindings of all services of the contract."""
+    return (
+        Binding(MONITOR_SERVICE, servicer),
+        *unimplemented_bindings(
+            alert_service_pb2.DESCRIPTOR,
+            analysis_service_pb2.DESCRIPTOR,
+            feedback_service_pb2.DESCRIPTOR,
+            monitoring_policy_service_pb2.DESCRIPTOR,
+            prediction_log_service_pb2.DESCRIPTOR,
+            report_service_pb2.DESCRIPTOR,
+            verdict_service_pb2.DESCRIPTOR,
+        ),
+    )
+
+
+async def _until(
+    draining: asyncio.Event, requests: AsyncIterator[pb.RecordPredictionsRequest]
+) -> AsyncIterator[pb.RecordPredictionsRequest]:
+    """Yield messages until the caller ends the stream; raises Unavailable once the process drains.
+
+    An open stream would hold the server's stop for its whole grace.
+    """
+    drained = asyncio.ensure_future(draining.wait())
+    following: asyncio.Future[pb.RecordPredictionsRequest | None] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(_next(requests))
+            await asyncio.wait((following, drained), return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                raise Unavailable("the process is draining; send to another one", reason=DRAINING)
+            request = following.result()
+            if request is None:
+                return
+            yield request
+    finally:
+        await _cancel(drained)
+        if following is not None:
+            # Awaited, for the stream cannot be closed while a task still reads from it.
+            await _cancel(following)
+
+
+async def _next(requests: AsyncIterator[pb.RecordPredictionsRequest]) -> pb.RecordPredictionsRequest | None:
+    return await anext(requests, None)
+
+
+async def _cancel(future: "asyncio.Future[Any]") -> None:
+    future.cancel()
+    await asyncio.wait((future,))

@@ -1,0 +1,1 @@
+"""The registry's rules in its own nouns: no transport, no stub, no database."""

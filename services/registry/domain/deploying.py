@@ -1,0 +1,157 @@
+"""Deployments: asked for, reported on by replicas, taken away."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from services.common import names
+from services.common.errors import Violation
+from services.registry.domain.bucket import BUCKET_COUNT
+from services.registry.domain.catalog import check_etag, refuse_clash, require, resolve_version
+from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, InvalidRequest, NotActedUpon
+from services.registry.domain.ports import Change, Scope, Selection
+from services.registry.domain.replica import ReplicaReport, State
+from services.registry.domain.resource import (
+    DEFAULT_POOL,
+    Batching,
+    Deployment,
+    DeviceClass,
+    Environment,
+    ModelVersion,
+    Route,
+)
+from services.registry.domain.traffic import VARIANT_LIMIT, give_pending_share
+
+REPLICA_LIMIT: Final = 1_000
+BATCH_SIZE_LIMIT: Final = 8_192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployOrder:
+    """What somebody wants deployed; `share` is in basis points, None the default. Ids, not names."""
+
+    model: str
+    version: str
+    environment: str
+    pool: str
+    replicas: int
+    device_class: DeviceClass
+    batching: Batching | None
+    share: int | None
+    deployment_id: str = ""
+
+
+async def deploy(change: Change, order: DeployOrder) -> Deployment:
+    """Ask that a version be loaded; the replicas of its pool hear of it at once."""
+    version = await resolve_version(change, names.VERSION.format(order.model, order.version))
+    await require(change, Environment, names.ENVIRONMENT.format(order.environment))
+    if version.fetched_features:
+        feature = version.fetched_features[0]
+        raise NotActedUpon("version", f"its feature {feature} comes from a feature view, which is not served")
+    siblings = await change.list(Deployment, Selection(model=version.model, environment=order.environment))
+    _refuse_double(version, order.pool, siblings)
+    deployment = Deployment(
+        name=_deployment_name(order, version),
+        model_version=version.name,
+        environment=order.environment,
+        pool=order.pool,
+        replicas=order.replicas,
+        device_class=order.device_class,
+        batching=order.batching,
+        pending_weight=_promise(order.share, siblings),
+        creator=change.author.principal,
+        create_time=change.now,
+        update_time=change.now,
+        etag=change.etag,
+    )
+    await refuse_clash(change, deployment.name)
+    for scope in await _scopes_of_nobody_else(change, deployment):
+        await change.tell(version, scope)
+    await change.put(deployment)
+    return deployment
+
+
+def _refuse_double(version: ModelVersion, pool: str, siblings: Sequence[Deployment]) -> None:
+    for other in siblings:
+        if (other.model_version, other.pool) == (version.name, pool):
+            raise AlreadyDeployed(version.name, other.name)
+
+
+def _deployment_name(order: DeployOrder, version: ModelVersion) -> str:
+    deployment_id = order.deployment_id or "-".join(
+        [order.model, version.version_id, order.environment, *([order.pool] if order.pool != DEFAULT_POOL else [])]
+    )
+    wrong = names.id_violation(deployment_id, "deployment_id")
+    if wrong is not None:
+        raise InvalidRequest([Violation(wrong.field, f"{wrong.description}; choose an id yourself")])
+    return names.DEPLOYMENT.format(deployment_id)
+
+
+def _promise(share: int | None, siblings: Sequence[Deployment]) -> int | None:
+    if not siblings:
+        # The only one that can answer gets everything, unless it is to get nothing.
+        return None if share == 0 else BUCKET_COUNT
+    if not share:
+        return None
+    if sum(1 for other in siblings if other.pending_weight) >= VARIANT_LIMIT:
+        wrong = Violation("traffic_percent", f"want none while {VARIANT_LIMIT} others wait for theirs, got a share")
+        raise InvalidRequest([wrong])
+    return share
+
+
+async def delete_deployment(change: Change, name: str, etag: str) -> None:
+    """Ask that a version be unloaded; a route that gives it traffic stands in the way, one without weight forgets it."""
+    deployment = await require(change, Deployment, name)
+    check_etag(name, deployment.etag, etag)
+    route = await change.find(Route, deployment.route)
+    if route is not None:
+        await _leave_route(change, deployment, route)
+    await change.delete(deployment)
+    version = await require(change, ModelVersion, deployment.model_version)
+    for scope in await _scopes_of_nobody_else(change, deployment):
+        await change.tell(version, scope, gone=True)
+
+
+async def _leave_route(change: Change, deployment: Deployment, route: Route) -> None:
+    weight = sum(variant.weight for variant in route.variants if variant.deployment == deployment.name)
+    if weight:
+        raise DeploymentInUse(deployment.name, route.name, weight)
+    kept = tuple(variant for variant in route.variants if variant.deployment != deployment.name)
+    if kept != route.variants:
+        await change.put(replace(route, variants=kept, update_time=change.now, etag=change.etag))
+
+
+async def _scopes_of_nobody_else(change: Change, deployment: Deployment) -> list[Scope]:
+    """Return those scopes of a deployment in which no other deployment holds its version."""
+    others = await change.list(Deployment, Selection(model_version=deployment.model_version))
+    others = [other for other in others if other.name != deployment.name]
+    found = []
+    if all(other.environment != deployment.environment for other in others):
+        found.append(Scope(environment=deployment.environment))
+    if all(other.pool != deployment.pool for other in others):
+        found.append(Scope(pool=deployment.pool))
+    return found
+
+
+async def take_report(change: Change, report: ReplicaReport) -> None:
+    """Take what a replica says; a deployment that is READY for the first time gets its promised share.
+
+    A deployment that is gone is left out: the replica has not heard of that yet.
+    """
+    found = [await change.find(Deployment, name) for name in report.states]
+    known = [deployment for deployment in found if deployment is not None]
+    wrong = [
+        Violation("reports", f"want deployments of the pool {report.pool}, got {other.name} of {other.pool}")
+        for other in known
+        if other.pool != report.pool
+    ]
+    if wrong:
+        raise InvalidRequest(wrong)
+    states = {deployment.name: report.states[deployment.name] for deployment in known}
+    await change.keep_report(replace(report, states=states))
+    if report.draining:
+        return
+    for deployment in sorted(known, key=lambda each: each.create_time):
+        if states[deployment.name][0] is State.READY and deployment.pending_weight is not None:
+            # Read again: a share that was given a moment ago shrinks older promises.
+            await give_pending_share(change, await require(change, Deployment, deployment.name))

@@ -1,0 +1,209 @@
+"""What the registry refuses and why; `reason` is a value of the contract's RegistryErrorReason."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from services.common.errors import (
+    DEPENDENCY_UNAVAILABLE,
+    DRAINING,
+    INVALID_FIELD,
+    Aborted,
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+    Violation,
+    echo,
+)
+
+INVALID_SIGNATURE: Final = "INVALID_SIGNATURE"
+SIGNATURE_FIELD: Final = "model_version.signature"
+_NEXT_ATTEMPT_S: Final = 1.0
+
+
+class InvalidRequest(InvalidArgument):
+    """One or more fields break the contract; all of them are listed."""
+
+    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(
+            f"{first.field}: {first.description}{more}",
+            reason=reason,
+            metadata={"field": first.field},
+            violations=violations,
+        )
+
+
+def refuse(violations: Sequence[Violation]) -> None:
+    """Raise InvalidRequest when there is a violation; its reason is INVALID_SIGNATURE when all are the signature's."""
+    if not violations:
+        return
+    of_signature = all(wrong.field.startswith(SIGNATURE_FIELD) for wrong in violations)
+    raise InvalidRequest(violations, INVALID_SIGNATURE if of_signature else INVALID_FIELD)
+
+
+class ResourceNotFound(NotFound):
+    """No resource of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
+
+
+class ResourceExists(AlreadyExists):
+    """The id is taken, maybe by one that differs in case only."""
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(
+            f"{echo(holder)} exists already; choose an id that differs in more than case",
+            reason="RESOURCE_EXISTS",
+            metadata={"name": name, "holder": holder},
+        )
+
+
+class EtagMismatch(Aborted):
+    """Somebody changed the resource since the caller read it."""
+
+    def __init__(self, name: str, want: str, got: str) -> None:
+        super().__init__(
+            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"name": name, "etag": want},
+        )
+
+
+class ArtifactIncomplete(FailedPrecondition):
+    """A version names content that has not been uploaded."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        more = f" and {len(digests) - 1} more" if len(digests) > 1 else ""
+        super().__init__(
+            f"the artifact {digests[0]}{more} is not complete; upload it first",
+            reason="ARTIFACT_INCOMPLETE",
+            metadata={"digest": digests[0], "count": str(len(digests))},
+        )
+
+
+class DigestMismatch(DataLoss):
+    """Content does not have the digest that names it."""
+
+    def __init__(self, digest: str, message: str) -> None:
+        super().__init__(message, reason="DIGEST_MISMATCH", metadata={"digest": digest})
+
+
+class WrongOffset(InvalidArgument):
+    """An upload does not go on where it stopped."""
+
+    def __init__(self, got: int, received_bytes: int) -> None:
+        description = f"want 0 or {received_bytes}, where the upload stopped; got {got}"
+        super().__init__(
+            f"start.offset_bytes: {description}",
+            reason="WRONG_OFFSET",
+            metadata={"received_bytes": str(received_bytes)},
+            violations=[Violation("start.offset_bytes", description)],
+        )
+
+
+class UploadBusy(Unavailable):
+    """Another process takes the same upload at the moment."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(
+            f"the artifact {digest} is being uploaded by somebody else; ask again in a moment",
+            reason=DEPENDENCY_UNAVAILABLE,
+            metadata={"digest": digest},
+            retry_after_s=_NEXT_ATTEMPT_S,
+        )
+
+
+class UploadTakenOver(InvalidArgument):
+    """A later stream goes on with this upload; what this one sends no longer follows what is stored."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(
+            f"a later stream has taken over the upload of {digest}", reason="WRONG_OFFSET", metadata={"digest": digest}
+        )
+
+
+class StorageFull(ResourceExhausted):
+    """The disk is full; reads go on, and writes once there is room."""
+
+    def __init__(self) -> None:
+        super().__init__("the registry's disk is full; make room and try again", reason="STORAGE_FULL")
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the registry's database does not answer; try again",
+            reason=DEPENDENCY_UNAVAILABLE,
+            retry_after_s=_NEXT_ATTEMPT_S,
+        )
+
+
+class DeploymentInUse(FailedPrecondition):
+    """The deployment still has traffic."""
+
+    def __init__(self, name: str, route: str, weight_basis_points: int) -> None:
+        super().__init__(
+            f"{name} has {weight_basis_points / 100:g} % of the traffic of {route}; take that away first",
+            reason="DEPLOYMENT_IN_USE",
+            metadata={"name": name, "route": route},
+        )
+
+
+class DeploymentNotReady(FailedPrecondition):
+    """A variant names a deployment that cannot answer for the route."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{echo(name)} {why}", reason="DEPLOYMENT_NOT_READY", metadata={"name": name})
+
+
+class AlreadyDeployed(FailedPrecondition):
+    """The version is deployed there already."""
+
+    def __init__(self, version: str, holder: str) -> None:
+        super().__init__(
+            f"{version} is deployed there already, as {holder}",
+            reason="ALREADY_DEPLOYED",
+            metadata={"model_version": version, "deployment": holder},
+        )
+
+
+class WatchTokenExpired(OutOfRange):
+    """The changes after the resume token are no longer kept."""
+
+    def __init__(self) -> None:
+        super().__init__("the resume token is too old; watch again without one", reason="WATCH_TOKEN_EXPIRED")
+
+
+class WatchEnded(Unavailable):
+    """The process drains; another one, or this one in a moment, goes on from the resume token."""
+
+    def __init__(self) -> None:
+        super().__init__("the registry is shutting down; watch again with the resume token", reason=DRAINING)
+
+
+class NotActedUpon(Unimplemented):
+    """The field is in the contract and not acted upon in this release."""
+
+    def __init__(self, field: str, what: str) -> None:
+        super().__init__(f"{field}: {what} in this release", reason="NOT_ACTED_UPON", metadata={"field": field})
+
+
+class RequestIdReused(AlreadyExists):
+    """The idempotency key was used with another body."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            "request_id: want a new UUID for a new request, got one that was used with another body",
+            reason="REQUEST_ID_REUSED",
+            metadata={"request_id": request_id},
+        )

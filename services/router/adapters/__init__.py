@@ -1,0 +1,1 @@
+"""What the router speaks to: inference replicas, the monitor, the registry's watch, Prometheus."""

@@ -1,0 +1,77 @@
+"""What a replica's failure means: to the caller, and to the question whether to try again."""
+
+from typing import Final
+
+import grpc
+from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from services.common.errors import (
+    DEADLINE_PASSED,
+    DEPENDENCY_UNAVAILABLE,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+    Violation,
+)
+from services.router.domain.failure import InvalidModelOutput
+
+# Refused before it was accepted: it may be sent again without having been run once.
+_NEVER_RAN: Final = frozenset({"VERSION_NOT_READY", "VERSION_NOT_LOADED", "DRAINING"})
+
+_BY_CODE: Final[dict[int, type[ServiceError]]] = {
+    Code.INVALID_ARGUMENT: InvalidArgument,
+    Code.FAILED_PRECONDITION: FailedPrecondition,
+    Code.RESOURCE_EXHAUSTED: ResourceExhausted,
+    Code.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Code.UNAVAILABLE: Unavailable,
+    # The version is gone from that replica; to our caller, who named no replica, it is not ready.
+    Code.NOT_FOUND: Unavailable,
+}
+
+
+class HopFailed(Unavailable):
+    """A replica or the stream to it failed; another one, or this one in a moment, may answer.
+
+    `ran` says whether the request may have reached a model.
+    """
+
+    def __init__(self, message: str, *, reason: str, ran: bool) -> None:
+        super().__init__(message, reason=reason)
+        self.ran = ran
+
+
+def stream_ended(*, ran: bool) -> HopFailed:
+    """Return the failure of a request whose stream ended before its answer."""
+    return HopFailed("the replica went away before it answered", reason=DEPENDENCY_UNAVAILABLE, ran=ran)
+
+
+def error_of(status: Status) -> ServiceError:
+    """Return a replica's status for one request as an error of ours, with its reason and details."""
+    info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    for detail in status.details:
+        for wanted in (info, bad_request, retry):
+            detail.Unpack(wanted)
+    reason = info.reason or DEPENDENCY_UNAVAILABLE
+    if status.code in (Code.UNAVAILABLE, Code.NOT_FOUND):
+        return HopFailed(status.message, reason=reason, ran=reason not in _NEVER_RAN)
+    if reason == "INVALID_MODEL_OUTPUT":
+        return InvalidModelOutput("other rows or shapes than its signature says")
+    if status.code not in _BY_CODE:
+        return ServiceError("the replica failed to answer", reason="INTERNAL")
+    return _BY_CODE[status.code](
+        status.message,
+        reason=info.reason or (DEADLINE_PASSED if status.code == Code.DEADLINE_EXCEEDED else reason),
+        metadata=info.metadata,
+        violations=[Violation(found.field, found.description) for found in bad_request.field_violations],
+        retry_after_s=retry.retry_delay.ToMilliseconds() / 1e3 if retry.HasField("retry_delay") else None,
+    )
+
+
+def is_expected_end(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a stream's end is part of life: the replica goes, restarts or lost the version."""
+    return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.NOT_FOUND)

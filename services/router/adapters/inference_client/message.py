@@ -1,0 +1,157 @@
+"""Messages of the coalescing stream: requests joined along the batch dimension, answers split by slicing."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from interlock.inference.v1 import inference_service_pb2 as inference_pb
+from interlock.types.v1 import tensor_pb2 as types_pb
+
+from services.common.errors import ServiceError
+from services.router.adapters.inference_client.failure import error_of
+from services.router.domain.failure import InvalidModelOutput
+from services.router.domain.ports import Job
+from services.router.domain.rejection import Reject
+from services.router.domain.tensor import Tensor, row_offsets, slice_rows
+
+ITEMS_PER_MESSAGE: Final = 1024
+# What a replica keeps for the way back, so that its own refusal arrives before our caller's deadline.
+_RETURN_S: Final = 0.005
+_LEAST_TIMEOUT_US: Final = 1000
+# Far more than the descriptions of an item's row take.
+_ITEM_OVERHEAD_BYTES: Final = 1024
+
+_PREFIX: Final = "DATA_TYPE_"
+_WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in types_pb.DataType.items()}
+_TYPE_NAME: Final = {number: name for name, number in _WIRE_TYPE.items()}
+
+Outcome = tuple[Tensor, ...] | ServiceError
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One request on its way; `deadline` in seconds of `time.monotonic()`."""
+
+    id: int
+    job: Job
+    deadline: float
+    traceparent: str
+    request_id: str
+    tenant: str
+    attempt: int
+    outcome: "asyncio.Future[tuple[Tensor, ...]]"
+    sent: bool = False
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """What requests must share to travel in one batch: trailing shapes and wanted outputs."""
+        return (*(tensor.shape[1:] for tensor in self.job.inputs), self.job.outputs)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in a message, never less."""
+        return _ITEM_OVERHEAD_BYTES + sum(len(tensor.data) for tensor in self.job.inputs)
+
+
+def batches(items: Sequence[Item], limit_bytes: int) -> Iterator[list[Item]]:
+    """Yield the items in groups that one message may hold; an item that fills a message alone goes alone."""
+    groups: dict[tuple[object, ...], list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    for group in groups.values():
+        yield from _cut(group, limit_bytes)
+
+
+def open_message(model: str, version: str, client_id: str) -> inference_pb.CoalescedInferRequest:
+    """Return the first message of a stream."""
+    opening = inference_pb.InferOpen(model=model, version=version, client_id=client_id)
+    return inference_pb.CoalescedInferRequest(open=opening)
+
+
+def batch_message(items: Sequence[Item], now: float) -> inference_pb.CoalescedInferRequest:
+    """Return the message of one batch that leaves at `now`."""
+    first = items[0].job
+    tensors = [
+        types_pb.Tensor(
+            name=tensor.name,
+            data_type=_WIRE_TYPE[tensor.data_type],
+            shape=(sum(item.job.rows for item in items), *tensor.shape[1:]),
+            data=tensor.data if len(items) == 1 else b"".join(item.job.inputs[index].data for item in items),
+        )
+        for index, tensor in enumerate(first.inputs)
+    ]
+    batch = inference_pb.InferBatch(items=[_item(item, now) for item in items], tensors=tensors, outputs=first.outputs)
+    return inference_pb.CoalescedInferRequest(batch=batch)
+
+
+def cancel_message(ids: Sequence[int]) -> inference_pb.CoalescedInferRequest:
+    """Return the message that takes requests back."""
+    return inference_pb.CoalescedInferRequest(cancel=inference_pb.InferCancel(ids=ids))
+
+
+def split_results(results: inference_pb.InferResults) -> list[tuple[int, int, Outcome]]:
+    """Return id, rows and outcome of each item: its slice of the tensors, or its error.
+
+    Tensors that do not have the rows that the items claim make every answer of the message unusable: nobody gets
+    another's rows.
+    """
+    answered = [item for item in results.items if not item.HasField("error")]
+    refused: list[tuple[int, int, Outcome]] = [
+        (item.id, 0, error_of(item.error)) for item in results.items if item.HasField("error")
+    ]
+    try:
+        return refused + _slices(answered, results.tensors)
+    except Reject as reject:
+        return refused + [(item.id, item.rows, InvalidModelOutput(str(reject))) for item in answered]
+
+
+def _cut(group: list[Item], limit_bytes: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    size_bytes = 0
+    for item in group:
+        if batch and (size_bytes + item.size_bytes > limit_bytes or len(batch) == ITEMS_PER_MESSAGE):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(item)
+        size_bytes += item.size_bytes
+    if batch:
+        yield batch
+
+
+def _item(item: Item, now: float) -> inference_pb.InferItem:
+    left_us = int((item.deadline - now - _RETURN_S) * 1e6)
+    return inference_pb.InferItem(
+        id=item.id,
+        rows=item.job.rows,
+        timeout_us=max(left_us, _LEAST_TIMEOUT_US),
+        traceparent=item.traceparent,
+        criticality=inference_pb.CRITICALITY_DEFAULT,
+        attempt=item.attempt,
+        tenant=item.tenant,
+        request_id=item.request_id,
+    )
+
+
+def _slices(
+    items: Sequence[inference_pb.InferItemResult], wire_tensors: Sequence[types_pb.Tensor]
+) -> list[tuple[int, int, Outcome]]:
+    tensors = [_tensor(tensor) for tensor in wire_tensors]
+    rows = sum(item.rows for item in items)
+    if any(not tensor.shape or tensor.shape[0] != rows for tensor in tensors):
+        raise Reject(f"want {rows} rows in every output, got another number")
+    offsets = [row_offsets(tensor) for tensor in tensors]
+    found: list[tuple[int, int, Outcome]] = []
+    first = 0
+    for item in items:
+        last = first + item.rows
+        mine = tuple(slice_rows(tensor, first, last, ends) for tensor, ends in zip(tensors, offsets, strict=True))
+        found.append((item.id, item.rows, mine))
+        first = last
+    return found
+
+
+def _tensor(tensor: types_pb.Tensor) -> Tensor:
+    if tensor.data_type not in _TYPE_NAME or tensor.data_type == types_pb.DATA_TYPE_UNSPECIFIED:
+        raise Reject("want a known data type in every output, got another")
+    return Tensor(tensor.name, _TYPE_NAME[tensor.data_type], tuple(tensor.shape), tensor.data)

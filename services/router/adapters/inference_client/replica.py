@@ -1,0 +1,182 @@
+"""One address of an inference replica: who is there, what it holds, and the streams to it.
+
+The process behind the address may be replaced at any time. Every connection is a channel of its own, dialled anew:
+the one to a draining process lives on until its answers are in, next to the one to its successor.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import structlog
+from interlock.inference.v1 import inference_service_pb2 as inference_pb
+from interlock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
+
+from services.common.tasks import spawn
+from services.router.adapters.inference_client.stream import InferStream, StreamOptions
+
+_LOG: Final = structlog.get_logger("replica")
+# The contract promises word once a second; a peer that is silent for this long has a blocked loop or a dead host.
+_SILENCE_S: Final = 5.0
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+# The longest deadline that a caller may have.
+_RETIRE_S: Final = 60.0
+
+VersionKey = tuple[str, str]
+Dial = Callable[[str], grpc.aio.Channel]
+
+
+class Connection:
+    """One channel to one process: its state as it tells it, and a stream for each version that is READY there."""
+
+    def __init__(self, channel: grpc.aio.Channel, options: StreamOptions, on_change: Callable[[], None]) -> None:
+        self._channel = channel
+        self._options = options
+        self._on_change = on_change
+        self._stub = InferenceServiceStub(channel)
+        self._work: set[asyncio.Task[None]] = set()
+        self._suspects: set[VersionKey] = set()
+        self.streams: dict[VersionKey, InferStream] = {}
+        self.answered = False
+        self.over = asyncio.Event()
+        """Set once nothing new should be sent here: the process drains, went away or fell silent."""
+
+    async def watch(self) -> None:
+        """Follow the process's state until it is over."""
+        try:
+            call = self._stub.WatchReplica(inference_pb.WatchReplicaRequest())
+            while True:
+                state = await asyncio.wait_for(call.read(), _SILENCE_S)
+                if not isinstance(state, inference_pb.WatchReplicaResponse):
+                    return
+                self._apply(state)
+        except TimeoutError:
+            _LOG.warning("replica_silent", seconds=_SILENCE_S)
+        except grpc.aio.AioRpcError as error:
+            _LOG.debug("replica_watch_ended", code=error.code().name)
+        finally:
+            self.finish()
+
+    def stream(self, key: VersionKey) -> InferStream | None:
+        """Return the stream for a version that is READY here, or None."""
+        found = self.streams.get(key)
+        usable = found is not None and not found.closed and key not in self._suspects and not self.over.is_set()
+        return found if usable else None
+
+    def suspect(self, key: VersionKey) -> None:
+        """Hold requests for a version back until the process says again that it is READY."""
+        self._suspects.add(key)
+
+    def finish(self) -> None:
+        """Send nothing new here."""
+        self.over.set()
+        for stream in self.streams.values():
+            stream.close()
+        self._on_change()
+
+    async def retire(self) -> None:
+        """Let the answers come in, then close the channel."""
+        self.finish()
+        streams = [task for task in self._work if not task.done()]
+        if streams:
+            await asyncio.wait(streams, timeout=_RETIRE_S)
+        await self._channel.close()
+
+    async def abort(self) -> None:
+        """Close the channel at once; whoever still waits gets a failure."""
+        self.finish()
+        await self._channel.close()
+
+    def _apply(self, state: inference_pb.WatchReplicaResponse) -> None:
+        self.answered = True
+        self._suspects.clear()
+        if state.draining:
+            self.finish()
+            return
+        ready = {
+            (version.model, version.version): version
+            for version in state.versions
+            if version.state == inference_pb.LOAD_STATE_READY
+        }
+        for key, version in ready.items():
+            self._stream_of(key).queue_time_us = version.queue_time_us
+        for key in self.streams.keys() - ready.keys():
+            self.streams.pop(key).close()
+        self._on_change()
+
+    def _stream_of(self, key: VersionKey) -> InferStream:
+        stream = self.streams.get(key)
+        if stream is None or stream.closed:
+            stream = self.streams[key] = InferStream(*key, self._options, self.finish)
+            task = spawn(stream.run(self._stub), f"infer-stream {key[0]}/{key[1]}")
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
+        return stream
+
+
+class Replica:
+    """An address, kept connected for as long as it runs."""
+
+    def __init__(self, address: str, dial: Dial, options: StreamOptions, on_change: Callable[[], None]) -> None:
+        self.address = address
+        self._dial = dial
+        self._options = options
+        self._on_change = on_change
+        self._connection: Connection | None = None
+        self._connections: set[Connection] = set()
+        self._hoped_since = time.monotonic()
+        self._last_ready: dict[VersionKey, float] = {}
+
+    async def run(self) -> None:
+        """Keep a connection to whatever process is behind the address."""
+        failures = 0
+        while True:
+            connection = Connection(self._dial(self.address), self._options, self._on_change)
+            self._connection = connection
+            self._connections.add(connection)
+            spawn(connection.watch(), f"watch {self.address}")
+            await connection.over.wait()
+            self._remember_ready()
+            spawn(self._retire(connection), f"retire {self.address}")
+            failures = 0 if connection.answered else failures + 1
+            await asyncio.sleep(_pause_s(failures))
+
+    async def close(self) -> None:
+        """Close every connection at once, those to processes that drain too."""
+        for connection in list(self._connections):
+            await connection.abort()
+
+    def stream(self, key: VersionKey) -> InferStream | None:
+        """Return the stream for a version that is READY here, or None."""
+        return None if self._connection is None else self._connection.stream(key)
+
+    def suspect(self, key: VersionKey) -> None:
+        """Hold requests for a version back until the process says again that it is READY."""
+        self._last_ready[key] = time.monotonic()
+        if self._connection is not None:
+            self._connection.suspect(key)
+
+    def last_hope(self, key: VersionKey) -> float:
+        """Return when the version was last READY here, or when the replica was first dialled; `time.monotonic()`."""
+        if self.stream(key) is not None:
+            return time.monotonic()
+        return self._last_ready.get(key, self._hoped_since)
+
+    async def _retire(self, connection: Connection) -> None:
+        await connection.retire()
+        self._connections.discard(connection)
+
+    def _remember_ready(self) -> None:
+        if self._connection is not None:
+            now = time.monotonic()
+            self._last_ready.update(dict.fromkeys(self._connection.streams, now))
+
+
+def _pause_s(failures: int) -> float:
+    # Full jitter, but never nothing: a refused connection fails within microseconds.
+    bound = min(_FIRST_PAUSE_S * 2**failures, _LONGEST_PAUSE_S)
+    return _FIRST_PAUSE_S / 5 if failures == 0 else random.uniform(_FIRST_PAUSE_S, bound)  # noqa: S311 - no secret

@@ -1,0 +1,93 @@
+"""Prediction events as columnar batches of the contract."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from interlock.monitor.v1 import prediction_event_pb2
+from interlock.types.v1 import tensor_pb2
+
+from services.router.domain.ports import PredictionEvent
+from services.router.domain.tensor import Tensor
+
+BATCH_ROWS_LIMIT: Final = 2048
+_PREFIX: Final = "DATA_TYPE_"
+_WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in tensor_pb2.DataType.items()}
+
+
+def event_bytes(event: PredictionEvent) -> int:
+    """Return about how much memory an event holds."""
+    return 256 * len(event.ids) + sum(len(tensor.data) for tensor in (*event.inputs, *event.outputs))
+
+
+def to_batches(
+    events: Iterable[PredictionEvent], environment: str, limit_bytes: int
+) -> Iterator[prediction_event_pb2.PredictionBatch]:
+    """Yield batches: one version, variant, epoch and tensor form each, of bounded rows and bytes."""
+    groups: dict[tuple[object, ...], list[PredictionEvent]] = {}
+    for event in events:
+        groups.setdefault(_key(event), []).append(event)
+    for group in groups.values():
+        for part in _cut(group, limit_bytes):
+            yield _batch(part, environment)
+
+
+def _key(event: PredictionEvent) -> tuple[object, ...]:
+    version = event.choice.target.version
+    forms = tuple((tensor.name, tensor.shape[1:]) for tensor in (*event.inputs, *event.outputs))
+    return (version.model, version.id, event.choice.variant, event.choice.epoch, forms)
+
+
+def _cut(group: Sequence[PredictionEvent], limit_bytes: int) -> Iterator[list[PredictionEvent]]:
+    part: list[PredictionEvent] = []
+    rows = size_bytes = 0
+    for event in group:
+        more_bytes = event_bytes(event)
+        if part and (rows + len(event.ids) > BATCH_ROWS_LIMIT or size_bytes + more_bytes > limit_bytes):
+            yield part
+            part, rows, size_bytes = [], 0, 0
+        part.append(event)
+        rows += len(event.ids)
+        size_bytes += more_bytes
+    if part:
+        yield part
+
+
+def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_event_pb2.PredictionBatch:
+    first = events[0]
+    names = sorted({event.principal for event in events})
+    index = {name: position for position, name in enumerate(names)}
+    batch = prediction_event_pb2.PredictionBatch(
+        model=first.choice.target.version.model,
+        version=first.choice.target.version.id,
+        variant=first.choice.variant,
+        environment=environment,
+        epoch=first.choice.epoch,
+        prediction_ids=b"".join(found.bytes for event in events for found in event.ids),
+        inputs=_joined([event.inputs for event in events]),
+        outputs=_joined([event.outputs for event in events]),
+        principal_names=names,
+    )
+    for event in events:
+        rows = len(event.ids)
+        batch.has_tensors.extend([bool(event.inputs)] * rows)
+        batch.statuses.extend([event.status] * rows)
+        batch.buckets.extend(event.buckets)
+        batch.principals.extend([index[event.principal]] * rows)
+        batch.degraded.extend(event.degraded)
+        batch.cached.extend([False] * rows)
+        batch.latencies_us.extend([event.latency_us] * rows)
+        batch.sampling_weights.extend([1.0] * rows)
+    return batch
+
+
+def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[tensor_pb2.Tensor]:
+    """Return the tensors of all blocks joined by rows; the blocks agree in everything but their rows."""
+    return [
+        tensor_pb2.Tensor(
+            name=pieces[0].name,
+            data_type=_WIRE_TYPE[pieces[0].data_type],
+            shape=(sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]),
+            data=b"".join(piece.data for piece in pieces),
+        )
+        for pieces in zip(*blocks, strict=True)
+    ]

@@ -1,0 +1,155 @@
+"""Composition root of the router: opens the adapters, builds the domain, binds the services."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import Any, Final
+
+import uuid_utils
+from inference import grpc_service_pb2 as oip_pb
+from interlock.monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
+from interlock.registry.v1 import control_service_pb2 as registry_pb
+from interlock.router.v1 import http_service_pb2, router_service_pb2
+
+from services.common.call import Binding
+from services.common.channels import open_stream_channel
+from services.common.health import WHOLE_SERVER
+from services.common.server import Runtime
+from services.common.watch import watch_registry
+from services.router.adapters.inference_client.pool import InferencePools
+from services.router.adapters.inference_client.stream import StreamOptions
+from services.router.adapters.metrics import EventMetrics, HopMetrics, PrometheusPredictions
+from services.router.adapters.monitor_client.event_queue import EventQueue
+from services.router.adapters.monitor_client.sender import EventSender
+from services.router.adapters.registry_client import RoutesFollower
+from services.router.domain.admission import Admission
+from services.router.domain.catalog import Catalog
+from services.router.domain.ports import Inference
+from services.router.domain.prediction import Predictor, RoutingTable
+from services.router.servicer.http import RouterHttpServicer
+from services.router.servicer.oip import OipServicer
+from services.router.servicer.router import RouterServicer
+from services.router.settings import Settings
+
+ROUTER: Final = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+HTTP: Final = http_service_pb2.DESCRIPTOR.services_by_name["RouterHttpService"].full_name
+OIP: Final = oip_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_PREDICTING: Final = frozenset({"Predict", "PredictRows"})
+_INFERRING: Final = frozenset({"ModelInfer"})
+
+
+@asynccontextmanager
+async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
+    """Open everything the router needs and yield its bindings; what was opened is closed in reverse."""
+    table = RoutingTable()
+    router_id = f"{socket.gethostname()}-{os.getpid()}"
+    for name in (WHOLE_SERVER, ROUTER, HTTP, OIP):
+        runtime.health.set(name, serving=False)
+    async with (
+        _watching(settings, runtime, table, router_id),
+        _inferring(settings, runtime, router_id) as inference,
+        _reporting(settings, runtime, router_id) as events,
+    ):
+        predictor = Predictor(
+            table=table,
+            inference=inference,
+            events=events,
+            metrics=PrometheusPredictions(runtime.registry),
+            admission=Admission(settings.calls_in_flight_limit),
+            new_id=uuid_utils.uuid7,
+        )
+        yield _bindings(predictor, Catalog(table, inference), runtime)
+
+
+def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
+    oip = OipServicer(predictor, catalog, _release())
+    http = RouterHttpServicer(predictor, catalog, oip, runtime.health)
+    return (
+        Binding(ROUTER, RouterServicer(predictor), hot=_PREDICTING),
+        Binding(HTTP, http, hot=_PREDICTING | _INFERRING),
+        Binding(OIP, oip, hot=_INFERRING),
+    )
+
+
+def _release() -> str:
+    try:
+        return metadata.version("interlock")
+    except metadata.PackageNotFoundError:
+        # Started from a source tree that nobody installed.
+        return "0.0.0"
+
+
+@asynccontextmanager
+async def _watching(
+    settings: Settings, runtime: Runtime[Settings], table: RoutingTable, router_id: str
+) -> AsyncIterator[None]:
+    def serve() -> None:
+        for name in (WHOLE_SERVER, ROUTER, HTTP, OIP):
+            runtime.health.set(name, serving=True)
+
+    request = registry_pb.WatchRequest(environment=settings.environment, watcher_id=router_id)
+    folder = settings.state_dir / "router"
+    async with watch_registry(
+        settings.registry_address, request, folder=folder, service="router", registry=runtime.registry
+    ) as watch:
+        follower = RoutesFollower(table, serve)
+        async with _running(runtime, follower.follow(watch), "follow-routes"):
+            yield
+
+
+@asynccontextmanager
+async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: str) -> AsyncIterator[Inference]:
+    metrics = HopMetrics(runtime.registry)
+    options = StreamOptions(
+        client_id=router_id,
+        gather_s=settings.gather_s,
+        message_limit_bytes=settings.message_limit_bytes,
+        on_sent=metrics.sent,
+    )
+    pools = InferencePools(
+        settings.pool_addresses(),
+        dial=lambda address: open_stream_channel(address, message_limit_bytes=settings.message_limit_bytes),
+        options=options,
+        tracing=runtime.tracing,
+        hope_s=settings.replica_hope_s,
+        on_retry=metrics.retried,
+    )
+    pools.start()
+    try:
+        yield pools
+    finally:
+        await pools.close()
+
+
+@asynccontextmanager
+async def _reporting(settings: Settings, runtime: Runtime[Settings], router_id: str) -> AsyncIterator[EventQueue]:
+    metrics = EventMetrics(runtime.registry)
+    queue = EventQueue(settings.event_queue_limit, settings.event_queue_limit_bytes, metrics.dropped.inc)
+    async with open_stream_channel(settings.monitor_address) as channel:
+        sender = EventSender(
+            MonitorServiceStub(channel),
+            queue,
+            router_id=router_id,
+            environment=settings.environment,
+            interval_s=settings.event_interval_s,
+            on_sent=metrics.sent.inc,
+        )
+        async with _running(runtime, sender.run(), "send-events") as task:
+            yield queue
+            sender.close()
+            await asyncio.wait([task], timeout=settings.event_flush_s)
+
+
+@asynccontextmanager
+async def _running(
+    runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str
+) -> AsyncIterator[asyncio.Task[None]]:
+    task = runtime.spawn(work, name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

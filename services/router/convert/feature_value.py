@@ -1,0 +1,25 @@
+"""Feature values of the contract as plain values, and back."""
+
+from collections.abc import Mapping
+
+from interlock.types.v1 import feature_value_pb2
+
+from services.router.domain.feature import MISSING
+
+
+def value_from_proto(value: feature_value_pb2.FeatureValue) -> object:
+    """Return the plain value. No kind set counts as missing; of a list only its length is kept, for the refusal."""
+    kind = value.WhichOneof("kind")
+    if kind is None:
+        return MISSING
+    if kind == "null_value":
+        return None
+    if kind == "list_value":
+        # Columns take single values, and unpacking what is refused anyway would cost 100 times its size.
+        return [None] * len(value.list_value.values)
+    return getattr(value, kind)
+
+
+def features_from_proto(features: Mapping[str, feature_value_pb2.FeatureValue]) -> dict[str, object]:
+    """Return plain values by feature name."""
+    return {name: value_from_proto(value) for name, value in features.items()}

@@ -1,0 +1,180 @@
+"""The Open Inference Protocol's messages as the domain's tensors, and back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from google.protobuf.json_format import MessageToDict
+from inference import grpc_service_pb2 as oip_pb
+
+from services.common.errors import Violation, echo
+from services.router.convert.request import check_names
+from services.router.convert.typed_values import raw_from_numbers, typed_data_type
+from services.router.domain.failure import InvalidField, InvalidTensors
+from services.router.domain.prediction import TensorAnswer, TensorRequest
+from services.router.domain.rejection import Reject
+from services.router.domain.signature import TensorSpec
+from services.router.domain.tensor import DATA_TYPES, DataType, Kind, Tensor, element_count, pack_bytes
+
+TENSOR_LIMIT: Final = 64
+USER_ID: Final = "user_id"
+# Parameters that change what an answer means; ignoring them would answer something else than was asked.
+_UNSUPPORTED: Final = frozenset({"classification", "shared_memory_region"})
+_CONTENTS: Final[Mapping[str, str]] = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def infer_from_proto(request: oip_pb.ModelInferRequest) -> TensorRequest:
+    """Return the request; raises InvalidArgument with everything that is wrong, before anything is allocated for it."""
+    check_names(request.model_name, request.model_version, model_field="model_name", version_field="model_version")
+    if len(request.inputs) > TENSOR_LIMIT or len(request.outputs) > TENSOR_LIMIT:
+        count = max(len(request.inputs), len(request.outputs))
+        raise InvalidTensors([Violation("inputs", f"want at most {TENSOR_LIMIT} tensors, got {count}")])
+    for tensor in request.inputs:
+        refuse_parameters(tensor.name, list(tensor.parameters))
+    for output in request.outputs:
+        refuse_parameters(output.name, list(output.parameters))
+    return TensorRequest(
+        model=request.model_name,
+        version=request.model_version,
+        user_id=_user_id(request.parameters),
+        inputs=_raw_inputs(request) if request.raw_input_contents else _typed_inputs(request),
+        outputs=tuple(output.name for output in request.outputs),
+    )
+
+
+def infer_to_proto(answer: TensorAnswer, request_id: str) -> oip_pb.ModelInferResponse:
+    """Return the answer with raw contents and the request's own id."""
+    return oip_pb.ModelInferResponse(
+        model_name=answer.choice.target.version.model,
+        model_version=answer.choice.target.version.id,
+        id=request_id,
+        parameters={name: _parameter(value) for name, value in answer_parameters(answer).items()},
+        outputs=[
+            oip_pb.ModelInferResponse.InferOutputTensor(name=tensor.name, datatype=tensor.data_type, shape=tensor.shape)
+            for tensor in answer.outputs
+        ],
+        raw_output_contents=[tensor.data for tensor in answer.outputs],
+    )
+
+
+def answer_parameters(answer: TensorAnswer) -> dict[str, str | int]:
+    """Return who answered and how it was chosen; the prediction's id where there is one row only."""
+    choice = answer.choice
+    found: dict[str, str | int] = {
+        "variant": choice.variant,
+        "served_by": choice.target.deployment.name,
+        "assignment": choice.assignment.value,
+        "config_epoch": choice.epoch,
+    }
+    if len(answer.ids) == 1:
+        found["prediction_id"] = str(answer.ids[0])
+    return found
+
+
+def tensor_metadata(specs: Sequence[TensorSpec]) -> list[oip_pb.ModelMetadataResponse.TensorMetadata]:
+    """Return tensors as metadata."""
+    return [
+        oip_pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.data_type, shape=spec.shape)
+        for spec in specs
+    ]
+
+
+def metadata_to_dict(response: oip_pb.ModelMetadataResponse | oip_pb.ServerMetadataResponse) -> dict[str, object]:
+    """Return metadata as the protocol's JSON: sizes are numbers, and what is never set is left out."""
+    found: dict[str, object] = MessageToDict(
+        response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    found.pop("properties", None)
+    for tensors in (found.get("inputs"), found.get("outputs")):
+        for tensor in tensors if isinstance(tensors, list) else ():
+            tensor["shape"] = [int(size) for size in tensor["shape"]]
+    return found
+
+
+def refuse_parameters(tensor: str, names: Sequence[str]) -> None:
+    """Refuse parameters of extensions that this server does not offer and that change the answer."""
+    for name in names:
+        if name in _UNSUPPORTED:
+            raise InvalidTensors([Violation(f"{tensor}.parameters.{name}", "want no such parameter: not offered here")])
+
+
+def collect(fields: Sequence[tuple[str, Callable[[], Tensor]]]) -> tuple[Tensor, ...]:
+    """Return the tensors that the readers give; raises InvalidTensors with what each of them rejects."""
+    tensors: list[Tensor] = []
+    violations: list[Violation] = []
+    for name, read in fields:
+        try:
+            tensors.append(read())
+        except Reject as reject:
+            violations.append(Violation(f"inputs.{name}", str(reject)))
+    if violations:
+        raise InvalidTensors(violations)
+    return tuple(tensors)
+
+
+def _user_id(parameters: Mapping[str, oip_pb.InferParameter]) -> str:
+    if USER_ID not in parameters:
+        return ""
+    if parameters[USER_ID].WhichOneof("parameter_choice") != "string_param":
+        raise InvalidField([Violation("parameters.user_id", "want a text, got another kind of value")])
+    return parameters[USER_ID].string_param
+
+
+def _raw_inputs(request: oip_pb.ModelInferRequest) -> tuple[Tensor, ...]:
+    if len(request.raw_input_contents) != len(request.inputs):
+        want = f"want {len(request.inputs)} entries, one for each input, got {len(request.raw_input_contents)}"
+        raise InvalidTensors([Violation("raw_input_contents", want)])
+    return collect([
+        (tensor.name, partial(_raw_tensor, tensor, data))
+        for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
+    ])  # fmt: skip
+
+
+def _raw_tensor(tensor: oip_pb.ModelInferRequest.InferInputTensor, data: bytes) -> Tensor:
+    if tensor.HasField("contents"):
+        raise Reject("want no contents beside raw_input_contents, got both")
+    if tensor.datatype not in DATA_TYPES:
+        raise Reject(f"want a datatype of the protocol, such as FP32, got {echo(tensor.datatype)}")
+    return Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data)
+
+
+def _typed_inputs(request: oip_pb.ModelInferRequest) -> tuple[Tensor, ...]:
+    return collect([(tensor.name, partial(_typed_tensor, tensor)) for tensor in request.inputs])
+
+
+def _typed_tensor(tensor: oip_pb.ModelInferRequest.InferInputTensor) -> Tensor:
+    data_type = typed_data_type(tensor.datatype)
+    count = element_count(tensor.shape)
+    wanted = _CONTENTS[data_type.name]
+    others = [field.name for field, _ in tensor.contents.ListFields() if field.name != wanted]
+    if others:
+        raise Reject(f"want {data_type.name} values in {wanted}, got {others[0]}")
+    values = getattr(tensor.contents, wanted)
+    if len(values) != count:
+        raise Reject(f"want {count} values in {wanted} for the shape, got {len(values)}")
+    return Tensor(tensor.name, data_type.name, tuple(tensor.shape), _raw(data_type, values))
+
+
+def _raw(data_type: DataType, values: Sequence[object]) -> bytes:
+    if data_type.kind is Kind.BYTES:
+        return pack_bytes([value for value in values if isinstance(value, bytes)])
+    return raw_from_numbers(data_type, values)
+
+
+def _parameter(value: str | int) -> oip_pb.InferParameter:
+    if isinstance(value, str):
+        return oip_pb.InferParameter(string_param=value)
+    return oip_pb.InferParameter(int64_param=value)

@@ -1,0 +1,109 @@
+"""Predict and PredictRows as JSON: the fields of the messages, with plain values."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from google.api.httpbody_pb2 import HttpBody
+from interlock.router.v1 import prediction_pb2
+
+from services.common.errors import ServiceError, to_status
+from services.common.rest_twin import JSON_CONTENT_TYPE, error_answer
+from services.router.convert.json_body import Fields, decode_object, raise_violations
+from services.router.convert.prediction import ASSIGNMENTS
+from services.router.convert.request import PredictAsk, RowsAsk, check_names, check_row_count
+from services.router.domain.answer import Answer, Row
+from services.router.domain.rejection import describe
+
+_PREDICT: Final = ("model", "features", "entities", "user_id", "version", "include_probabilities")
+_ROWS: Final = ("model", "rows", "version", "include_probabilities")
+_ROW: Final = ("features", "entities", "user_id")
+_ENCODER: Final = msgspec.json.Encoder()
+_V1_PATH: Final = "/v1"
+
+
+def predict_from_json(body: bytes) -> PredictAsk:
+    """Return the request for one row; raises InvalidArgument with the place of everything that does not fit."""
+    fields = Fields(decode_object(body), _PREDICT)
+    row = _row(fields)
+    ask = PredictAsk(fields.text("model"), fields.text("version"), row, fields.flag("include_probabilities"))
+    fields.check()
+    check_names(ask.model, ask.version)
+    return ask
+
+
+def rows_from_json(body: bytes) -> RowsAsk:
+    """Return the request for several rows; raises InvalidArgument as for one."""
+    fields = Fields(decode_object(body), _ROWS)
+    found = fields.items("rows")
+    model, version = fields.text("model"), fields.text("version")
+    probabilities = fields.flag("include_probabilities")
+    fields.check()
+    check_names(model, version)
+    check_row_count(len(found))
+    return RowsAsk(model, version, _rows(found), probabilities)
+
+
+def prediction_to_json(answer: Answer, *, probabilities: bool) -> HttpBody:
+    """Return the answer to one row, defaults printed; label and confidence only where there are any."""
+    return _body(_prediction(answer, probabilities=probabilities))
+
+
+def rows_to_json(results: Sequence[Answer | ServiceError], *, probabilities: bool, request_id: str) -> HttpBody:
+    """Return one result per row: `{"prediction": {...}}` or `{"error": google.rpc.Status}`."""
+    return _body({
+        "results": [
+            {"error": _status(result, request_id)}
+            if isinstance(result, ServiceError)
+            else {"prediction": _prediction(result, probabilities=probabilities)}
+            for result in results
+        ]
+    })  # fmt: skip
+
+
+def _row(fields: Fields) -> Row:
+    features, user_id = fields.members("features"), fields.text("user_id")
+    # Nothing is fetched in this release; keys of entities are checked for their type and not used.
+    fields.texts("entities")
+    return Row(features, user_id)
+
+
+def _rows(found: Sequence[Any]) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    for index, row in enumerate(found):
+        fields = Fields(row if isinstance(row, dict) else {}, _ROW, f"rows[{index}]")
+        if not isinstance(row, dict):
+            fields.add("", f"want an object, got {describe(row)}")
+        rows.append(_row(fields))
+        raise_violations(fields.violations)
+    return tuple(rows)
+
+
+def _prediction(answer: Answer, *, probabilities: bool) -> dict[str, object]:
+    reading, choice = answer.reading, answer.choice
+    found: dict[str, object] = {"prediction_id": str(answer.id), "prediction": reading.prediction}
+    if reading.label is not None:
+        found["label"] = reading.label
+        found["confidence"] = reading.confidence
+    found.update(
+        latency_ms=round(answer.latency_ms, 3),
+        model_version=choice.target.version.id,
+        variant=choice.variant,
+        served_by=choice.target.deployment.name,
+        degraded=answer.degraded,
+        cached=False,
+        probabilities=reading.probabilities if probabilities else (),
+        assignment=prediction_pb2.Assignment.Name(ASSIGNMENTS[choice.assignment]),
+        flagged=answer.flagged,
+        config_epoch=choice.epoch,
+    )
+    return found
+
+
+def _status(error: ServiceError, request_id: str) -> msgspec.Raw:
+    # The door's rendering, so that an error looks the same alone and among rows.
+    return msgspec.Raw(error_answer(to_status(error, request_id), _V1_PATH)[1].data)
+
+
+def _body(value: object) -> HttpBody:
+    return HttpBody(content_type=JSON_CONTENT_TYPE, data=_ENCODER.encode(value))

@@ -1,0 +1,1 @@
+"""What the router decides: assignment, routing, validation, gathering. No transport, no stubs, no I/O."""

@@ -1,0 +1,102 @@
+"""What is kept of predictions once they have an outcome: the event for the monitor, and metrics."""
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Final, Self
+
+from services.common.call import Call
+from services.common.errors import ServiceError
+from services.router.domain.ports import EventSink, PredictionEvent, PredictionId, PredictionMetrics
+from services.router.domain.routing import Choice
+from services.router.domain.tensor import Tensor
+
+_OK: Final = (0, "OK")
+_CANCELLED: Final = (1, "CANCELLED")
+_DEADLINE_EXCEEDED: Final = (4, "DEADLINE_EXCEEDED")
+_INTERNAL: Final = (13, "INTERNAL")
+_LATENCY_LIMIT_US: Final = 2**32 - 1
+
+
+class Observation:
+    """Watches the predictions of one block of rows; when the block ends, their outcome is known and handed on.
+
+    The block fills in what it has: without outputs the rows count as not run.
+    """
+
+    __slots__ = (
+        "_buckets",
+        "_call",
+        "_choice",
+        "_degraded",
+        "_events",
+        "_metrics",
+        "_started",
+        "ids",
+        "inputs",
+        "outputs",
+    )
+
+    def __init__(
+        self, choice: Choice, call: Call, started: float, *, events: EventSink, metrics: PredictionMetrics
+    ) -> None:
+        self._choice = choice
+        self._call = call
+        self._started = started
+        self._events = events
+        self._metrics = metrics
+        self.ids: list[PredictionId] = []
+        self._buckets: list[int] = []
+        self._degraded: list[bool] = []
+        self.inputs: tuple[Tensor, ...] = ()
+        self.outputs: tuple[Tensor, ...] = ()
+
+    def add_row(self, prediction_id: PredictionId, bucket: int, *, degraded: bool = False) -> None:
+        """Say that the block holds one more row."""
+        self.ids.append(prediction_id)
+        self._buckets.append(bucket)
+        self._degraded.append(degraded)
+
+    def mark_degraded(self) -> None:
+        """Say that the last row was answered less well than asked."""
+        self._degraded[-1] = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        status, code = _outcome(error, self._call)
+        seconds = time.perf_counter() - self._started
+        self._metrics.observe(self._choice, code, len(self.ids), seconds)
+        ran = status == 0
+        self._events.record(
+            PredictionEvent(
+                choice=self._choice,
+                ids=tuple(self.ids),
+                buckets=tuple(self._buckets),
+                degraded=tuple(self._degraded),
+                inputs=self.inputs if ran else (),
+                outputs=self.outputs if ran else (),
+                status=status,
+                principal=self._call.principal,
+                latency_us=min(int(seconds * 1e6), _LATENCY_LIMIT_US),
+            )
+        )
+
+
+def code_of(error: BaseException | None, call: Call) -> str:
+    """Return the name of the gRPC code that the caller will see."""
+    return _outcome(error, call)[1]
+
+
+def _outcome(error: BaseException | None, call: Call) -> tuple[int, str]:
+    if error is None:
+        return _OK
+    if isinstance(error, ServiceError):
+        return error.code.value[0], error.code.name
+    if isinstance(error, asyncio.CancelledError):
+        # The chain ends a handler at its deadline the same way as when the caller goes.
+        return _DEADLINE_EXCEEDED if call.remaining_s() <= 0 else _CANCELLED
+    return _INTERNAL

@@ -1,0 +1,73 @@
+"""What a version takes and gives, as plain values: tensors for the hop, features for Predict."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+REQUEST_SOURCE: Final = "request"
+
+
+class FeatureType(Enum):
+    """The type that callers must send."""
+
+    DOUBLE = "number"
+    INT64 = "whole number"
+    STRING = "text"
+    BOOL = "truth value"
+
+
+class ViolationPolicy(Enum):
+    """What happens to a value outside the limits."""
+
+    REFUSE = "refuse"
+    FLAG = "flag"
+    CLIP = "clip"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of a model: name, OIP element type, shape with -1 for any size, batch first."""
+
+    name: str
+    data_type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """One named input, bound to a column of a tensor.
+
+    `default` stands in for a missing value where `default_when_missing`, and for null in a tensor without NaN.
+    """
+
+    name: str
+    type: FeatureType
+    tensor: str
+    column: int
+    source: str = REQUEST_SOURCE
+    nullable: bool = False
+    default: object = None
+    default_when_missing: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    allowed: tuple[object, ...] = ()
+    policy: ViolationPolicy = ViolationPolicy.REFUSE
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionSpec:
+    """How a prediction is read from an output tensor; no labels mean a regression."""
+
+    tensor: str
+    labels: tuple[str, ...] = ()
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The two levels of a version's signature; without features it is served by the Open Inference Protocol only."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    features: tuple[FeatureSpec, ...] = ()
+    prediction: PredictionSpec | None = None

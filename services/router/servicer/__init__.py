@@ -1,0 +1,1 @@
+"""The router's RPCs: convert in, one use case, convert out."""

@@ -1,0 +1,147 @@
+"""inference.GRPCInferenceService at the router: model_name is a model id, the route chooses the version."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Final, NoReturn
+
+from inference import grpc_service_pb2 as oip_pb
+from inference import repository_pb2
+
+from services.common.call import Call
+from services.common.errors import FailedPrecondition, Unimplemented
+from services.router.convert.oip import infer_from_proto, infer_to_proto, tensor_metadata
+from services.router.convert.request import check_names
+from services.router.domain.catalog import Catalog
+from services.router.domain.prediction import Predictor
+
+SERVER_NAME: Final = "interlock-router"
+EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "parameters")
+
+
+class OipServicer:
+    """Infers by tensors, and tells what there is to infer with."""
+
+    def __init__(self, predictor: Predictor, catalog: Catalog, release: str) -> None:
+        self._predictor = predictor
+        self._catalog = catalog
+        self._release = release
+
+    async def ModelInfer(self, request: oip_pb.ModelInferRequest, call: Call) -> oip_pb.ModelInferResponse:
+        """Run rows of tensors."""
+        answer = await self._predictor.infer(infer_from_proto(request), call)
+        return infer_to_proto(answer, request.id)
+
+    async def ServerLive(self, request: oip_pb.ServerLiveRequest, call: Call) -> oip_pb.ServerLiveResponse:
+        """Say that the process answers."""
+        return oip_pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: oip_pb.ServerReadyRequest, call: Call) -> oip_pb.ServerReadyResponse:
+        """Say whether every routed version can run."""
+        return oip_pb.ServerReadyResponse(ready=self._catalog.all_ready())
+
+    async def ModelReady(self, request: oip_pb.ModelReadyRequest, call: Call) -> oip_pb.ModelReadyResponse:
+        """Say whether a model can run."""
+        check_names(request.name, request.version, model_field="name")
+        return oip_pb.ModelReadyResponse(ready=self._catalog.is_ready(request.name, request.version))
+
+    async def ServerMetadata(self, request: oip_pb.ServerMetadataRequest, call: Call) -> oip_pb.ServerMetadataResponse:
+        """Name the server and its extensions."""
+        return oip_pb.ServerMetadataResponse(name=SERVER_NAME, version=self._release, extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: oip_pb.ModelMetadataRequest, call: Call) -> oip_pb.ModelMetadataResponse:
+        """Describe a model's tensors."""
+        check_names(request.name, request.version, model_field="name")
+        model, target = self._catalog.describe(request.name, request.version)
+        return oip_pb.ModelMetadataResponse(
+            name=model.id,
+            versions=[found.version.id for found in model.deployed()],
+            platform=target.version.runtime,
+            inputs=tensor_metadata(target.version.signature.inputs),
+            outputs=tensor_metadata(target.version.signature.outputs),
+        )
+
+    async def RepositoryIndex(
+        self, request: repository_pb2.RepositoryIndexRequest, call: Call
+    ) -> repository_pb2.RepositoryIndexResponse:
+        """List deployed versions and their states; there is one repository, so its name does not matter."""
+        models = [
+            repository_pb2.RepositoryIndexResponse.ModelIndex(
+                name=state.target.version.model,
+                version=state.target.version.id,
+                state="READY" if state.ready else "UNAVAILABLE",
+                reason="" if state.ready else "no replica is ready",
+            )
+            for state in self._catalog.states(ready_only=request.ready)
+        ]
+        return repository_pb2.RepositoryIndexResponse(models=models)
+
+    async def RepositoryModelLoad(self, request: repository_pb2.RepositoryModelLoadRequest, call: Call) -> NoReturn:
+        """Refuse: the registry decides."""
+        raise _registry_decides()
+
+    async def RepositoryModelUnload(self, request: repository_pb2.RepositoryModelUnloadRequest, call: Call) -> NoReturn:
+        """Refuse: the registry decides."""
+        raise _registry_decides()
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[oip_pb.ModelInferRequest], call: Call
+    ) -> AsyncIterator[oip_pb.ModelStreamInferResponse]:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+        yield oip_pb.ModelStreamInferResponse()
+
+    async def ModelConfig(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def ModelStatistics(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def SystemSharedMemoryStatus(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def SystemSharedMemoryRegister(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def SystemSharedMemoryUnregister(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def CudaSharedMemoryStatus(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def CudaSharedMemoryRegister(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def CudaSharedMemoryUnregister(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def TraceSetting(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+    async def LogSettings(self, request: Any, call: Call) -> NoReturn:
+        """Refuse: not offered in this release."""
+        raise _not_offered(call)
+
+
+def _registry_decides() -> FailedPrecondition:
+    return FailedPrecondition(
+        "the registry alone decides what is loaded: deploy the version there (DeployModel, "
+        "POST /v1/models/{model}/deploy) or delete its deployment",
+        reason="REGISTRY_DECIDES",
+    )
+
+
+def _not_offered(call: Call) -> Unimplemented:
+    method = call.method.rpartition("/")[2]
+    return Unimplemented(
+        f"{method} is an extension that this server does not offer; ServerMetadata lists those it does",
+        reason="NOT_IMPLEMENTED",
+        metadata={"method": method},
+    )

@@ -1,0 +1,43 @@
+"""Settings of the router; read from INTERLOCK_<FIELD>, like those that all services share."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+
+from services.common.names import parse_id
+from services.common.settings import CommonSettings, join_host_port
+
+
+def _environment(value: str) -> str:
+    return parse_id(value, "environment")
+
+
+class Settings(CommonSettings):
+    """What the router reads beside the common settings."""
+
+    door: Literal["envoy", "grpcio"] = "envoy"
+    """How calls come in: through Python inside Envoy for the hot methods, or through grpcio for all."""
+    environment: Annotated[str, AfterValidator(_environment)] = "production"
+    """Environment whose routes this router serves."""
+    pools: dict[str, list[str]] = Field(default_factory=dict)
+    """gRPC addresses of the inference replicas of each pool, as JSON. Empty: this machine's one, as pool "default"."""
+    gather_s: Annotated[float, Field(ge=0, le=0.1)] = 0.002
+    """Longest wait of a request for others to leave with. Seconds; a lone request never waits."""
+    replica_hope_s: Annotated[float, Field(ge=0, le=30)] = 3.0
+    """Longest wait of a request for a version that was READY a moment ago, or whose replica is being dialled. Seconds."""
+    calls_in_flight_limit: PositiveInt = 4096
+    """Calls that the process answers at a time; more are refused with a retry delay."""
+    event_interval_s: PositiveFloat = 0.1
+    """How often prediction events leave for the monitor. Seconds."""
+    event_queue_limit: PositiveInt = 10_000
+    """Predictions that may wait for the monitor; beyond that the oldest are dropped and counted."""
+    event_queue_limit_bytes: PositiveInt = 64 * 1024 * 1024
+    """Bytes that waiting predictions may hold."""
+    event_flush_s: PositiveFloat = 2.0
+    """What the last events get to leave when the process ends. Seconds."""
+
+    def pool_addresses(self) -> dict[str, list[str]]:
+        """Return the addresses of every pool."""
+        if self.pools:
+            return self.pools
+        return {"default": [join_host_port(self.bind_host, self.port_of("inference"))]}

@@ -1,0 +1,71 @@
+"""Versions that were trained before."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import sklearn
+
+from interlock_cli.demo import cache as demo_cache
+from interlock_cli.demo.cache import cached_version, recipe_digest, train_version
+from interlock_cli.demo.data import SPRING, SPRING_AND_SUMMER, Flights, Window
+from interlock_cli.demo.version import later_quality, training_late_share
+
+
+@pytest.fixture(scope="module")
+def folder(all_flights: Flights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both versions."""
+    folder = tmp_path_factory.mktemp("trained")
+    for window in (SPRING, SPRING_AND_SUMMER):
+        train_version(window, all_flights, folder)
+    return folder
+
+
+@pytest.mark.parametrize("window", [SPRING, SPRING_AND_SUMMER], ids=lambda window: window.name)
+def test_both_versions_beat_both_base_rates_on_all_later_flights(
+    all_flights: Flights, folder: Path, window: Window
+) -> None:
+    version = cached_version(window, folder)
+    assert version is not None
+    quality = later_quality(version.description)
+    assert quality.flight_count == 109_619
+    assert quality.auc > 0.6
+    assert quality.brier < quality.hindsight_brier < quality.prior_brier
+    assert training_late_share(version.description) == all_flights.within(window).late_share()
+
+
+def test_training_again_gives_the_same_version(all_flights: Flights, folder: Path, tmp_path: Path) -> None:
+    assert cached_version(SPRING, tmp_path) is None
+    again = train_version(SPRING, all_flights, tmp_path)
+    assert cached_version(SPRING, tmp_path) == again
+    first = cached_version(SPRING, folder)
+    assert first is not None
+    assert again.description == first.description
+    assert again.artifact_path.read_bytes() == first.artifact_path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "version.binpb"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xffgarbage"])
+def test_a_damaged_version_is_not_used(folder: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    trained = cached_version(SPRING, tmp_path)
+    assert trained is not None
+    damaged = trained.artifact_path.with_name(name)
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    assert cached_version(SPRING, tmp_path) is None
+    assert cached_version(SPRING_AND_SUMMER, tmp_path) is not None
+
+
+def test_other_code_libraries_or_windows_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = {recipe_digest(SPRING), recipe_digest(SPRING_AND_SUMMER)}
+    source = tmp_path / "source.py"
+    monkeypatch.setattr(demo_cache, "_sources", lambda: [source])
+    for text in ("a = 1", "a = 2"):
+        source.write_text(text)
+        digests.add(recipe_digest(SPRING))
+    monkeypatch.setattr(sklearn, "__version__", "0.0")
+    digests.add(recipe_digest(SPRING))
+    assert len(digests) == 5
