@@ -67,9 +67,13 @@ def _listeners(port: int) -> Iterator[socket.socket]:
 
 def _listener(descriptor: int, port: int) -> socket.socket | None:
     try:
-        candidate = socket.socket(fileno=os.dup(descriptor))
+        copy = os.dup(descriptor)
     except OSError:
-        # Closed meanwhile, or no socket.
+        return None  # closed meanwhile
+    try:
+        candidate = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)  # no socket
         return None
     if _listens_on(candidate, port):
         return candidate
