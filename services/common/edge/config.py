@@ -13,6 +13,7 @@ from typing import Any, Final
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from jinja2 import Environment, StrictUndefined
 
+from services.common.edge.local_replies import LOCAL_REPLIES
 from services.common.edge.routes import PublicArea, Route, route_table
 from services.common.http_rules import rules_of_set
 
@@ -22,18 +23,6 @@ _ENVELOPE_BYTES: Final = 8192
 # Envoy's own timers are the backstop: the service answers first, with its own words.
 _BACKSTOP_S: Final = 1.0
 LOOPBACK_ORIGINS: Final = ("http://localhost:*", "http://127.0.0.1:*")
-# Envoy's own replies: HTTP status and the google.rpc.Code that stands beside it under /v1.
-_LOCAL_CODES: Final = (
-    (400, 3), (401, 16), (403, 7), (404, 5), (405, 12), (408, 4), (413, 8), (414, 3), (415, 3), (421, 3), (426, 9),
-    (429, 8), (431, 8), (500, 13), (501, 12), (502, 14), (503, 14), (504, 4),
-)  # fmt: skip
-# What Envoy refuses before its filters run, mostly by path and header rules, comes without a text and without an id.
-_EARLY_CODES: Final = ((400, 3), (414, 3), (431, 8))
-_EARLY_TEXT: Final = "the path or the headers of the request are malformed: %RESPONSE_CODE_DETAILS%"
-_LOCAL_REPLIES: Final = (
-    *((http, code, True, _EARLY_TEXT, "%UNIQUE_ID%") for http, code in _EARLY_CODES),
-    *((http, code, False, "%LOCAL_REPLY_BODY%", "%REQ(x-correlation-id)%") for http, code in _LOCAL_CODES),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +120,7 @@ def render(config: EdgeConfig) -> str:
         upstreams=[area.upstream for area in config.areas],
         door_filter=_door_filter(config.door),
         origin_regex=origin_regex(config.origins),
-        local_replies=_LOCAL_REPLIES,
+        local_replies=LOCAL_REPLIES,
         cap_s=duration(config.unary_cap_s + _BACKSTOP_S),
         unary_idle_s=duration(config.unary_cap_s + 2 * _BACKSTOP_S),
         stream_idle_s=duration(config.stream_idle_s),

@@ -39,6 +39,8 @@ class Route:
     cluster: str
     verb: str = ""
     """Only this HTTP method, any when empty."""
+    grpc_only: bool = False
+    """Only requests that are gRPC, whatever their path."""
 
     @property
     def hot(self) -> bool:
@@ -85,6 +87,8 @@ def route_table(
         *(route for area in areas for route in _grpc_routes(area, known)),
         *_common_routes(default),
         *_rest_routes(areas, rules),
+        # A stream to nowhere must be refused when it begins, not buffered until it ends.
+        Route(RouteKind.GRPC, ("prefix", "/"), default, grpc_only=True),
         Route(RouteKind.REST, ("prefix", "/"), default),
     )
 

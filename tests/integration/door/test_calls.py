@@ -185,6 +185,13 @@ async def test_health_and_unknown_methods_are_answered(door: Running) -> None:
             assert (await error_of(client.raw(path, b""))).code() == Code.UNIMPLEMENTED
 
 
+async def test_a_stream_to_an_unknown_service_is_refused_when_it_begins(door: Running) -> None:
+    async with client_of(door) as client:
+        stream: Any = client.channel.stream_stream("/no.such.Service/Call")(timeout=5)
+        await stream.write(b"")
+        assert await stream.code() == Code.UNIMPLEMENTED
+
+
 async def test_reflection_lists_the_services(door: Running) -> None:
     from grpc_reflection.v1alpha import reflection_pb2 as pb  # noqa: PLC0415
 

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from google.protobuf import json_format
+from google.rpc import error_details_pb2, status_pb2
 
 from tests.integration.door.conftest import DOORS, MESSAGE_BYTES, Running, running_door
 
@@ -139,7 +141,11 @@ async def test_an_unknown_path_is_json(both: dict[str, httpx.AsyncClient]) -> No
     for verb, path in (("GET", "/v1/nothing"), ("POST", "/v1/models"), ("GET", "/v1/echo"), ("GET", "/")):
         answer = await same(both, verb, path, headers=SAME_ID)
         assert answer.status_code == 404
-        assert answer.json()["code"] == 5
+        status = json_format.Parse(answer.content, status_pb2.Status())
+        info = error_details_pb2.ErrorInfo()
+        assert status.code == 5
+        assert status.details[0].Unpack(info)
+        assert (info.reason, info.domain) == ("MALFORMED_REQUEST", "interlock")
         assert answer.headers["x-correlation-id"] == "rest-1"
     answer = await same(both, "GET", "/v2/nothing", headers=SAME_ID)
     assert (answer.status_code, set(answer.json())) == (404, {"error"})

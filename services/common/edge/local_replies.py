@@ -1,0 +1,61 @@
+"""What Envoy's own refusals say to REST clients: the same shapes and reasons as the services'."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from google.rpc.code_pb2 import Code
+
+from services.common.errors import (
+    DEADLINE_PASSED,
+    DEPENDENCY_UNAVAILABLE,
+    INTERNAL,
+    MALFORMED_REQUEST,
+    MESSAGE_TOO_LARGE,
+)
+
+FOREIGN_ORIGIN: Final = "FOREIGN_ORIGIN"
+_NOT_IMPLEMENTED: Final = "NOT_IMPLEMENTED"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReply:
+    """One HTTP status that Envoy answers by itself, and the google.rpc.Status that stands in its body under /v1."""
+
+    http: int
+    code: int
+    reason: str
+    early: bool = False
+    """Refused before the filters run, mostly by path and header rules: there is no text and no id yet."""
+
+    @property
+    def text(self) -> str:
+        """Envoy's format of the message."""
+        if self.early:
+            return "the path or the headers of the request are malformed: %RESPONSE_CODE_DETAILS%"
+        return "%LOCAL_REPLY_BODY%"
+
+    @property
+    def request_id(self) -> str:
+        """Envoy's format of the correlation id."""
+        return "%UNIQUE_ID%" if self.early else "%REQ(x-correlation-id)%"
+
+
+LOCAL_REPLIES: Final = (
+    LocalReply(400, Code.INVALID_ARGUMENT, MALFORMED_REQUEST, early=True),
+    LocalReply(414, Code.INVALID_ARGUMENT, MALFORMED_REQUEST, early=True),
+    LocalReply(431, Code.RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE, early=True),
+    LocalReply(400, Code.INVALID_ARGUMENT, MALFORMED_REQUEST),
+    LocalReply(401, Code.UNAUTHENTICATED, MALFORMED_REQUEST),
+    LocalReply(403, Code.PERMISSION_DENIED, FOREIGN_ORIGIN),
+    LocalReply(404, Code.NOT_FOUND, MALFORMED_REQUEST),
+    LocalReply(405, Code.UNIMPLEMENTED, MALFORMED_REQUEST),
+    LocalReply(408, Code.DEADLINE_EXCEEDED, DEADLINE_PASSED),
+    LocalReply(413, Code.RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE),
+    LocalReply(415, Code.INVALID_ARGUMENT, MALFORMED_REQUEST),
+    LocalReply(429, Code.RESOURCE_EXHAUSTED, DEPENDENCY_UNAVAILABLE),
+    LocalReply(500, Code.INTERNAL, INTERNAL),
+    LocalReply(501, Code.UNIMPLEMENTED, _NOT_IMPLEMENTED),
+    LocalReply(502, Code.UNAVAILABLE, DEPENDENCY_UNAVAILABLE),
+    LocalReply(503, Code.UNAVAILABLE, DEPENDENCY_UNAVAILABLE),
+    LocalReply(504, Code.DEADLINE_EXCEEDED, DEADLINE_PASSED),
+)
