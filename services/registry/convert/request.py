@@ -3,6 +3,7 @@
 import math
 import uuid
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -13,10 +14,11 @@ from interlock.registry.v1 import registry_service_pb2 as pb
 from services.common import names
 from services.common.errors import INVALID_NAME, Violation, echo
 from services.registry.convert.resource import DEVICE_PREFIX, batching_from_proto, variant_from_proto
-from services.registry.convert.stamp import enum_from_proto
+from services.registry.convert.stamp import enum_from_proto, time_from_proto
 from services.registry.domain.catalog import MODEL_FIELDS, ModelUpdate
 from services.registry.domain.deploying import BATCH_SIZE_LIMIT, REPLICA_LIMIT, DeployOrder
 from services.registry.domain.failure import InvalidRequest, NotActedUpon, refuse
+from services.registry.domain.ports import Selection
 from services.registry.domain.resource import DEFAULT_ENVIRONMENT, DEFAULT_POOL, DeviceClass, Variant
 from services.registry.domain.text_check import check_pairs, check_text
 from services.registry.domain.traffic import SALT_LIMIT_CHARS, RouteUpdate, check_variants
@@ -30,6 +32,7 @@ ENVIRONMENT_DESCRIPTION_LIMIT_CHARS: Final = 1_000
 LONGEST_DELAY_S: Final = 1
 _BASIS_POINTS: Final = 100
 _PERCENT_PRECISION: Final = 1e-6
+_ALL_MODELS: Final = "models/-"
 _NOT_ACTED_UPON: Final = ("layer", "shadow", "fallback", "cache", "feature_failure_policy", "guardrails")
 
 
@@ -172,6 +175,34 @@ def _batching_violations(order: DeployOrder) -> list[Violation]:
     if delay is not None and not 0 <= delay.total_seconds() <= LONGEST_DELAY_S:
         wrong.append(Violation("batching.max_delay", f"want 0 to 1 s, got {delay.total_seconds():g} s"))
     return wrong
+
+
+def deployment_selection(request: pb.ListDeploymentsRequest) -> Selection:
+    """Return which deployments a request wants listed."""
+    given = {"model": request.model, "environment": request.environment, "pool": request.pool}
+    wrong = [names.id_violation(value, field) for field, value in given.items() if value]
+    refuse([violation for violation in wrong if violation is not None])
+    model = names.MODEL.format(request.model) if request.model else ""
+    return Selection(model=model, environment=request.environment, pool=request.pool)
+
+
+def route_parent(request: pb.ListRoutesRequest) -> str:
+    """Return the name of the model whose routes are wanted, empty for all."""
+    if request.parent == _ALL_MODELS:
+        return ""
+    names.MODEL.parse(request.parent, "parent")
+    return request.parent
+
+
+def as_of_time(request: pb.GetRouteRequest) -> datetime | None:
+    """Return the time at which a route is wanted, None for now."""
+    if not request.HasField("as_of_time"):
+        return None
+    try:
+        return time_from_proto(request.as_of_time)
+    except ValueError:
+        want = "want a time from year 1 to 9999 with 0 to 999,999,999 nanoseconds"
+        raise InvalidRequest([Violation("as_of_time", f"{want}, got none")]) from None
 
 
 def route_update(request: pb.UpdateRouteRequest) -> RouteUpdate:

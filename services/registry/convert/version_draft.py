@@ -1,6 +1,7 @@
 """A version that somebody registers, read from the contract and checked whole."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from interlock.registry.v1 import baseline_pb2, model_version_pb2
 from interlock.registry.v1 import registry_service_pb2 as pb
@@ -21,12 +22,12 @@ def version_draft(request: pb.CreateModelVersionRequest) -> VersionDraft:
     return draft
 
 
-def document_with_sizes(document: bytes, sizes: Mapping[str, int]) -> bytes:
-    """Return a draft's document with the size of each file, by digest."""
-    message = model_version_pb2.ModelVersion.FromString(document)
+def with_sizes(draft: VersionDraft, sizes: Mapping[str, int]) -> VersionDraft:
+    """Return the draft with the size of each file, by digest, in its document."""
+    message = model_version_pb2.ModelVersion.FromString(draft.document)
     for file in message.files:
         file.size_bytes = sizes[file.digest]
-    return message.SerializeToString(deterministic=True)
+    return replace(draft, document=message.SerializeToString(deterministic=True))
 
 
 def _draft(message: model_version_pb2.ModelVersion) -> VersionDraft:
