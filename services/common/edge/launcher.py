@@ -143,7 +143,7 @@ def _run(
         if not settings.replace:
             check_ports_free([join_host_port(config.bind_host, config.port)])
         folder.bootstrap.write_text(render(config), "utf-8")
-        start = Launch(folder.bootstrap, folder.admin_socket, environment, settings.edge_drain_time_s)
+        start = Launch(folder.bootstrap, folder.admin_socket, environment, config.port, settings.edge_drain_time_s)
         return asyncio.run(_supervise(settings, start, probe))
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
