@@ -70,7 +70,11 @@ class EnvoyProcess:
         """Start Envoy; `probe` asks the Python inside, None when there is none."""
         launch.admin_socket.unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
-            *launch.command(), env=dict(launch.environment), stdin=asyncio.subprocess.DEVNULL
+            *launch.command(),
+            env=dict(launch.environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            # Ctrl-C goes to the whole process group of a terminal, and Envoy would end without a drain.
+            start_new_session=True,
         )
         return cls(process, launch, probe)
 
