@@ -91,9 +91,13 @@ def _checked(result: int) -> int:
 
 def _listener(descriptor: int, port: int, copy: Callable[[int], int]) -> socket.socket | None:
     try:
-        candidate = socket.socket(fileno=copy(descriptor))
+        duplicate = copy(descriptor)
     except OSError:
-        # Closed meanwhile, or no socket.
+        return None  # closed meanwhile
+    try:
+        candidate = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)  # no socket
         return None
     if _listens_on(candidate, port):
         return candidate
