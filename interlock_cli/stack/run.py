@@ -123,11 +123,14 @@ class _Stack:
         async def restart(request: Mapping[str, Any]) -> Any:
             return await self._supervisor.restart(str(request.get("service", "")))
 
+        async def stop(request: Mapping[str, Any]) -> Any:
+            return await self._supervisor.stop_one(str(request.get("service", "")))
+
         async def down(_: Mapping[str, Any]) -> Any:
             self._stop.set()
             return {"pid": os.getpid()}
 
-        return {"status": status, "restart": restart, "down": down}
+        return {"status": status, "restart": restart, "stop": stop, "down": down}
 
     def _interrupted(self) -> None:
         if self._stop.is_set():

@@ -49,7 +49,7 @@ class DoorProfile:
             ("grpc.keepalive_timeout_ms", 5_000),
             # The time-out that current grpcio honours for pings; without it a frozen peer is noticed after a minute.
             ("grpc.http2.ping_timeout_ms", 5_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 2),
         ]
         if self.max_connection_age_s:

@@ -105,8 +105,18 @@ async def test_restart_over_the_control_socket_replaces_one_process(folder: Stat
         assert {**after, "middle": 0} == {**before, "middle": 0}
         with pytest.raises(CommandFailed, match="no service is called 'nobody'"):
             await stack.ask(do="restart", service="nobody")
-        with pytest.raises(CommandFailed, match="unknown request; want one of status, restart, down"):
+        with pytest.raises(CommandFailed, match="unknown request; want one of status, restart, stop, down"):
             await stack.ask(do="dance")
+
+
+async def test_a_service_can_be_left_stopped_and_started_again(folder: StateFolder) -> None:
+    async with running_stack(folder) as stack:
+        await stack.says("Ctrl-C drains")
+        assert await stack.ask(do="stop", service="middle") == "exit code 0"
+        rows = {row["name"]: (row["state"], row["pid"]) for row in (await stack.ask(do="status"))["services"]}
+        assert rows["middle"] == ("stopped", None)
+        assert await stack.ask(do="restart", service="middle") == "it was not running"
+        assert runs((await stack.pids())["middle"])
 
 
 async def test_down_drains(folder: StateFolder) -> None:
