@@ -34,15 +34,14 @@ from services.router.servicer.oip import OipServicer
 from services.router.servicer.router import RouterServicer
 from services.router.settings import Settings
 
-ROUTER_NAME: Final = "router"
 ROUTER: Final = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 HTTP: Final = http_service_pb2.DESCRIPTOR.services_by_name["RouterHttpService"].full_name
 OIP: Final = oip_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _PREDICTING: Final = frozenset({"Predict", "PredictRows"})
 _INFERRING: Final = frozenset({"ModelInfer"})
-_HOT: Final = {ROUTER: _PREDICTING, HTTP: _PREDICTING | _INFERRING, OIP: _INFERRING}
-HOT: Final = frozenset(f"{service}/{method}" for service, methods in _HOT.items() for method in methods)
-"""Full names of the methods that the in-Envoy door answers itself."""
+_HOT_OF: Final = {ROUTER: _PREDICTING, HTTP: _PREDICTING | _INFERRING, OIP: _INFERRING}
+HOT: Final = frozenset(f"{service}/{method}" for service, methods in _HOT_OF.items() for method in methods)
+"""Full names of the methods that the door in Envoy answers."""
 
 
 @asynccontextmanager
@@ -72,9 +71,9 @@ def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]
     oip = OipServicer(predictor, catalog, _release())
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health)
     return (
-        Binding(ROUTER, RouterServicer(predictor), hot=_HOT[ROUTER]),
-        Binding(HTTP, http, hot=_HOT[HTTP]),
-        Binding(OIP, oip, hot=_HOT[OIP]),
+        Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
+        Binding(HTTP, http, hot=_HOT_OF[HTTP]),
+        Binding(OIP, oip, hot=_HOT_OF[OIP]),
     )
 
 
@@ -97,7 +96,7 @@ async def _watching(
     request = registry_pb.WatchRequest(environment=settings.environment, watcher_id=router_id)
     folder = settings.state_dir / "router"
     async with watch_registry(
-        settings.registry_address, request, folder=folder, service=ROUTER_NAME, registry=runtime.registry
+        settings.registry_address, request, folder=folder, service="router", registry=runtime.registry
     ) as watch:
         follower = RoutesFollower(table, serve)
         async with _running(runtime, follower.follow(watch), "follow-routes"):

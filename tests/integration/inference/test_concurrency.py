@@ -72,8 +72,7 @@ class Crowd:
 
 async def settled(future: "asyncio.Future[Any]") -> Any:
     """Return the result or the exception."""
-    (outcome,) = await asyncio.gather(future, return_exceptions=True)
-    return outcome
+    return (await asyncio.gather(future, return_exceptions=True))[0]
 
 
 async def test_thousands_of_items_with_cancels_are_never_mixed_up(
