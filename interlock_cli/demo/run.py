@@ -7,7 +7,7 @@ import grpc
 import httpx
 from rich.console import Console
 
-from interlock_cli.demo.cache import TrainedVersion, cached_version, train_version
+from interlock_cli.demo.cache import TrainedVersion, cached_version
 from interlock_cli.demo.data import LATER, SPRING, SPRING_AND_SUMMER, DemoDataMissing, Flights, Window, load_flights
 from interlock_cli.demo.failure import DemoFailed
 from interlock_cli.demo.publish import MODEL, Published, publish
@@ -83,6 +83,9 @@ def _trained(window: Window, flights: Flights, state_folder: Path, report: DemoR
         report.done(f"{window.name}: trained before")
         return cached
     with report.doing(f"{window.name}: training"), stopwatch() as seconds:
+        # Here, because it imports scikit-learn, which takes a second that a second start need not wait.
+        from interlock_cli.demo.build import train_version  # noqa: PLC0415
+
         version = train_version(window, flights, folder)
         count = version.description.baseline.row_count
         report.done(f"{window.name}: trained on {count:,} flights, exported and checked in {seconds():.1f} s")

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from interlock_cli.demo.data import CATEGORICAL, FEATURES, Flights
+from interlock_cli.demo.data import CATEGORICAL, FEATURES, LABELS, Flights
 from interlock_cli.demo.failure import DemoFailed
-from interlock_cli.demo.version import LABELS
 
 USER_COUNT = 1_000
 
