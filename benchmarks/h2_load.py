@@ -94,20 +94,18 @@ class Connection:
         self._buffer = data[at:]
 
     def _handle(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind in (GOAWAY, CONTINUATION):
+            raise ConnectionError(f"unexpected frame of type {kind} under load")
         if kind == DATA:
             self._bodies.setdefault(stream, []).append(payload)
-        elif kind == HEADERS:
-            if flags & END_STREAM:
-                self._finish(stream, self._status(payload))
-        elif kind in (SETTINGS, PING):
-            if not flags & ACK:
-                self._out.append(frame(kind, ACK, 0, payload if kind == PING else b""))
+        elif kind == HEADERS and flags & END_STREAM:
+            self._finish(stream, self._status(payload))
+        elif kind in (SETTINGS, PING) and not flags & ACK:
+            self._out.append(frame(kind, ACK, 0, payload if kind == PING else b""))
         elif kind == WINDOW_UPDATE and stream == 0:
             self._window += int.from_bytes(payload, "big")
         elif kind == RST_STREAM:
             self._finish(stream, "reset")
-        elif kind in (GOAWAY, CONTINUATION):
-            raise ConnectionError(f"unexpected frame of type {kind} under load")
 
     def _status(self, block: bytes) -> str:
         known = self._statuses.get(block)

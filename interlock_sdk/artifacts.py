@@ -88,9 +88,11 @@ class Artifacts:
         return await self.get(file.digest) or artifact_pb2.Artifact(name=f"artifacts/{file.digest}")
 
     async def _send(self, file: FileToUpload, offset_bytes: int, report: Progress) -> artifact_pb2.Artifact:
-        # Without a time limit: the stream ends by itself when nothing moves.
-        call = self._stub.UploadArtifact(_messages(file, offset_bytes, report))
-        return (await self._caller.answer(call)).artifact
+        # The file is opened and closed here: a refused call leaves the generator behind wherever it happens to be.
+        with _open_at(file.path, offset_bytes) as stream:
+            # Without a time limit: the stream ends by itself when nothing moves.
+            call = self._stub.UploadArtifact(_messages(file, offset_bytes, stream, report))
+            return (await self._caller.answer(call)).artifact
 
 
 def _is_resumable(error: CallError) -> bool:
@@ -108,15 +110,16 @@ def _digest_and_size(path: Path) -> tuple[str, int]:
         return digest, stream.tell()
 
 
-async def _messages(file: FileToUpload, offset_bytes: int, report: Progress) -> AsyncIterator[pb.UploadArtifactRequest]:
+async def _messages(
+    file: FileToUpload, offset_bytes: int, stream: BinaryIO, report: Progress
+) -> AsyncIterator[pb.UploadArtifactRequest]:
     start = pb.UploadStart(digest=file.digest, size_bytes=file.size_bytes, offset_bytes=offset_bytes)
     yield pb.UploadArtifactRequest(start=start)
     sent_bytes = offset_bytes
-    with await asyncio.to_thread(_open_at, file.path, offset_bytes) as stream:
-        while chunk := await asyncio.to_thread(stream.read, CHUNK_BYTES):
-            yield pb.UploadArtifactRequest(chunk=chunk)
-            sent_bytes += len(chunk)
-            report(sent_bytes, file.size_bytes)
+    while chunk := await asyncio.to_thread(stream.read, CHUNK_BYTES):
+        yield pb.UploadArtifactRequest(chunk=chunk)
+        sent_bytes += len(chunk)
+        report(sent_bytes, file.size_bytes)
 
 
 def _open_at(path: Path, offset_bytes: int) -> BinaryIO:

@@ -51,6 +51,15 @@ def restart(services: Names) -> None:
         say(f"{name} restarted; the old process: {ended}")
 
 
+def stop(services: Names) -> None:
+    """Drain services and leave them stopped; `interlock restart` starts them again."""
+    folder, patience = state_folder(), settings()
+    for name in services:
+        request = {"do": "stop", "service": name}
+        ended = run(ask(folder.control_socket, request, timeout_s=patience.stop_timeout_s + _ASK_TIMEOUT_S))
+        say(f"{name} stopped ({ended})")
+
+
 def down() -> None:
     """Drain and stop the running stack, and return when it is gone."""
     folder = state_folder()

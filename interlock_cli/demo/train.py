@@ -10,6 +10,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OrdinalEncoder
+from threadpoolctl import threadpool_limits
 
 from interlock_cli.demo.data import CATEGORICAL, NUMERIC, Flights
 from interlock_sdk.onnx_export import CATEGORIES_INPUT, NUMBERS_INPUT, PROBABILITIES_OUTPUT, export_boosted_trees
@@ -37,11 +38,13 @@ class ExportMismatch(RuntimeError):
 
 
 def train(flights: Flights) -> Pipeline:
-    """Fits one version; equal flights give an equal model, whatever the number of threads."""
+    """Fits one version; equal flights give an equal model."""
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
     columns = ColumnTransformer([("categories", encoder, list(CATEGORICAL)), ("numbers", "passthrough", list(NUMERIC))])
     boosting = HistGradientBoostingClassifier(random_state=SEED, **BOOSTING)
-    return Pipeline([("columns", columns), ("boosting", boosting)]).fit(flights.features, flights.late)
+    # One thread takes half a second. Two spin at barriers, and on a machine that is busy otherwise take a minute.
+    with threadpool_limits(1, user_api="openmp"):
+        return Pipeline([("columns", columns), ("boosting", boosting)]).fit(flights.features, flights.late)
 
 
 def late_probability(model: Pipeline, features: pd.DataFrame) -> npt.NDArray[np.float64]:

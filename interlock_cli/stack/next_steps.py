@@ -8,13 +8,13 @@ from interlock_cli.settings import StackSettings
 from interlock_cli.stack.plan import edge_address
 from interlock_cli.stack.state_folder import StateFolder
 
-# A flight of the demo's data: JetBlue from New York to Los Angeles, Friday 6 September 2013, 17 h.
+# A flight of the demo's data: JetBlue 423 from New York to Los Angeles, Friday 6 September 2013, 16:40.
 DEMO_MODEL: Final = "flight-delay"
 DEMO_FEATURES: Final[dict[str, Any]] = {
     "carrier": "B6",
     "origin": "JFK",
     "dest": "LAX",
-    "sched_dep_hour": 17,
+    "sched_dep_hour": 16,
     "month": 9,
     "weekday": 5,
     "distance": 2475,

@@ -38,8 +38,13 @@ def run_stack(settings: StackSettings, *, demo: bool) -> int:
         if doors.reason:
             say(doors.reason)
         plan = make_plan(settings, folder, doors)
-        require_free(taken_ports(settings.bind_host, plan.ports))
-        return asyncio.run(_Stack(settings, folder, plan).run(demo=demo))
+        return run_plan(settings, folder, plan, demo=demo)
+
+
+def run_plan(settings: StackSettings, folder: StateFolder, plan: StackPlan, *, demo: bool) -> int:
+    """Run what `plan` says in `folder`, which the caller has locked; returns the exit code. Raises CommandFailed."""
+    require_free(taken_ports(settings.bind_host, plan.ports))
+    return asyncio.run(_Stack(settings, folder, plan).run(demo=demo))
 
 
 class _Stack:
@@ -118,11 +123,14 @@ class _Stack:
         async def restart(request: Mapping[str, Any]) -> Any:
             return await self._supervisor.restart(str(request.get("service", "")))
 
+        async def stop(request: Mapping[str, Any]) -> Any:
+            return await self._supervisor.stop_one(str(request.get("service", "")))
+
         async def down(_: Mapping[str, Any]) -> Any:
             self._stop.set()
             return {"pid": os.getpid()}
 
-        return {"status": status, "restart": restart, "down": down}
+        return {"status": status, "restart": restart, "stop": stop, "down": down}
 
     def _interrupted(self) -> None:
         if self._stop.is_set():

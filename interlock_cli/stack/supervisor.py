@@ -82,17 +82,30 @@ class Supervisor:
             service.kill()
 
     async def restart(self, name: str) -> str:
-        """Replace a service's process; returns how the old one ended. Raises CommandFailed."""
-        service = self._services.get(name)
-        if service is None:
-            raise CommandFailed(f"no service is called {name!r}", [f"services: {', '.join(self._services)}"])
-        if service.state is State.FAILED:
+        """Replace a service's process, or start one that does not run; returns how the old one ended.
+
+        Raises CommandFailed.
+        """
+        service = self._find(name)
+        if service.state in (State.FAILED, State.STOPPED):
             return await self._revive(service)
         ended = await service.replace()
         self._tell(name, f"replaced, pid {service.pid}; the old process ended with {ended}")
         if ended is not None and ended.code != 0:
             raise CommandFailed(f"{name} was replaced, but the old process ended with {ended}")
         return str(ended)
+
+    async def stop_one(self, name: str) -> str:
+        """Drain one service and leave it stopped; returns how its process ended. Raises CommandFailed."""
+        ended = await self._find(name).stop()
+        self._tell(name, f"stopped on request ({ended or 'it did not run'})")
+        return str(ended or "it did not run")
+
+    def _find(self, name: str) -> Service:
+        service = self._services.get(name)
+        if service is None:
+            raise CommandFailed(f"no service is called {name!r}", [f"services: {', '.join(self._services)}"])
+        return service
 
     async def _revive(self, service: Service) -> str:
         try:

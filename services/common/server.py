@@ -23,6 +23,7 @@ from services.common.call import Binding, Method, methods_of
 from services.common.chain import Chain, Limits
 from services.common.door_grpc import DoorProfile, GrpcDoor
 from services.common.errors import ServiceError
+from services.common.handover import share_evenly, steer_to_successor
 from services.common.health import HealthBoard, health_binding
 from services.common.logs import configure_logs
 from services.common.metrics import RequestMetrics
@@ -123,7 +124,9 @@ async def serving(
         methods = methods_of([*bindings, health_binding(runtime.health)])
         door = GrpcDoor(runtime.chain, methods, _profile(settings))
         ports = await door.listen(addresses)
-        stack.push_async_callback(_drain, runtime, door)
+        for port in ports:
+            share_evenly(port)
+        stack.push_async_callback(_drain, runtime, door, ports)
         runtime.health.open(binding.service for binding in bindings)
         probes.started = True
         _LOG.info("serving", addresses=list(addresses), metrics_port=metrics_port)
@@ -154,8 +157,10 @@ def _check_port_free(address: str) -> None:
             ) from None
 
 
-async def _drain(runtime: Runtime[SettingsT], door: GrpcDoor) -> None:
+async def _drain(runtime: Runtime[SettingsT], door: GrpcDoor, ports: Iterable[int]) -> None:
     await runtime.drain()
+    for port in ports:
+        steer_to_successor(port)
     await asyncio.sleep(runtime.settings.drain_delay_s)
     await door.stop(runtime.settings.drain_grace_s)
     _LOG.info("drained")

@@ -65,13 +65,21 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 
 
 def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
-    oip = OipServicer(predictor, catalog, metadata.version("interlock"))
+    oip = OipServicer(predictor, catalog, _release())
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health)
     return (
         Binding(ROUTER, RouterServicer(predictor), hot=_PREDICTING),
         Binding(HTTP, http, hot=_PREDICTING | _INFERRING),
         Binding(OIP, oip, hot=_INFERRING),
     )
+
+
+def _release() -> str:
+    try:
+        return metadata.version("interlock")
+    except metadata.PackageNotFoundError:
+        # Started from a source tree that nobody installed.
+        return "0.0.0"
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from services.common.metrics import RequestMetrics
 from services.common.tracing import Tracing
 
 _CHUNK_BYTES = 1 << 16
+_HEARTBEAT_S = 2.0
 
 
 class FakeRegistry:
@@ -98,7 +99,9 @@ class FakeRegistry:
             changed = self._changed
             snapshot = pb.WatchSnapshot(resources=self._resources.values())
             yield pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), snapshot=snapshot)
-            await changed.wait()
+            while not await _is_set(changed, _HEARTBEAT_S):
+                heartbeat = pb.WatchHeartbeat()
+                yield pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), heartbeat=heartbeat)
 
     async def ReportReplica(self, request: pb.ReportReplicaRequest, call: Call) -> pb.ReportReplicaResponse:
         self.reports = {report.deployment.removeprefix("deployments/"): report for report in request.reports}
@@ -146,3 +149,11 @@ class FakeRegistry:
 
 def spec(name: str, kind: str, *shape: int) -> TensorSpec:
     return TensorSpec(name=name, data_type=DataType.Value(f"DATA_TYPE_{kind}"), shape=[-1, *shape])
+
+
+async def _is_set(event: asyncio.Event, limit_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), limit_s)
+    except TimeoutError:
+        return False
+    return True

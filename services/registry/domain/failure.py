@@ -207,3 +207,14 @@ class RequestIdReused(AlreadyExists):
             reason="REQUEST_ID_REUSED",
             metadata={"request_id": request_id},
         )
+
+
+class StoreUnavailable(Unavailable):
+    """The store of content does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the registry's artifact store does not answer; try again",
+            reason=DEPENDENCY_UNAVAILABLE,
+            retry_after_s=_NEXT_ATTEMPT_S,
+        )

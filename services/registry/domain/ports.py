@@ -1,6 +1,6 @@
 """What the domain needs of the world: consistent reads, transactions that change things, and the log of changes."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -65,6 +65,10 @@ class Change(View, Protocol):
     @property
     def etag(self) -> str:
         """The etag that resources get by this change."""
+
+    @property
+    def new_epoch(self) -> int:
+        """Epoch after the change; that of before while nothing has changed."""
 
     async def put(self, resource: Resource) -> None:
         """Store a resource that is new or different."""
@@ -175,5 +179,5 @@ class ArtifactStore(Protocol):
     def upload(self, digest: str, size_bytes: int, offset_bytes: int) -> AbstractAsyncContextManager[PartFile]:
         """Open an upload at an offset: 0 begins anew; WrongOffset when it stopped elsewhere."""
 
-    def read(self, digest: str, offset_bytes: int) -> AsyncIterator[bytes]:
+    def read(self, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield complete content from an offset on; DigestMismatch before the end of a whole read that is corrupt."""

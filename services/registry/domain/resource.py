@@ -92,7 +92,7 @@ class Deployment:
     """A version that should be loaded by a pool.
 
     `pending_weight` is the share of the traffic, in basis points, that it gets once it is READY; None: none, or it has
-    been given. `serial` is the epoch of its creation: it orders deployments by age.
+    been given. No two have the same `create_time`: it orders them by age.
     """
 
     name: str

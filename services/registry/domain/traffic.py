@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from services.common import names
@@ -10,7 +11,7 @@ from services.common.errors import Violation, echo
 from services.registry.domain.bucket import BUCKET_COUNT, assign_buckets
 from services.registry.domain.catalog import check_etag, require
 from services.registry.domain.failure import DeploymentNotReady, InvalidRequest, ResourceNotFound
-from services.registry.domain.ports import Change, Selection
+from services.registry.domain.ports import Change, Selection, Store
 from services.registry.domain.replica import State, derive_state
 from services.registry.domain.resource import Deployment, Environment, Model, Route, Variant
 
@@ -189,3 +190,14 @@ async def _checked(change: Change, route: Route, variants: Sequence[Variant]) ->
         taken = [other.name for other in (*variants, *named) if other.name]
         named.append(replace(variant, name=variant.name or variant_name(deployment, taken)))
     return named
+
+
+async def route_as_of(store: Store, name: str, time: datetime | None) -> Route:
+    """Return a route as it is, or as it was at a time; raises ResourceNotFound."""
+    if time is None:
+        async with store.view() as view:
+            return await require(view, Route, name)
+    found = await store.route_at(name, time)
+    if found is None:
+        raise ResourceNotFound(name)
+    return found

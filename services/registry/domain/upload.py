@@ -1,6 +1,7 @@
 """An upload of content: what may be sent in which order, and what is checked."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,7 +79,7 @@ async def artifact_sizes(artifacts: ArtifactStore, digests: Sequence[str]) -> di
     return {digest: stored.size_bytes for digest, stored in found.items() if stored is not None}
 
 
-async def download(artifacts: ArtifactStore, digest: str, offset_bytes: int) -> AsyncIterator[bytes]:
+async def download(artifacts: ArtifactStore, digest: str, offset_bytes: int) -> AsyncGenerator[bytes, None]:
     """Yield complete content from an offset on."""
     if offset_bytes < 0:
         raise InvalidRequest([Violation("offset_bytes", f"want at least 0, got {offset_bytes}")])
@@ -89,5 +90,6 @@ async def download(artifacts: ArtifactStore, digest: str, offset_bytes: int) -> 
             reason="INVALID_FIELD",
             metadata={"size_bytes": str(stored.size_bytes)},
         )
-    async for chunk in artifacts.read(digest, offset_bytes):
-        yield chunk
+    async with aclosing(artifacts.read(digest, offset_bytes)) as chunks:
+        async for chunk in chunks:
+            yield chunk

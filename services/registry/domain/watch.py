@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from services.common.errors import Violation, echo
@@ -23,7 +23,7 @@ class Heartbeat:
 Event = Snapshot | Delta | Heartbeat
 
 
-async def watch(feed: ChangeFeed, scope: Scope, token: str, heartbeat_s: float) -> AsyncIterator[Event]:
+async def watch(feed: ChangeFeed, scope: Scope, token: str, heartbeat_s: float) -> AsyncGenerator[Event, None]:
     """Yield what a watcher must know, for ever; a heartbeat comes after `heartbeat_s` without anything else.
 
     Raises WatchTokenExpired when the changes after the token are no longer kept, be it in the middle because the

@@ -7,7 +7,7 @@ import msgspec
 from google.api.httpbody_pb2 import HttpBody
 from interlock.router.v1 import prediction_pb2
 
-from services.common.errors import ServiceError, to_status
+from services.common.errors import ServiceError, Violation, to_status
 from services.common.rest_twin import JSON_CONTENT_TYPE, error_answer
 from services.router.convert.json_body import Fields, decode_object, raise_violations
 from services.router.convert.prediction import ASSIGNMENTS
@@ -71,11 +71,11 @@ def _row(fields: Fields) -> Row:
 def _rows(found: Sequence[Any]) -> tuple[Row, ...]:
     rows: list[Row] = []
     for index, row in enumerate(found):
-        fields = Fields(row if isinstance(row, dict) else {}, _ROW, f"rows[{index}]")
         if not isinstance(row, dict):
-            fields.add("", f"want an object, got {describe(row)}")
+            raise_violations([Violation(f"rows[{index}]", f"want an object, got {describe(row)}")])
+        fields = Fields(row, _ROW, f"rows[{index}]")
         rows.append(_row(fields))
-        raise_violations(fields.violations)
+        fields.check()
     return tuple(rows)
 
 

@@ -15,6 +15,11 @@ import subprocess
 import sys
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def say_ready() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.connect(os.environ["NOTIFY_SOCKET"])
@@ -22,13 +27,13 @@ def say_ready() -> None:
 
 
 def main(kind: str) -> int:
-    print(f"{kind} runs as {os.getpid()} replace={os.environ.get('INTERLOCK_REPLACE', '')}", flush=True)
+    say(f"{kind} runs as {os.getpid()} replace={os.environ.get('INTERLOCK_REPLACE', '')}")
     if kind == "crash":
-        print("no configuration found", file=sys.stderr, flush=True)
+        sys.stderr.write("no configuration found\n")
         return 3
     signal.signal(signal.SIGTERM, signal.SIG_IGN if kind == "stubborn" else lambda *_: sys.exit(0))
     if kind == "parent":
-        print("grandchild", subprocess.Popen(["sleep", "600"]).pid, flush=True)
+        say(f"grandchild {subprocess.Popen(['sleep', '600']).pid}")
     if kind != "mute":
         say_ready()
     if kind == "die":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from inference import grpc_service_pb2 as oip_pb
 from inference import grpc_service_pb2_grpc as oip_rpc
@@ -60,6 +61,11 @@ class Running:
                             return each
         raise AssertionError(seen)
 
+    async def wait_gone(self, version: str, limit_s: float = 10) -> None:
+        async with asyncio.timeout(limit_s):
+            while await self.state(version) is not None:
+                await asyncio.sleep(0.02)
+
     async def ready(self, version: str) -> pb.VersionState:
         state = await self.wait_state(version, pb.LOAD_STATE_READY, pb.LOAD_STATE_FAILED)
         assert state.state == pb.LOAD_STATE_READY, state.message
@@ -73,6 +79,12 @@ class Running:
     async def infer(self, request: oip_pb.ModelInferRequest, limit_s: float = 10) -> oip_pb.ModelInferResponse:
         response: oip_pb.ModelInferResponse = await self.oip.ModelInfer(request, timeout=limit_s)
         return response
+
+
+def worker_pids() -> list[int]:
+    """Return the model processes of this test."""
+    children = psutil.Process().children()
+    return sorted(child.pid for child in children if "services.inference.worker" in child.cmdline())
 
 
 def free_offset() -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 import grpc
 import pytest
@@ -98,3 +99,20 @@ async def test_an_empty_file_is_refused_before_any_call(api: FakePublicApi, clie
 
 async def test_unknown_content_is_none(client: Client) -> None:
     assert await client.artifacts.get(DIGEST) is None
+
+
+async def test_a_refused_upload_leaves_no_file_open(
+    api: FakePublicApi, client: Client, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[BinaryIO] = []
+    open_at = sdk_artifacts._open_at
+
+    def open_and_note(path: Path, offset_bytes: int) -> BinaryIO:
+        opened.append(open_at(path, offset_bytes))
+        return opened[-1]
+
+    monkeypatch.setattr(sdk_artifacts, "_open_at", open_and_note)
+    api.artifacts.refusals = [(Code.DATA_LOSS, "DIGEST_MISMATCH")]
+    with pytest.raises(CallError):
+        await client.artifacts.upload(file)
+    assert [stream.closed for stream in opened] == [True]

@@ -172,10 +172,10 @@ async def test_a_stop_during_the_wait_for_a_restart_is_quick(folder: StateFolder
     service = Service(child_spec("die"), folder.run, log, Patience(policy=slow), lambda *_: None)
     await service.start()
     async with asyncio.timeout(20):
-        while service.state is not State.WAITING:
+        while str(service.state) != State.WAITING:
             await asyncio.sleep(0.01)
         await service.stop()
-    assert service.state is State.STOPPED
+    assert str(service.state) == State.STOPPED
     log.close()
 
 

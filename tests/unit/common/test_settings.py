@@ -63,7 +63,7 @@ def test_every_wrong_variable_is_named_on_one_line(monkeypatch: pytest.MonkeyPat
 
 def test_settings_are_frozen_and_documented() -> None:
     with pytest.raises(ValidationError):
-        CommonSettings().port_offset = 3  # type: ignore[misc]
+        CommonSettings().port_offset = 3
     assert all(field.description for field in CommonSettings.model_fields.values())
 
 

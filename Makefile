@@ -1,0 +1,68 @@
+# Every habit is one word; `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup gen lint test test-fast run check clean
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+# The first of these that is 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+help:  ## show this table
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | \
+		while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV)/.installed-dev  ## venv with everything for work on this repository; others run it when it is stale
+
+gen: setup  ## stubs and the descriptor set from protos/ into gen/
+	$(BIN)/python protos/generate.py
+
+lint: setup  ## ruff, mypy, import-linter, buf lint and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+
+test: setup  ## every test: unit, integration, contract, end to end
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## unit and integration tests, for the inner loop
+	$(BIN)/python -m pytest -m 'unit or integration'
+
+run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C
+	@PATH="$(abspath $(BIN)):$$PATH" exec $(BIN)/interlock up --demo
+
+check: setup  ## what CI runs: drift of gen/, lint, buf breaking, test
+	$(BIN)/python protos/generate.py --check
+	$(MAKE) lint
+	$(BIN)/buf breaking --against $(BASELINE)
+	$(MAKE) test
+
+clean:  ## remove the venv and every cache; the state folder stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# The committed image of the last released contracts.
+BASELINE := protos/baseline.binpb
+
+$(VENV)/bin/python:
+	@if [ -z "$(PYTHON)" ]; then echo 'want Python 3.11 or 3.12: install one, or say where it is with PYTHON=/path/to/python' >&2; exit 1; fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-run: $(VENV)/bin/python $(INPUTS)
+	@echo 'installing what the services and the demo need into $(VENV)'
+	$(PIP_INSTALL) -e '.[local]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python $(INPUTS)
+	@echo 'installing everything into $(VENV)'
+	$(PIP_INSTALL) -e '.[local,dev]'
+	@touch $@ $(VENV)/.installed-run

@@ -1,0 +1,90 @@
+"""Hands a TCP port over to a second process without losing a connection.
+
+Two processes that listen on one port with SO_REUSEPORT share its new connections. What waits in the accept queue of the
+one that stops is reset by the kernel, and a client that reconnects at that moment sees its peer as down. So the process
+that drains first steers every new connection to its successor, then accepts what it still has, then stops.
+"""
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+_LOG: Final = structlog.get_logger(part="handover")
+_SO_ATTACH_REUSEPORT_CBPF: Final = 51
+_SO_DETACH_REUSEPORT_BPF: Final = 68
+# One classic BPF instruction, "return K": the index of the listener that gets the connection. Listeners are numbered in
+# the order in which they came, so the process that leaves is 0 and its successor 1. Where there is no successor the
+# index is out of range and the kernel chooses as ever.
+_RETURN_K: Final = 0x06
+_SUCCESSOR: Final = 1
+
+
+def steer_to_successor(port: int) -> bool:
+    """Send new connections to `port` to the process that took it up after us, if there is one.
+
+    Holds for ports with one process and its successor; among several equals the index would say nothing. Returns whether
+    the kernel took it. Where it cannot (not Linux, not permitted) the hand-over still works, with the
+    few resets that clients retry.
+    """
+    steered = False
+    for listener in _listeners(port):
+        with listener:
+            try:
+                _attach(listener)
+                steered = True
+            except OSError as error:
+                _LOG.info("connections_not_steered", port=port, error=str(error))
+    return steered
+
+
+def share_evenly(port: int) -> None:
+    """Undo what a predecessor's hand-over left on `port`: it stays with the group of listeners, not with the process."""
+    for listener in _listeners(port):
+        with listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
+
+
+def _attach(listener: socket.socket) -> None:
+    program = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN_K, 0, 0, _SUCCESSOR))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HL", 1, ctypes.addressof(program)))
+
+
+def _listeners(port: int) -> Iterator[socket.socket]:
+    """Yield this process' sockets that listen on `port`; grpcio does not show its own."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            found = _listener(int(entry.name), port)
+            if found is not None:
+                yield found
+
+
+def _listener(descriptor: int, port: int) -> socket.socket | None:
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return None  # closed meanwhile
+    try:
+        candidate = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)  # no socket
+        return None
+    if _listens_on(candidate, port):
+        return candidate
+    candidate.close()
+    return None
+
+
+def _listens_on(candidate: socket.socket, port: int) -> bool:
+    if candidate.family not in (socket.AF_INET, socket.AF_INET6) or candidate.type != socket.SOCK_STREAM:
+        return False
+    with contextlib.suppress(OSError):
+        listening = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return bool(listening) and candidate.getsockname()[1] == port
+    return False

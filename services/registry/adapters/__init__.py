@@ -1,0 +1,1 @@
+"""The registry's outside: the database and the store of content."""

@@ -1,0 +1,132 @@
+"""The database behind the registry: SQLite or Postgres, one writer at a time, failures in the registry's words.
+
+Time is the database's: the server's clock on Postgres, the host's on SQLite, which has none of its own.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection, event, func, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from services.registry.domain.failure import DatabaseUnavailable, StorageFull
+
+_LOG: Final = structlog.get_logger(part="database")
+_READERS: Final = 8
+_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+_FULL_TEXTS: Final = ("database or disk is full", "No space left on device")
+_DISK_FULL_SQLSTATE: Final = "53100"
+
+
+class Database:
+    """Connections to one database: `read` for a consistent state, `write` for a transaction that nobody interferes with."""
+
+    def __init__(self, url: str, *, statement_timeout_s: float = 5.0) -> None:
+        self.url = _async_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._writing = asyncio.Lock()
+        timeout_ms = round(statement_timeout_s * 1000)
+        if self.is_sqlite:
+            self._readers = _sqlite_engine(self.url, "BEGIN", _READERS, timeout_ms)
+            self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, timeout_ms)
+        else:
+            self._readers = self._writer = _postgres_engine(self.url, timeout_ms)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Open a consistent state to read from."""
+        async with _in_our_words(), AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(self._readers.connect())
+            if not self.is_sqlite:
+                await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            await stack.enter_async_context(connection.begin())
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction; it commits when the block ends without an error. Writers of this process queue here."""
+        async with _in_our_words(), self._writing, self._writer.begin() as connection:
+            yield connection
+
+    async def now_us(self, connection: AsyncConnection) -> int:
+        """Return the time in microseconds since 1970."""
+        if self.is_sqlite:
+            return time.time_ns() // 1000
+        stamp = await connection.scalar(select(func.floor(func.extract("epoch", func.clock_timestamp()) * 1_000_000)))
+        return int(stamp or 0)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._readers.dispose()
+        await self._writer.dispose()
+
+
+def _async_url(text: str) -> URL:
+    url = make_url(text)
+    return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+
+
+def _postgres_engine(url: URL, timeout_ms: int) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=_READERS + 1,
+        max_overflow=0,
+        pool_timeout=timeout_ms / 1000,
+        # A connection that a restart of the server cut is found before a caller is.
+        pool_pre_ping=True,
+        connect_args={
+            "timeout": timeout_ms / 1000,
+            "server_settings": {"statement_timeout": str(timeout_ms), "application_name": "interlock-registry"},
+        },
+    )
+
+
+def _sqlite_engine(url: URL, begin: str, pool_size: int, timeout_ms: int) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=timeout_ms / 1000)
+
+    def prepare(connection: Any, _record: object) -> None:
+        # The driver must not begin by itself: a transaction that reads first and then writes fails at once when
+        # another process wrote in between, whatever the time-out.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={timeout_ms}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine.sync_engine, "connect", prepare)
+    event.listen(engine.sync_engine, "begin", begin_transaction)
+    return engine
+
+
+@asynccontextmanager
+async def _in_our_words() -> AsyncIterator[None]:
+    with _translated():
+        yield
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what the database cannot do into an error for the caller; what we did wrong stays what it is."""
+    try:
+        yield
+    except (IntegrityError, ProgrammingError):
+        raise
+    except (SQLAlchemyError, OSError) as error:
+        _LOG.error("database_failed", error=str(error))
+        raise (StorageFull() if _is_full(error) else DatabaseUnavailable()) from error
+
+
+def _is_full(error: Exception) -> bool:
+    original = error.orig if isinstance(error, DBAPIError) else error
+    full_code = getattr(original, "sqlstate", None) == _DISK_FULL_SQLSTATE
+    return full_code or any(text in str(original) for text in _FULL_TEXTS)

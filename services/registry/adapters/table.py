@@ -1,0 +1,117 @@
+"""The tables. A resource is kept as the contract's message beside the columns that are searched for.
+
+`head` has one row: whoever writes locks it first, so writers go one after the other and epochs are in commit order.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+)
+
+METADATA: Final = MetaData()
+# Names sort by bytes in every database, whatever its locale.
+_TEXT: Final = String().with_variant(String(collation="C"), "postgresql")
+
+HEAD: Final = Table(
+    "head",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("registry_id", _TEXT, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("kept_after", BigInteger, nullable=False),
+    Column("audit_sequence", BigInteger, nullable=False),
+    Column("audit_hash", _TEXT, nullable=False),
+)
+
+RESOURCE: Final = Table(
+    "resource",
+    METADATA,
+    Column("name", _TEXT, primary_key=True),
+    Column("folded_name", _TEXT, nullable=False, unique=True),
+    Column("other_name", _TEXT, nullable=True),
+    Column("folded_other_name", _TEXT, nullable=True, unique=True),
+    Column("kind", _TEXT, nullable=False),
+    Column("sort_key", _TEXT, nullable=False),
+    Column("model", _TEXT, nullable=False),
+    Column("model_version", _TEXT, nullable=False),
+    Column("environment", _TEXT, nullable=False),
+    Column("pool", _TEXT, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("resource_by_kind", "kind", "model", "sort_key"),
+    Index("resource_by_environment", "kind", "environment"),
+    Index("resource_by_pool", "kind", "pool"),
+    Index("resource_by_version", "kind", "model_version"),
+    Index("resource_by_other_name", "other_name"),
+)
+
+CHANGE: Final = Table(
+    "change",
+    METADATA,
+    Column("epoch", BigInteger, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("kind", _TEXT, nullable=False),
+    Column("name", _TEXT, nullable=False),
+    Column("environment", _TEXT, nullable=False),
+    Column("pool", _TEXT, nullable=False),
+    Column("gone", Boolean, nullable=False),
+    # Absent for versions, which never change: their one body is in `resource`.
+    Column("body", LargeBinary, nullable=True),
+    PrimaryKeyConstraint("epoch", "ordinal"),
+    Index("change_by_environment", "environment", "epoch"),
+    Index("change_by_pool", "pool", "epoch"),
+    Index("change_by_name", "name", "time_us"),
+)
+
+AUDIT: Final = Table(
+    "audit_entry",
+    METADATA,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("principal", _TEXT, nullable=False),
+    Column("action", _TEXT, nullable=False),
+    Column("resource", _TEXT, nullable=False),
+    Column("before_digest", _TEXT, nullable=False),
+    Column("after_digest", _TEXT, nullable=False),
+    Column("request_id", _TEXT, nullable=False),
+    Column("previous_hash", _TEXT, nullable=False),
+    Column("hash", _TEXT, nullable=False),
+    Index("audit_entry_by_resource", "resource", "sequence"),
+)
+
+REPORT: Final = Table(
+    "replica_report",
+    METADATA,
+    Column("deployment", _TEXT, nullable=False),
+    Column("replica_id", _TEXT, nullable=False),
+    Column("state", _TEXT, nullable=False),
+    Column("message", _TEXT, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    Column("expire_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("deployment", "replica_id"),
+    Index("replica_report_by_replica", "replica_id"),
+    Index("replica_report_by_expiry", "expire_us"),
+)
+
+ANSWER: Final = Table(
+    "answer",
+    METADATA,
+    Column("principal", _TEXT, nullable=False),
+    Column("request_id", _TEXT, nullable=False),
+    Column("fingerprint", _TEXT, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("time_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("principal", "request_id"),
+    Index("answer_by_time", "time_us"),
+)

@@ -1,0 +1,1 @@
+"""The registry's RPCs: convert in, one call of the domain, convert out."""

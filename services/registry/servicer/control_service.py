@@ -1,0 +1,36 @@
+"""ControlService: what should be, pushed to the other services; and what is, reported by replicas."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from interlock.registry.v1 import control_service_pb2 as pb
+
+from services.common.call import Call
+from services.registry.convert.control import event_to_proto, report_from_proto, scope_of
+from services.registry.domain.deploying import take_report
+from services.registry.domain.ports import ChangeFeed, Store
+from services.registry.domain.watch import make_token, watch
+from services.registry.servicer.once import author_of
+
+
+class ControlServicer:
+    """One method for each RPC of ControlService."""
+
+    def __init__(self, store: Store, feed: ChangeFeed, *, heartbeat_s: float) -> None:
+        self._store = store
+        self._feed = feed
+        self._heartbeat_s = heartbeat_s
+
+    async def Watch(self, request: pb.WatchRequest, call: Call) -> AsyncIterator[pb.WatchResponse]:
+        """Push the configuration: a snapshot or what came after a token, then every change."""
+        scope = scope_of(request)
+        async with aclosing(watch(self._feed, scope, request.resume_token, self._heartbeat_s)) as events:
+            async for event in events:
+                yield event_to_proto(event, make_token(self._feed.registry_id, scope, event.epoch))
+
+    async def ReportReplica(self, request: pb.ReportReplicaRequest, call: Call) -> pb.ReportReplicaResponse:
+        """Take what a replica says of its deployments."""
+        report = report_from_proto(request)
+        async with self._store.change(author_of(call)) as change:
+            await take_report(change, report)
+        return pb.ReportReplicaResponse(epoch=change.new_epoch)

@@ -1,0 +1,50 @@
+"""One stack per door for the whole session, with the demo's models in it; and an OTLP receiver that both report to."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.e2e.otlp import Receiver, receive_spans
+from tests.e2e.stack import Stack, new_stack
+
+DOORS = ("envoy", "grpcio")
+DEMO_FLIGHTS = 400
+
+
+class Stacks:
+    """Stacks by door, each started when it is first asked for."""
+
+    def __init__(self, opened: ExitStack, receiver: Receiver) -> None:
+        self._opened = opened
+        self._receiver = receiver
+        self._by_door: dict[str, Stack] = {}
+
+    def of(self, door: str) -> Stack:
+        if door not in self._by_door:
+            stack = self._opened.enter_context(new_stack(door, INTERLOCK_OTLP_ENDPOINT=self._receiver.endpoint))
+            stack.start()
+            stack.succeed("demo", "--flights", str(DEMO_FLIGHTS), timeout_s=240)
+            self._by_door[door] = stack
+        return self._by_door[door]
+
+
+@pytest.fixture(scope="session")
+def spans() -> Iterator[Receiver]:
+    with receive_spans() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def stacks(spans: Receiver) -> Iterator[Stacks]:
+    with ExitStack() as opened:
+        yield Stacks(opened, spans)
+
+
+@pytest.fixture(params=DOORS)
+def stack(request: pytest.FixtureRequest, stacks: Stacks) -> Iterator[Stack]:
+    """The session's stack of one door; whole again before the next test gets it."""
+    found = stacks.of(request.param)
+    found.wait_until(found.is_ready, "the stack is whole before the test")
+    yield found
+    found.wait_until(found.is_ready, "the stack is whole after the test")
