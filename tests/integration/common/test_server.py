@@ -132,7 +132,7 @@ async def test_a_service_says_ready_serves_and_drains(stand: Stand) -> None:
 
 async def test_a_replacement_on_the_same_port_fails_no_call(stand: Stand) -> None:
     old = await stand.start()
-    async with open_channel(stand.address, idempotent=[f"{SERVICE}/Echo"]) as channel:
+    async with open_channel(stand.address, idempotent=[f"{SERVICE}/Echo"], attempt_timeout_s=1.0) as channel:
         load = _Load(EchoClient(channel))
         await load.answered(200)
         new = await stand.start(INTERLOCK_REPLACE="1")

