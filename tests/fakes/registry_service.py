@@ -77,7 +77,7 @@ class Registry:
     ) -> control_pb.ReportReplicaResponse:
         request = control_pb.ReportReplicaRequest(replica_id=replica, pool=fields.pop("pool", "default"), **fields)
         for name in deployments:
-            request.reports.add(deployment=name, state=state, message="said so")  # type: ignore[arg-type]
+            request.reports.add(deployment=name, state=state, message="said so")
         return await self.control.ReportReplica(request)
 
     async def serve_versions(self, *shares: float | None, model: str = "fraud") -> list[Deployment]:

@@ -96,11 +96,11 @@ async def test_a_wrong_order_is_refused_with_every_field(fraud: Registry) -> Non
     }
 
 
-@pytest.mark.parametrize("percent", [-0.01, 100.01, 12.345, float("nan"), float("inf")])
-async def test_a_share_has_two_decimals(fraud: Registry, percent: float) -> None:
-    with refused(INVALID, "INVALID_FIELD") as seen:
-        await fraud.deploy(traffic_percent=percent)
-    assert set(seen[0].violations) == {"traffic_percent"}
+async def test_a_share_has_two_decimals(fraud: Registry) -> None:
+    for percent in (-0.01, 100.01, 12.345, float("nan"), float("inf")):
+        with refused(INVALID, "INVALID_FIELD") as seen:
+            await fraud.deploy(traffic_percent=percent)
+        assert set(seen[0].violations) == {"traffic_percent"}
 
 
 async def test_what_is_not_there_cannot_be_deployed(fraud: Registry) -> None:

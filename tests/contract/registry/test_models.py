@@ -25,20 +25,34 @@ async def test_a_model_is_created_and_read_back(registry: Registry) -> None:
 
 
 @pytest.mark.rpc(f"{SERVICE}/CreateModel", "error")
-@pytest.mark.parametrize("taken", ["fraud", "FRAUD", "Fraud"])
-async def test_an_id_is_taken_whatever_its_case(registry: Registry, taken: str) -> None:
+async def test_an_id_is_taken_whatever_its_case(registry: Registry) -> None:
     await registry.create_model("fraud")
-    with refused(grpc.StatusCode.ALREADY_EXISTS, "RESOURCE_EXISTS"):
-        await registry.create_model(taken)
+    for taken in ("fraud", "FRAUD", "Fraud"):
+        with refused(grpc.StatusCode.ALREADY_EXISTS, "RESOURCE_EXISTS"):
+            await registry.create_model(taken)
 
 
-@pytest.mark.parametrize(
-    "bad", ["", "..", "a..b", "../etc/passwd", "a/b", "a b", "-a", ".a", "a\n", "\x00", "ä", "a" * 129, "models/a", "%2e"]
-)
-async def test_a_bad_id_is_refused(registry: Registry, bad: str) -> None:
-    with refused(INVALID, "INVALID_NAME") as seen:
-        await registry.create_model(bad)
-    assert "model_id" in seen[0].violations
+async def test_a_bad_id_is_refused(registry: Registry) -> None:
+    bad_ids = [
+        "",
+        "..",
+        "a..b",
+        "../etc/passwd",
+        "a/b",
+        "a b",
+        "-a",
+        ".a",
+        "a\n",
+        "\x00",
+        "ä",
+        "a" * 129,
+        "models/a",
+        "%2e",
+    ]
+    for bad in bad_ids:
+        with refused(INVALID, "INVALID_NAME") as seen:
+            await registry.create_model(bad)
+        assert "model_id" in seen[0].violations
 
 
 async def test_all_wrong_fields_are_listed(registry: Registry) -> None:

@@ -85,23 +85,20 @@ async def test_an_update_that_changes_nothing_keeps_the_etag(registry: Registry)
 
 
 @pytest.mark.rpc(f"{SERVICE}/UpdateRoute", "error")
-@pytest.mark.parametrize(
-    ("shares", "field"),
-    [
+async def test_weights_must_add_up(registry: Registry) -> None:
+    await registry.serve_versions(None, 0)
+    wrong: list[tuple[dict[str, int], str]] = [
         ({}, "route.variants"),
         ({"fraud_1_production": 9_999}, "route.variants"),
         ({"fraud_1_production": 10_001}, "route.variants[0].weight_basis_points"),
         ({"fraud_1_production": 11_000, "fraud_2_production": -1_000}, "route.variants[1].weight_basis_points"),
-    ],
-)
-async def test_weights_must_add_up(registry: Registry, shares: dict[str, int], field: str) -> None:
-    await registry.serve_versions(None, 0)
-    request = pb.UpdateRouteRequest(
-        route=Route(name=NAME, variants=variants(**shares)), update_mask=FieldMask(paths=["variants"])
-    )
-    with refused(INVALID, "INVALID_FIELD") as seen:
-        await registry.api.UpdateRoute(request)
-    assert field in seen[0].violations
+    ]
+    for shares, field in wrong:
+        route = Route(name=NAME, variants=variants(**shares))
+        request = pb.UpdateRouteRequest(route=route, update_mask=FieldMask(paths=["variants"]))
+        with refused(INVALID, "INVALID_FIELD") as seen:
+            await registry.api.UpdateRoute(request)
+        assert field in seen[0].violations
 
 
 async def test_variants_need_names_of_their_own(registry: Registry) -> None:
@@ -160,22 +157,20 @@ async def test_the_salt_is_set_once(registry: Registry) -> None:
     assert set(seen[0].violations) == {"route.salt"}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+async def test_fields_that_nobody_acts_upon_are_refused(registry: Registry) -> None:
+    await registry.serve_versions(None)
+    given: list[dict[str, object]] = [
         {"layer": "checkout"},
         {"shadow": ShadowPolicy(deployment="deployments/x")},
         {"fallback": FallbackLadder()},
         {"cache": CachePolicy()},
         {"feature_failure_policy": FEATURE_FAILURE_POLICY_REFUSE},
         {"guardrails": [Guardrail(metric="error_rate")]},
-    ],
-)
-async def test_fields_that_nobody_acts_upon_are_refused(registry: Registry, fields: dict[str, object]) -> None:
-    await registry.serve_versions(None)
-    with refused(grpc.StatusCode.UNIMPLEMENTED, "NOT_ACTED_UPON") as seen:
-        await registry.set_route(*variants(fraud_1_production=10_000), **fields)
-    assert seen[0].metadata["field"] == f"route.{next(iter(fields))}"
+    ]
+    for fields in given:
+        with refused(grpc.StatusCode.UNIMPLEMENTED, "NOT_ACTED_UPON") as seen:
+            await registry.set_route(*variants(fraud_1_production=10_000), **fields)
+        assert seen[0].metadata["field"] == f"route.{next(iter(fields))}"
 
 
 async def test_one_of_two_who_change_the_same_route_is_told(registry: Registry) -> None:

@@ -78,9 +78,7 @@ async def test_everything_that_is_wrong_with_a_version_is_listed(fraud: Registry
         golden_rows=[a_golden_row()],
     )
     with refused(INVALID, "INVALID_FIELD") as seen:
-        await fraud.api.CreateModelVersion(
-            pb.CreateModelVersionRequest(parent="models/fraud", model_version=wrong)
-        )
+        await fraud.api.CreateModelVersion(pb.CreateModelVersionRequest(parent="models/fraud", model_version=wrong))
     assert set(seen[0].violations) == {
         "model_version.runtime",
         "model_version.semantic_version",
@@ -140,12 +138,12 @@ async def test_an_id_a_label_and_an_alias_name_the_same_version(fraud: Registry)
 
 
 @pytest.mark.rpc(f"{SERVICE}/GetModelVersion", "error")
-@pytest.mark.parametrize("version", ["2", "01", "9" * 30, "none", "1.0.0"])
-async def test_a_version_that_is_not_there_is_not_found(fraud: Registry, version: str) -> None:
+async def test_a_version_that_is_not_there_is_not_found(fraud: Registry) -> None:
     await fraud.create_version()
-    with refused(MISSING, "RESOURCE_NOT_FOUND") as seen:
-        await get(fraud, version)
-    assert seen[0].metadata["name"] == f"models/fraud/versions/{version}"
+    for version in ("2", "01", "9" * 30, "none", "1.0.0"):
+        with refused(MISSING, "RESOURCE_NOT_FOUND") as seen:
+            await get(fraud, version)
+        assert seen[0].metadata["name"] == f"models/fraud/versions/{version}"
 
 
 @pytest.mark.rpc(f"{SERVICE}/SetModelAlias", "error")
@@ -153,9 +151,7 @@ async def test_a_bad_alias_is_refused(fraud: Registry) -> None:
     await fraud.create_version()
 
     async def point(alias: str, version: str = "1", model: str = "fraud") -> None:
-        await fraud.api.SetModelAlias(
-            pb.SetModelAliasRequest(model=f"models/{model}", alias=alias, version=version)
-        )
+        await fraud.api.SetModelAlias(pb.SetModelAliasRequest(model=f"models/{model}", alias=alias, version=version))
 
     for alias in ("", "1st", "a.b", "../x", "a" * 129):
         with refused(INVALID, "INVALID_NAME"):
