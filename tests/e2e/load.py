@@ -1,13 +1,12 @@
 """Load with every outcome counted: bounded calls in flight, each answered, refused or lost."""
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Final
 
 import grpc
 import httpx
@@ -19,6 +18,8 @@ from interlock.router.v1 import router_service_pb2_grpc as rpc
 from interlock_sdk.values import Value, values_to_proto
 
 CALL_TIMEOUT_S = 20.0
+# grpcio's and Envoy's words.
+_NEVER_ARRIVED: Final = ("failed to connect", "Connection refused", "no healthy upstream", "remote connection failure")
 
 
 class Refused(Exception):
@@ -92,8 +93,11 @@ async def under_load(call: Call, *, in_flight: int = 16) -> AsyncIterator[Load]:
 async def grpc_predict(
     address: str, model: str, features: Mapping[str, Value], *, channels: int = 4
 ) -> AsyncIterator[Call]:
-    """Give a call that predicts over gRPC, spread over several connections; the channel retries nothing."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    """Give a call that predicts over gRPC, spread over several connections.
+
+    No retry policy: grpcio only sends again what a server says it never began.
+    """
+    options = [("grpc.use_local_subchannel_pool", 1)]
     opened = [grpc.aio.insecure_channel(address, options=options) for _ in range(channels)]
     stubs = [rpc.RouterServiceStub(channel) for channel in opened]
     values = values_to_proto(features)
@@ -120,10 +124,21 @@ async def rest_predict(address: str, model: str, features: Mapping[str, Value]) 
 
         async def call(number: int) -> str:
             body = {"model": model, "features": dict(features), "user_id": f"u-{number}"}
+            steps: list[str] = []
+
+            async def trace(step: str, _: object) -> None:
+                steps.append(step)
+
             try:
-                response = await client.post("/v1/predict", json=body)
+                response = await client.post("/v1/predict", json=body, extensions={"trace": trace})
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 raise Refused(type(error).__name__) from None
+            except (httpx.ReadError, httpx.WriteError) as error:
+                # A listener that closes resets connections that the kernel took and no process ever accepted. Only a
+                # connection opened for this very call can be one of them.
+                if "connection.connect_tcp.complete" in steps:
+                    raise Refused(f"{type(error).__name__} on a new connection") from None
+                raise Lost(f"{type(error).__name__} on a connection in use") from None
             except httpx.HTTPError as error:
                 raise Lost(f"{type(error).__name__}: {error}") from None
             return _rest_outcome(response)
@@ -136,12 +151,14 @@ def _grpc_outcome(error: grpc.aio.AioRpcError) -> Refused | Lost:
     reason = _reason(error)
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED) and reason:
         return Refused(f"{error.code().name} {reason}")
-    # The transport's own words for a call that never left, or that the server says it did not process.
-    if error.code() is grpc.StatusCode.UNAVAILABLE and any(
-        words in (error.details() or "") for words in ("failed to connect", "Connection refused", "no healthy upstream")
-    ):
+    if error.code() is grpc.StatusCode.UNAVAILABLE and _never_arrived(error.details() or ""):
         return Refused(text)
     return Lost(text)
+
+
+def _never_arrived(text: str) -> bool:
+    """Whether these are a transport's words for a call that reached nobody; a connection cut later is not among them."""
+    return any(words in text for words in _NEVER_ARRIVED)
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
@@ -158,14 +175,8 @@ def _rest_outcome(response: httpx.Response) -> str:
     if response.is_success:
         return str(response.json()["model_version"])
     text = f"{response.status_code}: {response.text[:200]}"
-    if response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS) and _is_ours(response):
+    if response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS) and (
+        '"reason"' in response.text or _never_arrived(response.text)
+    ):
         raise Refused(text)
     raise Lost(text)
-
-
-def _is_ours(response: httpx.Response) -> bool:
-    try:
-        body: Any = json.loads(response.text)
-    except ValueError:
-        return False
-    return isinstance(body, dict) and "message" in body

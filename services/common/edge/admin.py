@@ -25,8 +25,8 @@ class Admin:
         await self._order("/healthcheck/fail")
 
     async def drain_listeners(self) -> None:
-        """Send GOAWAY on every connection, and accept until the drain time is over."""
-        await self._order("/drain_listeners?graceful&skip_exit")
+        """Send GOAWAY on every connection; the listener closes when the drain time is over."""
+        await self._order("/drain_listeners?graceful")
 
     async def active(self) -> tuple[int, int]:
         """Return open connections and calls in flight at the public port."""
