@@ -133,7 +133,7 @@ def new_variants(
     variants = []
     for wanted, weight in weights.items():
         deployment = _find(wanted, named, deployed)
-        name = named.get(deployment.name) or f"v{last_of(deployment.model_version)}"
+        name = named.get(deployment.name) or last_of(deployment.model_version)
         variants.append(route_pb2.Variant(name=name, deployment=deployment.name, weight_basis_points=weight))
     return variants
 
@@ -145,7 +145,7 @@ def _find(
         version = last_of(deployment.model_version)
         if wanted in (named.get(deployment.name), last_of(deployment.name), version, f"v{version}"):
             return deployment
-    known = [named.get(d.name) or f"v{last_of(d.model_version)}" for d in deployed]
+    known = [named.get(d.name) or last_of(d.model_version) for d in deployed]
     raise CommandFailed(f"--set: no variant, version or deployment is {wanted!r}", [f"there are: {', '.join(known)}"])
 
 

@@ -40,12 +40,16 @@ class DoorProfile:
             ("grpc.max_send_message_length", self.message_bytes),
             ("grpc.max_metadata_size", 16 * 1024),
             ("grpc.max_concurrent_streams", self.max_concurrent_streams),
+            # Beyond 1,000 calls that wait for Python, grpcio answers some at random with CANCELLED, which nobody
+            # retries; refusing is admission's business, with a reason and a delay.
+            ("grpc.server.max_pending_requests", 16_384),
+            ("grpc.server.max_pending_requests_hard_limit", 32_768),
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 5_000),
             # The time-out that current grpcio honours for pings; without it a frozen peer is noticed after a minute.
             ("grpc.http2.ping_timeout_ms", 5_000),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 2),
         ]
         if self.max_connection_age_s:

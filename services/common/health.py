@@ -10,7 +10,7 @@ from typing import Final
 from grpc_health.v1 import health_pb2
 
 from services.common.call import Binding, Call
-from services.common.errors import DRAINING, NotFound, Unavailable, echo
+from services.common.errors import NotFound, echo
 
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 WHOLE_SERVER: Final = ""
@@ -100,14 +100,16 @@ class HealthServicer:
         """Yield the status of one name now and on every change, until the process drains."""
         last = None
         while True:
-            changed = self._board.changed()
+            # All three before the first await: what changes while a status is being sent must be seen next time round.
+            changed, draining = self._board.changed(), self._board.draining
             status = _wire(self._board.serving.get(request.service))
             if status != last:
                 yield _Status(status=status)
                 last = status
-            if self._board.draining:
-                # An open watch would hold the server's stop for its whole grace.
-                raise Unavailable("the process is draining; watch another one", reason=DRAINING)
+            if draining:
+                # An open watch would hold the server's stop for its whole grace. Ended well, not with an error: that
+                # could overtake the last status on its way.
+                return
             await changed.wait()
 
 

@@ -1,8 +1,17 @@
-"""`python -m services.router`: the router as a process."""
+"""`python -m services.router`: the router as a process, inside Envoy or behind it."""
 
+from services.common.edge.launcher import launch
+from services.common.edge.settings import EdgeSettings
 from services.common.server import main
-from services.router.app import build
+from services.common.settings import read_settings
+from services.router.app import HOT, build
 from services.router.settings import Settings
 
+
+def in_envoy(_settings: Settings) -> int:
+    """Serve the hot methods inside Envoy, which then is the edge; returns the exit code."""
+    return launch("router", read_settings(EdgeSettings), "services.router.door:app", hot=HOT)
+
+
 if __name__ == "__main__":
-    main("router", Settings, build)
+    main("router", Settings, build, in_envoy)

@@ -39,6 +39,9 @@ HTTP: Final = http_service_pb2.DESCRIPTOR.services_by_name["RouterHttpService"].
 OIP: Final = oip_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _PREDICTING: Final = frozenset({"Predict", "PredictRows"})
 _INFERRING: Final = frozenset({"ModelInfer"})
+_HOT_OF: Final = {ROUTER: _PREDICTING, HTTP: _PREDICTING | _INFERRING, OIP: _INFERRING}
+HOT: Final = frozenset(f"{service}/{method}" for service, methods in _HOT_OF.items() for method in methods)
+"""Full names of the methods that the door in Envoy answers."""
 
 
 @asynccontextmanager
@@ -68,9 +71,9 @@ def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]
     oip = OipServicer(predictor, catalog, _release())
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health)
     return (
-        Binding(ROUTER, RouterServicer(predictor), hot=_PREDICTING),
-        Binding(HTTP, http, hot=_PREDICTING | _INFERRING),
-        Binding(OIP, oip, hot=_INFERRING),
+        Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
+        Binding(HTTP, http, hot=_HOT_OF[HTTP]),
+        Binding(OIP, oip, hot=_HOT_OF[OIP]),
     )
 
 

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.clients.install import is_installed
+from tests.e2e.clients import Clients
 from tests.e2e.otlp import Receiver, receive_spans
 from tests.e2e.stack import Stack, new_stack
 
@@ -48,3 +50,10 @@ def stack(request: pytest.FixtureRequest, stacks: Stacks) -> Iterator[Stack]:
     found.wait_until(found.is_ready, "the stack is whole before the test")
     yield found
     found.wait_until(found.is_ready, "the stack is whole after the test")
+
+
+@pytest.fixture(scope="session")
+def clients() -> Clients:
+    """The foreign clients; what each saw of a stack is kept for the session."""
+    assert is_installed(), "the foreign clients are not installed, or not as the repository says: run `make clients`"
+    return Clients()

@@ -64,7 +64,7 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def WatchReplica(  # noqa: N802
+    async def WatchReplica(
         self, request: inference_pb.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[inference_pb.WatchReplicaResponse]:
         while True:
@@ -91,7 +91,7 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
             replica_id=self.replica_id, pool="default", versions=versions, draining=self.draining
         )
 
-    async def CoalescedInfer(  # noqa: N802
+    async def CoalescedInfer(
         self, requests: AsyncIterator[inference_pb.CoalescedInferRequest], context: Any
     ) -> AsyncIterator[inference_pb.CoalescedInferResponse]:
         opening = (await anext(requests)).open

@@ -81,7 +81,9 @@ def run_pair(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
 
 def run_mirror(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
     return [
-        Tensor(name=tensor.name.replace("in_", "out_"), data_type=tensor.data_type, shape=tensor.shape, data=tensor.data)
+        Tensor(
+            name=tensor.name.replace("in_", "out_"), data_type=tensor.data_type, shape=tensor.shape, data=tensor.data
+        )
         for tensor in tensors
     ]
 

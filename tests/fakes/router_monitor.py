@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from interlock.monitor.v1 import monitor_service_pb2 as monitor_pb
@@ -37,7 +37,7 @@ class FakeMonitor(monitor_rpc.MonitorServiceServicer):
     def statuses(self) -> Counter[int]:
         return Counter(status for batch in self.batches for status in batch.statuses)
 
-    async def RecordPredictions(  # noqa: N802
+    async def RecordPredictions(
         self, requests: AsyncIterator[monitor_pb.RecordPredictionsRequest], context: Any
     ) -> monitor_pb.RecordPredictionsResponse:
         while self.stuck:
@@ -46,6 +46,9 @@ class FakeMonitor(monitor_rpc.MonitorServiceServicer):
             self.requests.append(request)
         self.ended_streams += 1
         return monitor_pb.RecordPredictionsResponse(prediction_count=self.rows)
+
+    async def GetPredictionCounts(self, request: monitor_pb.GetPredictionCountsRequest, context: Any) -> NoReturn:
+        raise AssertionError("a router asks for no counts")
 
 
 async def serve_monitor(monitor: FakeMonitor, address: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, int]:

@@ -1,8 +1,10 @@
 """A registry for the router's tests: the watch stream over real gRPC, and the resources to push."""
 
 import asyncio
+import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from interlock.registry.v1 import control_service_pb2 as registry_pb
@@ -13,14 +15,16 @@ from interlock.registry.v1.model_version_pb2 import RUNTIME_ONNX, ModelVersion
 from interlock.registry.v1.route_pb2 import BucketRange, Route, Variant
 from interlock.types.v1.signature_pb2 import Signature
 
+_HEARTBEAT_S = 5.0
+
 Resource = registry_pb.WatchedResource
 
 
 def version_of(model: str, version: int, signature: Signature, semantic: str = "") -> Resource:
     name = f"models/{model}/versions/{version}"
-    return Resource(
-        model_version=ModelVersion(name=name, signature=signature, semantic_version=semantic, runtime=RUNTIME_ONNX)
-    )
+    digest = hashlib.sha256(signature.SerializeToString(deterministic=True)).hexdigest()
+    found = ModelVersion(name=name, signature=signature, semantic_version=semantic, runtime=RUNTIME_ONNX, digest=digest)
+    return Resource(model_version=found)
 
 
 def deployment_of(model: str, version: int, *, pool: str = "default", max_batch_size: int = 0) -> Resource:
@@ -80,7 +84,7 @@ class FakeControl(registry_rpc.ControlServiceServicer):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Watch(self, request: registry_pb.WatchRequest, context: Any) -> AsyncIterator[registry_pb.WatchResponse]:  # noqa: N802
+    async def Watch(self, request: registry_pb.WatchRequest, context: Any) -> AsyncIterator[registry_pb.WatchResponse]:
         self.requests.append(request)
         self.watchers += 1
         try:
@@ -88,9 +92,16 @@ class FakeControl(registry_rpc.ControlServiceServicer):
                 changed = self._changed
                 snapshot = registry_pb.WatchSnapshot(resources=self.resources)
                 yield registry_pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), snapshot=snapshot)
-                await changed.wait()
+                while not changed.is_set():
+                    heartbeat = registry_pb.WatchHeartbeat()
+                    yield registry_pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), heartbeat=heartbeat)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), _HEARTBEAT_S)
         finally:
             self.watchers -= 1
+
+    async def ReportReplica(self, request: registry_pb.ReportReplicaRequest, context: Any) -> NoReturn:
+        raise AssertionError("a router reports no replica")
 
 
 async def serve_control(fake: FakeControl, address: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, int]:

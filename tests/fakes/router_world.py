@@ -14,11 +14,13 @@ from typing import Any, Self
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from interlock.router.v1 import http_service_pb2 as http_pb
 from interlock.router.v1.http_service_pb2_grpc import RouterHttpServiceStub
 from interlock.router.v1.router_service_pb2_grpc import RouterServiceStub
 
-from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from services.common.server import Serving, serving
 from services.router.app import build
 from services.router.settings import Settings
@@ -27,7 +29,7 @@ from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, flight_signature, mi
 from tests.fakes.router_monitor import FakeMonitor, serve_monitor
 from tests.fakes.router_registry import FakeControl, Resource, serve_control, served
 
-README = {
+README: dict[str, Any] = {
     "model": FLIGHT,
     "features": {
         "carrier": "B6",
@@ -188,11 +190,8 @@ def reasons(errors: Iterable[grpc.aio.AioRpcError]) -> set[str]:
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
-    from google.rpc.error_details_pb2 import ErrorInfo
-    from google.rpc.status_pb2 import Status
-
     for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
             info = ErrorInfo()
             for detail in Status.FromString(value).details:
                 if detail.Unpack(info):

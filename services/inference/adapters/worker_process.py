@@ -5,13 +5,11 @@ and its end tells the worker that nobody is left.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import socket
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import structlog
 
 import services
 from services.common.tasks import spawn
+from services.inference.adapters.child_process import ChildProcess
 from services.inference.domain.frame import (
     HEADER,
     Failure,
@@ -41,7 +40,6 @@ from services.inference.domain.version import BatchingPolicy, GoldenRow, Version
 
 _LOG: Final = structlog.get_logger(part="worker")
 _ROOT: Final = Path(services.__path__[0]).parent
-_LINES_KEPT: Final = 50
 _LOAD_IDENT: Final = 0
 
 
@@ -69,18 +67,7 @@ class WorkerLauncher:
         """Start an empty process. Raises `LoadFailure` when the machine cannot."""
         ours, theirs = socket.socketpair()
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "services.inference.worker",
-                f"--socket={theirs.fileno()}",
-                f"--parent={os.getpid()}",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
-                cwd=_ROOT,
-            )
+            process = ChildProcess(_command(theirs.fileno()), _ROOT, [theirs.fileno()])
         except OSError as error:
             ours.close()
             raise LoadFailure(f"no process could be started: {error.strerror}") from None
@@ -99,7 +86,7 @@ class WorkerProcess(asyncio.Protocol):
         self,
         key: VersionKey,
         outputs: Sequence[TensorSpec],
-        process: asyncio.subprocess.Process,
+        process: ChildProcess,
         limits: WorkerLimits,
         on_result: OnResult,
     ) -> None:
@@ -114,7 +101,6 @@ class WorkerProcess(asyncio.Protocol):
         self._answer: asyncio.Future[Frame] | None = None
         self._lost = asyncio.Event()
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
 
     @property
     def pid(self) -> int:
@@ -165,14 +151,11 @@ class WorkerProcess(asyncio.Protocol):
 
     def interrupt(self, ident: int) -> None:
         """Ask the worker to stop a batch."""
-        stdin = self._process.stdin
-        if stdin is not None and not stdin.is_closing():
-            stdin.write(b"%d\n" % ident)
+        self._process.write(b"%d\n" % ident)
 
     def kill(self) -> None:
         """End the process now."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
 
     async def ended(self) -> str:
         """Wait for the end and say how it ended."""
@@ -183,48 +166,39 @@ class WorkerProcess(asyncio.Protocol):
         self._on_result = _ignore
         if self._transport is not None:
             self._transport.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._process.close_input()
         try:
-            await asyncio.wait_for(self.ended(), self._limits.close_timeout_s)
+            async with asyncio.timeout(self._limits.close_timeout_s):
+                await self.ended()
         except TimeoutError:
             self.kill()
             await self.ended()
 
     async def _follow(self) -> None:
-        lines = spawn(self._read_lines(), name=f"worker log {self._key}")
         await self._lost.wait()
         # The socket may be lost with the process alive: then nobody can use it any more.
         try:
-            await asyncio.wait_for(self._process.wait(), self._limits.close_timeout_s)
+            async with asyncio.timeout(self._limits.close_timeout_s):
+                await asyncio.shield(self._process.ended)
         except TimeoutError:
             self.kill()
-        code = await self._process.wait()
-        await lines
+        code = await self._process.ended
         if code != 0:
-            _LOG.warning("worker_ended", version=str(self._key), pid=self.pid, code=code, lines=list(self._lines))
+            lines = list(self._process.lines)
+            _LOG.warning("worker_ended", version=str(self._key), pid=self.pid, code=code, lines=lines)
         if self._transport is not None:
             self._transport.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
         self._ended.set_result(_how_ended(code))
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(LoadFailure(f"its process {_how_ended(code)} while it was loaded"))
-
-    async def _read_lines(self) -> None:
-        """Keep the last lines that the worker wrote: its log is the cause that nobody else knows."""
-        stderr = self._process.stderr
-        assert stderr is not None
-        with contextlib.suppress(ValueError):  # a line beyond the reader's limit
-            async for line in stderr:
-                self._lines.append(line.decode("utf-8", "replace").rstrip()[:500])
 
     async def _ask(self, frame: Frame) -> Mapping[str, Any]:
         """Send a control frame and return the answer's document. Raises `LoadFailure`."""
         waiting = self._answer = asyncio.get_running_loop().create_future()
         self._send(frame)
         try:
-            answer = await asyncio.wait_for(waiting, self._limits.load_timeout_s)
+            async with asyncio.timeout(self._limits.load_timeout_s):
+                answer = await waiting
         except TimeoutError:
             self.kill()
             raise LoadFailure(f"it was not ready within {self._limits.load_timeout_s:g} s") from None
@@ -256,6 +230,10 @@ class WorkerProcess(asyncio.Protocol):
                 return RunFailure(Failure.BAD_OUTPUT, f"output {spec.name!r}: {wrong}")
             outputs.append(OutputData(spec, tensor.shape, bytes(tensor.parts[0])))
         return BatchAnswer(rows, outputs, parse_done_meta(frame.meta) / 1e9)
+
+
+def _command(descriptor: int) -> list[str]:
+    return [sys.executable, "-m", "services.inference.worker", f"--socket={descriptor}", f"--parent={os.getpid()}"]
 
 
 def _ignore(ident: int, result: BatchAnswer | RunFailure) -> None:

@@ -37,7 +37,8 @@ class RoutesFollower:
     def __init__(self, table: RoutingTable, on_applied: Callable[[], None]) -> None:
         self._table = table
         self._on_applied = on_applied
-        self._versions: dict[str, Version] = {}
+        self._versions: dict[tuple[str, str], Version] = {}
+        """By name and digest: a registry that was set up anew gives old names to new versions."""
 
     async def follow(self, watch: RegistryWatch) -> None:
         """Apply what is known now, and then every change."""
@@ -65,10 +66,11 @@ class RoutesFollower:
         )
 
     def _compiled(self, wanted: Mapping[str, model_version_pb2.ModelVersion]) -> Iterable[Version]:
-        compiled: dict[str, Version] = {}
+        compiled: dict[tuple[str, str], Version] = {}
         for name, version in wanted.items():
+            key = (name, version.digest)
             try:
-                compiled[name] = self._versions.get(name) or _version(version)
+                compiled[key] = self._versions.get(key) or _version(version)
             except (ValueError, ServiceError) as error:
                 # One version from a newer registry must not keep the others from being served.
                 _LOG.error("version_refused", version=name, error=str(error))

@@ -8,7 +8,7 @@ from inference import repository_pb2
 from interlock.router.v1 import http_service_pb2 as pb
 
 from services.common.call import Call
-from services.common.errors import NotFound
+from services.common.errors import Violation
 from services.common.health import HealthBoard
 from services.common.rest_twin import HTTP_STATUS_KEY
 from services.router.convert.json_body import Fields, decode_object
@@ -25,6 +25,7 @@ from services.router.convert.oip_json import (
 from services.router.convert.predict_json import predict_from_json, prediction_to_json, rows_from_json, rows_to_json
 from services.router.convert.request import check_names
 from services.router.domain.catalog import Catalog
+from services.router.domain.failure import InvalidField
 from services.router.domain.prediction import Predictor
 from services.router.servicer.oip import OipServicer
 
@@ -109,9 +110,7 @@ class RouterHttpServicer:
     async def Health(self, request: pb.HealthHttpRequest, call: Call) -> HttpBody:
         """GET /health, /health/ready, /health/startup."""
         if request.probe not in _PROBES:
-            raise NotFound(
-                "want /health, /health/ready or /health/startup, got another probe", reason="HEALTH_NAME_NOT_FOUND"
-            )
+            raise InvalidField([Violation("probe", "want /health, /health/ready or /health/startup, got another path")])
         good = {"": True, "ready": self._board.ready, "startup": self._catalog.configured()}[request.probe]
         return _verdict(call, {"status": "SERVING" if good else "NOT_SERVING"}, good=good)
 

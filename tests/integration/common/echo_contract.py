@@ -60,8 +60,6 @@ class EchoServicer:
     async def Spell(self, request: StringValue, call: Call) -> AsyncIterator[StringValue]:
         self.calls.append(call)
         for letter in request.value:
-            if letter == "!":
-                raise InvalidArgument("no shouting", reason="NO_SHOUTING")
             if letter == ".":
                 self.started.set()
                 await self._hang(call)
@@ -76,6 +74,8 @@ class EchoServicer:
         async for request in requests:
             if request.value == "exit":
                 raise SystemExit(3)
+            if request.value == "refuse":
+                raise InvalidArgument("no shouting", reason="NO_SHOUTING")
             yield StringValue(value=request.value.upper())
 
     async def _hang(self, call: Call) -> None:

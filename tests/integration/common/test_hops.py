@@ -265,7 +265,8 @@ class TestTraced:
         assert marks == {f"{SERVICE}/Echo": (2, "INVALID_FIELD"), "inner": (2, "RuntimeError")}
 
 
-async def test_a_missing_collector_does_not_hold_the_exit() -> None:
+async def test_a_missing_collector_does_not_hold_the_exit(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("CRITICAL", "opentelemetry")
     tracing = Tracing("echo", "http://127.0.0.1:9")
     tracing.begin("lost").end()
     started = time.monotonic()

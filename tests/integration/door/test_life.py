@@ -157,6 +157,16 @@ async def test_a_second_signal_ends_it_at_once(kind: str, contract: Path) -> Non
             await call
 
 
+async def test_ctrl_c_reaches_envoy_through_its_supervisor_only(kind: str, contract: Path) -> None:
+    """A terminal signals the whole process group: calls in flight must be answered all the same."""
+    async with running_door(kind, contract) as running, client_of(running) as client:
+        call = asyncio.ensure_future(client.echo(id=1, action="sleep", sleep_s=1.0))
+        await client.echo(id=2)
+        assert os.getpgid(running.envoy_pid()) != os.getpgid(running.edge.pid)
+        assert await end(running.edge, signal.SIGINT) == 0
+        assert (await call).id == 1
+
+
 async def test_a_taken_port_is_refused_in_one_line(kind: str, contract: Path) -> None:
     async with running_door(kind, contract) as running:
         with pytest.raises(AssertionError, match=r"cannot listen on 127\.0\.0\.1"):

@@ -61,7 +61,9 @@ async def _call(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
         assert not method.client_streaming
         await channel.unary_unary(path, request_serializer=type(request).SerializeToString)(request)
         return
-    call: grpc.aio.StreamStreamCall[Message, bytes] = channel.stream_stream(path, request_serializer=type(request).SerializeToString)()
+    call: grpc.aio.StreamStreamCall[Message, bytes] = channel.stream_stream(
+        path, request_serializer=type(request).SerializeToString
+    )()
     await call.write(request)
     async for _ in call:
         pytest.fail("an answer came")

@@ -5,7 +5,7 @@ import random
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import uvloop
 from inference import grpc_service_pb2 as oip_pb
 from inference import grpc_service_pb2_grpc as oip_rpc
 from inference import statistics_pb2 as statistics_pb
@@ -43,7 +44,9 @@ class Running:
 
     async def state(self, version: str) -> pb.VersionState | None:
         async for message in self.own.WatchReplica(pb.WatchReplicaRequest()):
-            found = [each for each in message.versions if f"{each.model}/{each.version}" == version]
+            found: list[pb.VersionState] = [
+                each for each in message.versions if f"{each.model}/{each.version}" == version
+            ]
             return found[0] if found else None
         return None
 
@@ -58,7 +61,8 @@ class Running:
                         seen.append(f"{each.state} {each.message}")
                         if each.state in states:
                             stream.cancel()
-                            return each
+                            state: pb.VersionState = each
+                            return state
         raise AssertionError(seen)
 
     async def wait_gone(self, version: str, limit_s: float = 10) -> None:
@@ -73,6 +77,7 @@ class Running:
 
     async def statistics(self, model: str) -> statistics_pb.ModelStatistics:
         response = await self.oip.ModelStatistics(statistics_pb.ModelStatisticsRequest(name=model))
+        found: statistics_pb.ModelStatistics
         (found,) = response.model_stats
         return found
 
@@ -97,6 +102,11 @@ def free_offset() -> int:
                 continue
             return offset
     raise AssertionError("no free port")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run these tests on the loop that the process has in production: its transports and child processes are others."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

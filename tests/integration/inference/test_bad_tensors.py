@@ -20,6 +20,7 @@ ROW = np.ones((1, 2), "<f4").tobytes()
 
 
 def request(
+    *,
     name: str = "x",
     datatype: str = "FP32",
     shape: tuple[int, ...] = (1, 2),
@@ -77,7 +78,7 @@ CASES = {
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[Status, str, list[str]]:
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)
     info, bad = ErrorInfo(), BadRequest()
     for detail in status.details:
         detail.Unpack(info)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -10,7 +11,68 @@ from inference import grpc_service_pb2 as oip
 from interlock.inference.v1 import inference_service_pb2 as pb
 
 from tests.integration.inference.conftest import Running
-from tests.integration.inference.stream import ItemFailed, open_stream, row
+from tests.integration.inference.stream import ItemFailed, StreamClient, open_stream, row
+
+
+class Crowd:
+    """Callers of both contracts, some of whom go away; counts how they fared."""
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.picks = random.Random(7)
+        self.outcomes = {"right": 0, "cancelled": 0, "refused": 0}
+
+    async def one_stream(self, number: int) -> None:
+        async with open_stream(self.running.own, "oracle", "1") as stream:
+            for turn in range(20):
+                first = number * 100_000 + turn * 100
+                await self.one_message(stream, [float(first + place) for place in range(25)])
+
+    async def one_message(self, stream: StreamClient, values: list[float]) -> None:
+        rows = [row(*([value] * self.picks.randint(1, 3))) for value in values]
+        batch, ids = stream.put(rows)
+        futures = {ident: stream.waiting[ident] for ident in ids}
+        await stream.send(batch)
+        gone = self.picks.sample(ids, 5)
+        await stream.call.write(pb.CoalescedInferRequest(cancel=pb.InferCancel(ids=gone)))
+        for ident in gone:
+            futures.pop(ident).cancel()
+            self.outcomes["cancelled"] += 1
+        wanted = {ident: (sent * 2 + 1).tobytes() for ident, sent in zip(ids, rows, strict=True)}
+        for ident, future in futures.items():
+            self.judge(wanted[ident], await asyncio.wait_for(settled(future), 10))
+
+    async def one_caller(self, number: int) -> None:
+        for turn in range(25):
+            value = np.array([[number * 1000.0 + turn, -1.0]], "<f4")
+            request = oip.ModelInferRequest(model_name="oracle", id=str(turn), raw_input_contents=[value.tobytes()])
+            request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+            call = asyncio.ensure_future(self.running.infer(request))
+            if self.picks.random() < 0.2:
+                await asyncio.sleep(self.picks.random() * 0.005)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+                self.outcomes["cancelled"] += 1
+                continue
+            answer = await settled(call)
+            self.judge(
+                (value * 2 + 1).tobytes(),
+                answer.raw_output_contents[0] if isinstance(answer, oip.ModelInferResponse) else answer,
+            )
+
+    def judge(self, want: bytes, answer: object) -> None:
+        if isinstance(answer, ItemFailed):
+            assert answer.reason == "QUEUE_FULL", answer
+        elif isinstance(answer, grpc.aio.AioRpcError):
+            assert answer.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, answer
+        else:
+            assert answer == want
+        self.outcomes["refused" if isinstance(answer, Exception) else "right"] += 1
+
+
+async def settled(future: "asyncio.Future[Any]") -> Any:
+    """Return the result or the exception."""
+    return (await asyncio.gather(future, return_exceptions=True))[0]
 
 
 async def test_thousands_of_items_with_cancels_are_never_mixed_up(
@@ -18,55 +80,13 @@ async def test_thousands_of_items_with_cancels_are_never_mixed_up(
 ) -> None:
     put_oracle(max_batch_size=64)
     await running.ready("oracle/1")
-    picks = random.Random(7)
-    outcomes = {"right": 0, "cancelled": 0, "refused": 0}
+    crowd = Crowd(running)
+    await asyncio.gather(
+        *(crowd.one_stream(number) for number in range(6)), *(crowd.one_caller(number) for number in range(20))
+    )
 
-    async def one_stream(number: int) -> None:
-        async with open_stream(running.own, "oracle", "1") as stream:
-            for turn in range(20):
-                values = [float(number * 100_000 + turn * 100 + place) for place in range(25)]
-                rows = [row(*([value] * picks.randint(1, 3))) for value in values]
-                batch, ids = stream.put(rows)
-                futures = {ident: stream.waiting[ident] for ident in ids}
-                await stream.send(batch)
-                gone = picks.sample(ids, 5)
-                await stream.call.write(pb.CoalescedInferRequest(cancel=pb.InferCancel(ids=gone)))
-                for ident, sent in zip(ids, rows, strict=True):
-                    if ident in gone:
-                        futures[ident].cancel()
-                        outcomes["cancelled"] += 1
-                        continue
-                    try:
-                        assert await asyncio.wait_for(futures[ident], 10) == (sent * 2 + 1).tobytes()
-                        outcomes["right"] += 1
-                    except ItemFailed as failed:
-                        assert failed.reason == "QUEUE_FULL"
-                        outcomes["refused"] += 1
-
-    async def one_caller(number: int) -> None:
-        for turn in range(25):
-            value = np.array([[number * 1000.0 + turn, -1.0]], "<f4")
-            request = oip.ModelInferRequest(model_name="oracle", id=str(turn), raw_input_contents=[value.tobytes()])
-            request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
-            call = asyncio.ensure_future(running.infer(request))
-            if picks.random() < 0.2:
-                await asyncio.sleep(picks.random() * 0.005)
-                call.cancel()
-                await asyncio.gather(call, return_exceptions=True)
-                outcomes["cancelled"] += 1
-                continue
-            try:
-                response = await call
-                assert response.raw_output_contents[0] == (value * 2 + 1).tobytes()
-                outcomes["right"] += 1
-            except grpc.aio.AioRpcError as refused:
-                assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-                outcomes["refused"] += 1
-
-    await asyncio.gather(*(one_stream(number) for number in range(6)), *(one_caller(number) for number in range(20)))
-
-    assert outcomes["right"] > 2_000, outcomes
-    assert sum(outcomes.values()) == 6 * 20 * 25 + 20 * 25
+    assert crowd.outcomes["right"] > 2_000, crowd.outcomes
+    assert sum(crowd.outcomes.values()) == 6 * 20 * 25 + 20 * 25
     state = await running.state("oracle/1")
     assert state is not None
     assert state.queued_rows == 0

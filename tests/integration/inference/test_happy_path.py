@@ -1,6 +1,7 @@
 """From a deployment in the registry to an answer, over both contracts."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,9 +34,8 @@ async def test_a_deployed_version_answers(running: Running, put_oracle: Callable
     statistics = await running.statistics("oracle")
     assert (statistics.inference_count, statistics.execution_count) == (3, 1)
     assert running.registry.reports["oracle-1"].state == 3  # DEPLOYMENT_STATE_READY
-    health = await health_pb2_grpc.HealthStub(running.channel).Check(
-        health_pb2.HealthCheckRequest(service="model/oracle/1")
-    )
+    stub: Any = health_pb2_grpc.HealthStub(running.channel)  # type: ignore[no-untyped-call]
+    health = await stub.Check(health_pb2.HealthCheckRequest(service="model/oracle/1"))
     assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 

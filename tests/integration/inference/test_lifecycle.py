@@ -69,7 +69,7 @@ async def test_it_serves_without_the_registry_also_after_a_restart(
     put_oracle()
     async with registry.listening() as address, start(address) as running:
         await running.ready("oracle/1")
-        while not list(folder.glob("inference/*.snapshot")):
+        while not await asyncio.to_thread(lambda: list(folder.glob("inference/*.snapshot"))):
             await asyncio.sleep(0.01)
     downloads = len(registry.downloads)
     async with start(address) as running:  # nobody listens there any more

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from interlock.inference.v1 import inference_service_pb2 as pb
 from interlock.registry.v1.model_version_pb2 import GoldenRow
-from interlock.types.v1.tensor_pb2 import Tensor
+from interlock.types.v1.tensor_pb2 import DataType, Tensor
 
 from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
@@ -19,7 +19,9 @@ X, Y = spec("x", "FP32", 2), spec("y", "FP32", 2)
 
 def golden(want: float) -> GoldenRow:
     def tensor(name: str, value: float) -> Tensor:
-        return Tensor(name=name, data_type=11, shape=[1, 2], data=np.full((1, 2), value, "<f4").tobytes())
+        return Tensor(
+            name=name, data_type=DataType.DATA_TYPE_FP32, shape=[1, 2], data=np.full((1, 2), value, "<f4").tobytes()
+        )
 
     return GoldenRow(inputs=[tensor("x", 3.0)], outputs=[tensor("y", want)])
 

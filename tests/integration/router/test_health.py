@@ -2,7 +2,7 @@
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from interlock.router.v1 import http_service_pb2 as pb
 from interlock.router.v1 import router_service_pb2
 
@@ -14,9 +14,11 @@ READY = "interlock.router.v1.RouterHttpService/ServerReady"
 
 
 async def _serving(world: World, name: str) -> bool:
-    stub = health_pb2_grpc.HealthStub(world.channel)
-    answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
-    return answer.status == health_pb2.HealthCheckResponse.SERVING
+    check: grpc.aio.UnaryUnaryMultiCallable[bytes, health_pb2.HealthCheckResponse] = world.channel.unary_unary(
+        "/grpc.health.v1.Health/Check", response_deserializer=health_pb2.HealthCheckResponse.FromString
+    )
+    answer = await check(health_pb2.HealthCheckRequest(service=name).SerializeToString(), timeout=5)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 @pytest.mark.rpc(HEALTH, "error")
@@ -44,4 +46,4 @@ async def test_everything_serves_once_a_configuration_is_applied(world: World) -
         assert await _serving(world, name)
     for probe in ("", "ready", "startup"):
         assert await world.get("Health", pb.HealthHttpRequest(probe=probe)) == (200, {"status": "SERVING"})
-    assert (await world.get("Health", pb.HealthHttpRequest(probe="nonsense")))[0] == 404
+    assert (await world.get("Health", pb.HealthHttpRequest(probe="nonsense")))[0] == 400

@@ -1,26 +1,30 @@
 """inference.GRPCInferenceService at the router."""
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
-
 from inference import grpc_service_pb2 as oip_pb
 from inference import repository_pb2
+
+from services.router.convert.oip import infer_from_proto
 from tests.fakes.router_models import FLIGHT, MIRROR, MIRROR_TYPES, PAIR
 from tests.fakes.router_world import World, error_of, eventually, reason_of
 
 OIP = "inference.GRPCInferenceService/"
+Change = Callable[[oip_pb.ModelInferRequest], None]
 
 
-def pair_infer(rows: int = 1, **fields: object) -> oip_pb.ModelInferRequest:
-    request = oip_pb.ModelInferRequest(model_name=PAIR, id="mine", **fields)
+def pair_infer(rows: int = 1, version: str = "") -> oip_pb.ModelInferRequest:
+    request = oip_pb.ModelInferRequest(model_name=PAIR, id="mine", model_version=version)
     request.inputs.add(name="x", datatype="FP64", shape=[rows, 2])
     request.raw_input_contents.append(struct.pack(f"<{2 * rows}d", *range(2 * rows)))
     return request
 
 
-TWO_ELEMENTS = {
+TWO_ELEMENTS: dict[str, tuple[bytes, list[Any] | None]] = {
     "BOOL": (b"\x01\x00", [True, False]),
     "UINT8": (b"\x00\xff", [0, 255]),
     "UINT16": (struct.pack("<2H", 0, 65535), [0, 65535]),
@@ -73,8 +77,6 @@ async def test_every_element_type_survives_the_whole_way(world: World) -> None:
 async def test_typed_contents_become_the_same_bytes(world: World, name: str) -> None:
     tensor = oip_pb.ModelInferRequest.InferInputTensor(name="t", datatype=name, shape=[1, 2])
     getattr(tensor.contents, CONTENTS[name]).extend(TWO_ELEMENTS[name][1] or [])
-    from services.router.convert.oip import infer_from_proto
-
     request = oip_pb.ModelInferRequest(model_name=MIRROR, inputs=[tensor])
     assert infer_from_proto(request).inputs[0].data == TWO_ELEMENTS[name][0]
 
@@ -90,7 +92,7 @@ async def test_a_user_is_sticky_and_a_version_pins(world: World) -> None:
     request = pair_infer()
     request.parameters["user_id"].string_param = "u-42"
     assert (await world.oip.ModelInfer(request, timeout=5)).parameters["assignment"].string_param == "sticky"
-    pinned = await world.oip.ModelInfer(pair_infer(model_version="1"), timeout=5)
+    pinned = await world.oip.ModelInfer(pair_infer(version="1"), timeout=5)
     assert pinned.parameters["assignment"].string_param == "pinned"
     assert (await world.oip.ModelInfer(pair_infer(), timeout=5)).parameters["assignment"].string_param == "per_request"
 
@@ -105,51 +107,90 @@ async def test_requested_outputs_are_the_only_ones(world: World) -> None:
 
 def _changed(change: str) -> oip_pb.ModelInferRequest:
     request = pair_infer()
-    tensor = request.inputs[0]
-    match change:
-        case "datatype":
-            tensor.datatype = "FP32"
-        case "no datatype":
-            tensor.datatype = "FLOAT"
-        case "shape":
-            tensor.shape[:] = [1, 3]
-        case "rank":
-            tensor.shape[:] = [2]
-        case "no rows":
-            tensor.shape[:] = [0, 2]
-            request.raw_input_contents[0] = b""
-        case "negative":
-            tensor.shape[:] = [-1, 2]
-        case "huge":
-            tensor.shape[:] = [2**62, 2]
-        case "overflow":
-            tensor.shape[:] = [2**31, 2**33]
-        case "many dimensions":
-            tensor.shape[:] = [1] * 10_000
-        case "short":
-            request.raw_input_contents[0] = b"1234567"
-        case "long":
-            request.raw_input_contents[0] += b"x"
-        case "name":
-            tensor.name = "xx"
-        case "twice":
-            request.inputs.append(tensor)
-            request.raw_input_contents.append(request.raw_input_contents[0])
-        case "none":
-            del request.inputs[:], request.raw_input_contents[:]
-        case "raw missing":
-            request.inputs.append(tensor)
-        case "both":
-            tensor.contents.fp64_contents.extend([1, 2])
-        case "too many":
-            request.inputs.extend([tensor] * 100)
-            request.raw_input_contents.extend([request.raw_input_contents[0]] * 100)
-        case "output twice":
-            request.outputs.add(name="y")
-            request.outputs.add(name="y")
-        case "classification":
-            request.outputs.add(name="y").parameters["classification"].int64_param = 3
+    CHANGES[change](request)
     return request
+
+
+def _set_shape(*shape: int) -> Change:
+    def change(request: oip_pb.ModelInferRequest) -> None:
+        request.inputs[0].shape[:] = shape
+
+    return change
+
+
+def _set_datatype(datatype: str) -> Change:
+    def change(request: oip_pb.ModelInferRequest) -> None:
+        request.inputs[0].datatype = datatype
+
+    return change
+
+
+def _set_raw(*raw: bytes) -> Change:
+    def change(request: oip_pb.ModelInferRequest) -> None:
+        request.raw_input_contents[:] = raw
+
+    return change
+
+
+def _no_rows(request: oip_pb.ModelInferRequest) -> None:
+    request.inputs[0].shape[:] = [0, 2]
+    request.raw_input_contents[0] = b""
+
+
+def _rename(request: oip_pb.ModelInferRequest) -> None:
+    request.inputs[0].name = "xx"
+
+
+def _repeat(times: int) -> Change:
+    def change(request: oip_pb.ModelInferRequest) -> None:
+        request.inputs.extend([request.inputs[0]] * times)
+        request.raw_input_contents.extend([request.raw_input_contents[0]] * times)
+
+    return change
+
+
+def _no_tensors(request: oip_pb.ModelInferRequest) -> None:
+    del request.inputs[:], request.raw_input_contents[:]
+
+
+def _raw_missing(request: oip_pb.ModelInferRequest) -> None:
+    request.inputs.append(request.inputs[0])
+
+
+def _both_forms(request: oip_pb.ModelInferRequest) -> None:
+    request.inputs[0].contents.fp64_contents.extend([1, 2])
+
+
+def _output_twice(request: oip_pb.ModelInferRequest) -> None:
+    request.outputs.add(name="y")
+    request.outputs.add(name="y")
+
+
+def _classification(request: oip_pb.ModelInferRequest) -> None:
+    request.outputs.add(name="y").parameters["classification"].int64_param = 3
+
+
+CHANGES: dict[str, Change] = {
+    "datatype": _set_datatype("FP32"),
+    "no datatype": _set_datatype("FLOAT"),
+    "shape": _set_shape(1, 3),
+    "rank": _set_shape(2),
+    "no rows": _no_rows,
+    "negative": _set_shape(-1, 2),
+    "huge": _set_shape(2**62, 2),
+    "overflow": _set_shape(2**31, 2**33),
+    "many dimensions": _set_shape(*[1] * 10_000),
+    "short": _set_raw(b"1234567"),
+    "long": _set_raw(bytes(17)),
+    "name": _rename,
+    "twice": _repeat(1),
+    "none": _no_tensors,
+    "raw missing": _raw_missing,
+    "both": _both_forms,
+    "too many": _repeat(100),
+    "output twice": _output_twice,
+    "classification": _classification,
+}
 
 
 @pytest.mark.rpc(OIP + "ModelInfer", "error")
@@ -353,7 +394,9 @@ NOT_OFFERED = (
 @pytest.mark.rpc(OIP + "LogSettings", "error")
 @pytest.mark.parametrize("method", NOT_OFFERED)
 async def test_extensions_that_are_not_offered_say_so(world: World, method: str) -> None:
-    call = world.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(
+        f"/inference.GRPCInferenceService/{method}"
+    )
     error = await error_of(call(b"", timeout=5))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert method in (error.details() or "")
@@ -368,6 +411,8 @@ async def test_the_stream_extension_is_not_offered(world: World) -> None:
 
 
 async def _assert_malformed(world: World, method: str) -> None:
-    call = world.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(
+        f"/inference.GRPCInferenceService/{method}"
+    )
     error = await error_of(call(b"\xff\xff", timeout=5))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")

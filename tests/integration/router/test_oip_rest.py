@@ -2,7 +2,9 @@
 
 import json
 import struct
+from typing import Any
 
+import grpc
 import pytest
 from google.api.httpbody_pb2 import HttpBody
 from interlock.router.v1 import http_service_pb2 as pb
@@ -14,14 +16,14 @@ from tests.integration.router.test_oip_grpc import TWO_ELEMENTS
 HTTP = "interlock.router.v1.RouterHttpService/"
 
 
-def pair_body(**changes: object) -> dict:
+def pair_body(**changes: object) -> dict[str, Any]:
     tensor = {"name": "x", "shape": [2, 2], "datatype": "FP64", "data": [[1, 2], [3, 4]]}
     return {"id": "mine", "inputs": [tensor | changes]}
 
 
 @pytest.mark.rpc(HTTP + "ModelInfer", "happy")
 @pytest.mark.parametrize("data", [[[1, 2], [3, 4]], [1, 2, 3, 4], [1.0, 2, 3.0, 4]])
-async def test_json_tensors_nested_or_flat(world: World, data: list) -> None:
+async def test_json_tensors_nested_or_flat(world: World, data: list[Any]) -> None:
     status, body = await world.infer(PAIR, pair_body(data=data))
     assert status == 200
     assert (body["model_name"], body["model_version"], body["id"]) == (PAIR, "1", "mine")
@@ -53,7 +55,7 @@ async def test_every_element_type_in_json_and_binary_together(world: World) -> N
     """The types that JSON can hold go as JSON, the others behind it; outputs are asked for one way each."""
     inputs, outputs, tail = [], [], b""
     for name, (raw, values) in TWO_ELEMENTS.items():
-        tensor = {"name": f"in_{name}", "shape": [1, 2], "datatype": name}
+        tensor: dict[str, Any] = {"name": f"in_{name}", "shape": [1, 2], "datatype": name}
         if values is None or name == "BYTES":
             tensor["parameters"] = {"binary_data_size": len(raw)}
             tail += raw
@@ -88,9 +90,8 @@ async def test_texts_travel_as_json_strings(world: World) -> None:
     tail = b""
     for name in ("FP16", "BF16"):
         raw = TWO_ELEMENTS[name][0]
-        inputs.append(
-            {"name": f"in_{name}", "shape": [1, 2], "datatype": name, "parameters": {"binary_data_size": len(raw)}}
-        )
+        tensor: dict[str, Any] = {"name": f"in_{name}", "shape": [1, 2], "datatype": name}
+        inputs.append(tensor | {"parameters": {"binary_data_size": len(raw)}})
         tail += raw
     text = json.dumps({"inputs": inputs, "outputs": [{"name": "out_BYTES"}]}).encode()
     status, body = await world.infer(MIRROR, text + tail, inference_header_content_length=str(len(text)))
@@ -177,8 +178,8 @@ async def test_broken_binary_framing_is_refused(
 async def test_an_output_without_json_form_is_refused_before_the_model_runs(world: World) -> None:
     inputs, tail = [], b""
     for name, (raw, _) in TWO_ELEMENTS.items():
-        parameters = {"binary_data_size": len(raw)}
-        inputs.append({"name": f"in_{name}", "shape": [1, 2], "datatype": name, "parameters": parameters})
+        tensor: dict[str, Any] = {"name": f"in_{name}", "shape": [1, 2], "datatype": name}
+        inputs.append(tensor | {"parameters": {"binary_data_size": len(raw)}})
         tail += raw
     text = json.dumps({"inputs": inputs}).encode()
     status, answer = await world.infer(MIRROR, text + tail, inference_header_content_length=str(len(text)))
@@ -209,7 +210,10 @@ async def test_metadata_of_an_unknown_model_is_404(world: World) -> None:
 @pytest.mark.rpc(HTTP + "ModelReady", "happy")
 @pytest.mark.rpc(HTTP + "ModelReady", "error")
 async def test_a_model_is_ready_or_503_or_404(world: World) -> None:
-    assert await world.get("ModelReady", pb.ModelReadyHttpRequest(model_name=PAIR)) == (200, {"name": PAIR, "ready": True})
+    assert await world.get("ModelReady", pb.ModelReadyHttpRequest(model_name=PAIR)) == (
+        200,
+        {"name": PAIR, "ready": True},
+    )
     world.replica.set_ready({(FLIGHT, "1")})
     await eventually(lambda: world.replica.streams == 1)
     status, body = await world.get("ModelReady", pb.ModelReadyHttpRequest(model_name=PAIR))
@@ -260,7 +264,9 @@ async def test_live_and_ready(world: World) -> None:
 @pytest.mark.rpc(HTTP + "ServerMetadata", "error")
 @pytest.mark.parametrize("method", ["ServerLive", "ServerMetadata"])
 async def test_malformed_messages_are_bodies_too(world: World, method: str) -> None:
-    call = world.channel.unary_unary(f"/{HTTP}{method}", response_deserializer=HttpBody.FromString)
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, HttpBody] = world.channel.unary_unary(
+        f"/{HTTP}{method}", response_deserializer=HttpBody.FromString
+    )
     answering = call(b"\xff\xff", timeout=5)
     body = await answering
     headers = dict(await answering.initial_metadata())

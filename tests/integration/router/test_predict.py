@@ -3,6 +3,7 @@
 import json
 import re
 import uuid
+from typing import Any
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from interlock.router.v1 import prediction_pb2
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
+from services.router.convert.json_body import decode_object
 from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, late_probability
 from tests.fakes.router_world import README, World, error_of, reason_of
 
@@ -19,12 +21,13 @@ HTTP_PREDICT = "interlock.router.v1.RouterHttpService/Predict"
 
 def value(found: object) -> FeatureValue:
     kinds = {str: "string_value", float: "double_value", int: "int64_value", bool: "bool_value"}
-    return FeatureValue(**{kinds[type(found)]: found})
+    fields: dict[str, Any] = {kinds[type(found)]: found}
+    return FeatureValue(**fields)
 
 
-def request(**changes: object) -> pb.PredictRequest:
+def request(**changes: Any) -> pb.PredictRequest:
     features = {name: value(found) for name, found in README["features"].items()}
-    fields: dict[str, object] = {"model": FLIGHT, "features": features, "user_id": "u-42"}
+    fields: dict[str, Any] = {"model": FLIGHT, "features": features, "user_id": "u-42"}
     return pb.PredictRequest(**(fields | changes))
 
 
@@ -122,7 +125,7 @@ BAD_REQUESTS = [
 
 @pytest.mark.rpc(HTTP_PREDICT, "error")
 @pytest.mark.parametrize(("change", "message"), BAD_REQUESTS)
-async def test_bad_json_input_is_refused_with_want_and_got(world: World, change: dict, message: str) -> None:
+async def test_bad_json_input_is_refused_with_want_and_got(world: World, change: dict[str, Any], message: str) -> None:
     body = README | change
     if isinstance(change.get("features"), dict):
         body = README | {"features": README["features"] | change["features"]}
@@ -171,8 +174,6 @@ async def test_malformed_json_is_a_client_error_with_a_status_body(world: World,
 
 
 def test_a_colon_in_a_text_is_not_taken_for_a_second_key() -> None:
-    from services.router.convert.json_body import decode_object
-
     assert decode_object(json.dumps({"user_id": "a:b:c", "model": "x"}).encode()) == {"user_id": "a:b:c", "model": "x"}
 
 
@@ -182,7 +183,9 @@ async def test_every_violation_is_listed_and_no_model_runs(world: World) -> None
     error = await error_of(world.router.Predict(request(features=features), timeout=5))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert reason_of(error) == "INVALID_FEATURES"
-    status, answer = await world.post("/v1/predict", README | {"features": {"carrier": "ZZ", "origin": 5, "destt": "LAX"}})
+    status, answer = await world.post(
+        "/v1/predict", README | {"features": {"carrier": "ZZ", "origin": 5, "destt": "LAX"}}
+    )
     violations = {
         found["field"]
         for detail in answer["details"]
@@ -213,10 +216,16 @@ async def test_numbers_that_no_tensor_should_hold_are_refused_over_grpc_too(worl
     ],
 )
 async def test_each_cause_has_its_code_and_reason(
-    world: World, changes: dict, code: grpc.StatusCode, reason: str
+    world: World, changes: dict[str, Any], code: grpc.StatusCode, reason: str
 ) -> None:
     error = await error_of(world.router.Predict(request(**changes), timeout=5))
     assert (error.code(), reason_of(error)) == (code, reason)
+
+
+async def test_a_flood_of_features_is_refused_before_it_is_unpacked(world: World) -> None:
+    features = {f"f{index}": value(1) for index in range(20_000)}
+    error = await error_of(world.router.Predict(request(features=features), timeout=5))
+    assert "features: want at most 10000 features, got 20000" in (error.details() or "")
 
 
 async def test_a_near_model_name_is_suggested(world: World) -> None:
@@ -225,7 +234,9 @@ async def test_a_near_model_name_is_suggested(world: World) -> None:
 
 
 async def test_malformed_protobuf_is_invalid_argument(world: World) -> None:
-    call = world.channel.unary_unary("/interlock.router.v1.RouterService/Predict")
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(
+        "/interlock.router.v1.RouterService/Predict"
+    )
     error = await error_of(call(b"\xff\xff\xff", timeout=5))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert reason_of(error) == "MALFORMED_REQUEST"

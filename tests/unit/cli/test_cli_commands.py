@@ -79,14 +79,14 @@ def test_a_variant_keeps_its_name_and_a_new_one_gets_its_versions() -> None:
     assert [(v.name, v.deployment, v.weight_basis_points) for v in variants] == [
         ("old", "deployments/m-1-production", 5000),
         ("new", "deployments/m-2-production", 2000),
-        ("v3", "deployments/m-3-production", 3000),
+        ("3", "deployments/m-3-production", 3000),
     ]
 
 
 def test_a_weight_for_what_is_not_deployed_names_what_is() -> None:
     with pytest.raises(CommandFailed, match="no variant, version or deployment is 'v9'") as caught:
         new_variants(ROUTE, DEPLOYED, {"v9": 10_000})
-    assert caught.value.hints == ("there are: old, new, v3",)
+    assert caught.value.hints == ("there are: old, new, 3",)
 
 
 def test_a_version_is_read_from_json(tmp_path: Path) -> None:

@@ -1,0 +1,305 @@
+"""The hop to inference: gathering, cancels, deadlines, faults, replacement. Named for the failure they rule out."""
+
+import asyncio
+import random
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+
+import grpc
+import pytest
+from inference import grpc_service_pb2 as oip_pb
+from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from interlock.router.v1 import router_service_pb2 as pb
+from interlock.types.v1.feature_value_pb2 import FeatureValue
+
+from tests.fakes.router_inference import FakeReplica, serve_replica, status_of
+from tests.fakes.router_models import FLIGHT, PAIR
+from tests.fakes.router_world import STANDARD_READY, World, error_of, eventually, reason_of, reasons
+from tests.integration.router.test_oip_grpc import mirror_infer
+
+
+def ask(a: int, b: float = 0.5) -> pb.PredictRequest:
+    return pb.PredictRequest(
+        model=PAIR, features={"a": FeatureValue(int64_value=a), "b": FeatureValue(double_value=b)}, user_id=f"u-{a}"
+    )
+
+
+async def answer_of(world: World, a: int, timeout_s: float = 20.0) -> float:
+    return (await world.router.Predict(ask(a), timeout=timeout_s)).prediction.prediction.double_value
+
+
+async def all_right(world: World, count: int) -> None:
+    answers = await asyncio.gather(*(answer_of(world, a) for a in range(count)))
+    assert answers == [a * 1000 + 0.5 for a in range(count)]
+
+
+async def test_a_lone_call_does_not_wait_for_others(world: World) -> None:
+    await answer_of(world, 1)
+    assert world.replica.messages == [1]
+
+
+async def test_calls_that_wait_at_the_same_moment_leave_in_one_message(world: World) -> None:
+    world.replica.delay_s = 0.01
+    await all_right(world, 200)
+    assert len(world.replica.messages) < 100
+    assert sum(world.replica.messages) == 200
+
+
+async def test_items_carry_deadline_trace_and_ids(world: World) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    metadata = (("traceparent", parent), ("x-correlation-id", "order-7"))
+    await world.router.Predict(ask(1), timeout=3, metadata=metadata)
+    (item,) = world.replica.items
+    assert item.request_id == "order-7"
+    assert item.traceparent.split("-")[1] == parent.split("-")[1]
+    # grpc rounds the time that it sends up.
+    assert 2_000_000 < item.timeout_us <= 3_100_000
+    assert (item.attempt, item.rows, item.tenant) == (1, 1, "local")
+
+
+async def test_thousands_of_calls_with_cancels_never_mix_answers_up(world: World) -> None:
+    """Rows of different sizes, half of them cancelled at random moments: every answer is its own."""
+    world.replica.delay_s = 0.002
+    chance = random.Random(7)
+    # A server takes 256 streams of a connection.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(world.address, options=options) for _ in range(10)]
+    clients = [GRPCInferenceServiceStub(channel) for channel in channels]
+
+    async def one(index: int) -> str:
+        await asyncio.sleep(chance.random() * 0.5)
+        rows = 1 + index % 3
+        request = oip_pb.ModelInferRequest(model_name=PAIR)
+        request.inputs.add(name="x", datatype="FP64", shape=[rows, 2])
+        request.raw_input_contents.append(struct.pack(f"<{2 * rows}d", *([float(index), 1.0] * rows)))
+        call = clients[index % len(clients)].ModelInfer(request, timeout=20)
+        if index % 2:
+            asyncio.get_running_loop().call_later(chance.random() * 0.01, call.cancel)
+        try:
+            answer = await call
+        except asyncio.CancelledError:
+            return "cancelled"
+        assert struct.unpack(f"<{rows}d", answer.raw_output_contents[0]) == (index * 1000.0 + 1,) * rows
+        return "answered"
+
+    outcomes = await asyncio.gather(*(one(index) for index in range(2000)))
+    assert outcomes.count("answered") >= 1000
+    assert outcomes.count("cancelled") > 50
+    await asyncio.gather(*(channel.close() for channel in channels))
+    await all_right(world, 10)
+
+
+async def test_a_cancelled_call_is_taken_back_and_disturbs_nobody(world: World) -> None:
+    world.replica.hold = asyncio.Event()
+    calls = [world.router.Predict(ask(a), timeout=10) for a in range(4)]
+    waiting = [asyncio.ensure_future(call.code()) for call in calls]
+    await eventually(lambda: len(world.replica.items) == 4)
+    calls[1].cancel()
+    await eventually(lambda: len(world.replica.cancelled) == 1)
+    world.replica.hold.set()
+    await asyncio.wait(waiting)
+    for a in (0, 2, 3):
+        assert (await calls[a]).prediction.prediction.double_value == a * 1000 + 0.5
+
+
+async def test_the_deadline_ends_a_call_and_takes_it_back(world: World) -> None:
+    world.replica.hold = asyncio.Event()
+    started = time.monotonic()
+    error = await error_of(world.router.Predict(ask(1), timeout=0.3))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - started < 3
+    await eventually(lambda: len(world.replica.cancelled) == 1)
+    world.replica.hold.set()
+    await all_right(world, 3)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_REFUSED"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+        (grpc.StatusCode.INTERNAL, "INVALID_MODEL_OUTPUT"),
+    ],
+)
+async def test_refusals_of_inference_reach_the_caller_and_are_not_tried_again(
+    world: World, code: grpc.StatusCode, reason: str
+) -> None:
+    world.replica.refuse = lambda _: status_of(code, reason)
+    error = await error_of(world.router.Predict(ask(1), timeout=5))
+    assert (error.code(), reason_of(error)) == (code, reason)
+    assert len(world.replica.items) == 1
+
+
+async def test_one_refused_call_does_not_fail_those_that_travelled_with_it(world: World) -> None:
+    world.replica.refuse = lambda item: (
+        status_of(grpc.StatusCode.INVALID_ARGUMENT, "MODEL_REFUSED") if item.request_id == "bad" else None
+    )
+    bad = world.router.Predict(ask(99), timeout=5, metadata=(("x-correlation-id", "bad"),))
+    answering = asyncio.gather(*(answer_of(world, a) for a in range(50)))
+    refused = await error_of(bad)
+    answers = await answering
+    assert reason_of(refused) == "MODEL_REFUSED"
+    assert answers == [a * 1000 + 0.5 for a in range(50)]
+
+
+async def test_a_worker_that_died_costs_one_more_try(world: World) -> None:
+    world.replica.refuse = lambda item: (
+        status_of(grpc.StatusCode.UNAVAILABLE, "WORKER_DIED") if item.attempt == 1 else None
+    )
+    assert await answer_of(world, 3) == 3000.5
+    assert [item.attempt for item in world.replica.items] == [1, 2]
+    assert world.metric("interlock_router_inference_retries_total") == 1
+
+
+async def test_a_request_that_kills_workers_meets_two_of_them_at_most(world: World) -> None:
+    world.replica.refuse = lambda _: status_of(grpc.StatusCode.UNAVAILABLE, "WORKER_DIED")
+    error = await error_of(world.router.Predict(ask(1), timeout=10))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "WORKER_DIED")
+    assert len(world.replica.items) == 2
+
+
+async def test_a_broken_stream_loses_no_call(world: World) -> None:
+    world.replica.delay_s = 0.005
+    world.replica.break_after_items = 20
+    await all_right(world, 100)
+    assert len(world.replica.opened) > len(STANDARD_READY)
+
+
+async def test_a_stuck_replica_keeps_its_own_calls_only() -> None:
+    async with World(replicas=2) as world:
+        await world.start_router()
+        await eventually(lambda: all(replica.streams == len(STANDARD_READY) for replica in world.replicas))
+        world.replicas[0].queue_time_us = 1_000_000
+        world.replicas[0].set_ready(STANDARD_READY)
+        await asyncio.sleep(0.1)
+        await all_right(world, 50)
+        assert len(world.replicas[1].items) >= 49
+
+
+async def test_a_dead_replica_is_left_for_the_other() -> None:
+    async with World(replicas=2) as world:
+        await world.start_router()
+        await eventually(lambda: all(replica.streams == len(STANDARD_READY) for replica in world.replicas))
+        world.replicas[0].hold = asyncio.Event()
+        answering = asyncio.gather(*(answer_of(world, a) for a in range(40)))
+        await eventually(lambda: bool(world.replicas[0].items))
+        await world.replica_servers[0].stop(0)
+        assert await answering == [a * 1000 + 0.5 for a in range(40)]
+
+
+async def test_a_replica_that_is_replaced_on_its_port_fails_no_call(world: World) -> None:
+    """The new process is READY on the port before the old one drains, as `interlock restart` does it."""
+    world.replica.delay_s = 0.01
+    failures: list[grpc.aio.AioRpcError] = []
+    answered = 0
+    stop = asyncio.Event()
+
+    async def load(worker: int) -> None:
+        nonlocal answered
+        a = worker
+        while not stop.is_set():
+            a += 100
+            try:
+                assert await answer_of(world, a) == a * 1000 + 0.5
+                answered += 1
+            except grpc.aio.AioRpcError as error:
+                failures.append(error)
+
+    workers = [asyncio.ensure_future(load(worker)) for worker in range(16)]
+    await eventually(lambda: answered > 100)
+    old_server, port = world.replica_servers[0], world.replica_ports[0]
+    for number in (2, 3):
+        successor = FakeReplica(replica_id=f"replica-{number}", ready=set(STANDARD_READY))
+        server, _ = await serve_replica(successor, f"127.0.0.1:{port}")
+        world.replica.drain()
+        await old_server.stop(5)
+        world.replicas[0], old_server = successor, server
+        world.replica_servers.append(server)
+        await eventually(partial(_more_than, lambda: answered, answered + 100))
+        assert successor.items
+    stop.set()
+    await asyncio.gather(*workers)
+    assert not failures, reasons(failures)
+
+
+def _more_than(count: Callable[[], int], limit: int) -> bool:
+    return count() > limit
+
+
+async def test_a_replica_that_comes_back_is_waited_for(world: World) -> None:
+    port = world.replica_ports[0]
+    await world.replica_servers[0].stop(0)
+    waiting = asyncio.ensure_future(answer_of(world, 5))
+    successor = FakeReplica(ready=set(STANDARD_READY))
+    server, _ = await serve_replica(successor, f"127.0.0.1:{port}")
+    world.replica_servers.append(server)
+    assert await waiting == 5000.5
+
+
+async def test_without_any_replica_a_call_fails_with_its_reason(idle_world: World) -> None:
+    idle_world.overrides["replica_hope_s"] = 0.2
+    await idle_world.replica_servers[0].stop(0)
+    await idle_world.start_router(wait=False)
+    await eventually(lambda: idle_world.running.runtime.health.ready)
+    await asyncio.sleep(0.3)
+    started = time.monotonic()
+    error = await error_of(idle_world.router.Predict(ask(1), timeout=5))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "NO_REPLICA_READY")
+    assert time.monotonic() - started < 1
+
+
+async def test_a_version_that_is_not_loaded_has_no_replica(idle_world: World) -> None:
+    idle_world.overrides["replica_hope_s"] = 0.2
+    idle_world.replica.ready = {(FLIGHT, "1")}
+    await idle_world.start_router(wait=False)
+    await eventually(lambda: idle_world.replica.streams == 1)
+    await asyncio.sleep(0.3)
+    error = await error_of(idle_world.router.Predict(ask(1), timeout=5))
+    assert reason_of(error) == "NO_REPLICA_READY"
+
+
+async def test_calls_beyond_the_limit_are_refused_with_a_delay(idle_world: World) -> None:
+    idle_world.overrides["calls_in_flight_limit"] = 8
+    await idle_world.start_router()
+    idle_world.replica.hold = asyncio.Event()
+    accepted = [asyncio.ensure_future(answer_of(idle_world, a)) for a in range(8)]
+    await eventually(lambda: len(idle_world.replica.items) == 8)
+    error = await error_of(idle_world.router.Predict(ask(9), timeout=5))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CALLS_IN_FLIGHT_EXCEEDED")
+    idle_world.replica.hold.set()
+    assert await asyncio.gather(*accepted) == [a * 1000 + 0.5 for a in range(8)]
+    assert await answer_of(idle_world, 10) == 10_000.5
+
+
+async def test_a_request_that_fills_a_message_does_not_break_the_stream(idle_world: World) -> None:
+    idle_world.overrides["message_limit_bytes"] = 1 << 20
+    await idle_world.start_router()
+    before = idle_world.replica.streams
+
+    async def infer(rows: int) -> oip_pb.ModelInferResponse:
+        request = oip_pb.ModelInferRequest(model_name=PAIR)
+        request.inputs.add(name="x", datatype="FP64", shape=[rows, 2])
+        request.raw_input_contents.append(bytes(16 * rows))
+        return await idle_world.oip.ModelInfer(request, timeout=10)
+
+    answers = await asyncio.gather(*(infer(40_000) for _ in range(6)))
+    assert all(answer.outputs[0].shape[0] == 40_000 for answer in answers)
+    # Just inside of what a message may hold, so that the door lets it in, and too large with what the hop adds.
+    error = await error_of(infer(65_530))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+    assert idle_world.replica.streams == before
+    await all_right(idle_world, 3)
+
+
+async def test_requests_of_other_outputs_and_shapes_do_not_share_a_batch(world: World) -> None:
+    async def infer(output: str) -> oip_pb.ModelInferResponse:
+        request = mirror_infer()
+        request.outputs.add(name=output)
+        return await world.oip.ModelInfer(request, timeout=10)
+
+    wanted = ["out_INT8", "out_FP32"] * 20
+    answers = await asyncio.gather(*(infer(output) for output in wanted))
+    assert [answer.outputs[0].name for answer in answers] == wanted
