@@ -32,10 +32,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.h2_load import Load, Tally
 from interlock_cli.demo.cache import TrainedVersion, cached_version
 from interlock_cli.demo.data import CATEGORICAL, LATER, load_flights
+from interlock_cli.demo.direct import model_inputs
 from interlock_cli.demo.publish import MODEL
 from interlock_cli.demo.run import WINDOWS
 from interlock_cli.demo.traffic import request_bodies
-from interlock_cli.demo.train import model_inputs
 from interlock_sdk.onnx_export import PROBABILITIES_OUTPUT
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,28 +1,25 @@
 """Trained versions, kept in the state folder: a second start trains nothing."""
 
+import errno
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import onnx
-import sklearn
 from google.protobuf.message import DecodeError
 from interlock.registry.v1 import model_version_pb2 as pb
 
 import interlock_cli.demo
 import interlock_sdk
-from interlock_cli.demo.data import LATER, Flights, Window, flights_path
-from interlock_cli.demo.quality import judge
-from interlock_cli.demo.train import export, late_probability, train
-from interlock_cli.demo.version import build_baseline, build_golden_rows, build_lineage, build_signature
+from interlock_cli.demo.data import Window, flights_path
 
 ARTIFACT_NAME = "model.onnx"
 _DESCRIPTION_NAME = "version.binpb"
+_LIBRARIES = ("numpy", "onnx", "scikit-learn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,33 +49,13 @@ def cached_version(window: Window, folder: Path) -> TrainedVersion | None:
     return TrainedVersion(window, place / ARTIFACT_NAME, description)
 
 
-def train_version(window: Window, flights: Flights, folder: Path) -> TrainedVersion:
-    """Trains, exports, judges and keeps a version. `flights` are all flights."""
-    training, later = flights.within(window), flights.within(LATER)
-    model = train(training)
-    artifact = export(model, later.features)
-    quality = judge(late_probability(model, later.features), later.late, training.late_share())
-    description = pb.ModelVersion(
-        runtime=pb.RUNTIME_ONNX,
-        files=[pb.ModelFile(path=ARTIFACT_NAME, digest=hashlib.sha256(artifact).hexdigest())],
-        signature=build_signature(artifact),
-        baseline=build_baseline(training, model.predict_proba(training.features), window),
-        golden_rows=build_golden_rows(model, training),
-        lineage=build_lineage(window, training.late_share(), quality, f"sha256:{_file_digest(flights_path())}"),
-        description=f"Gradient boosting on the flights of {window.name}, {window.first} to {window.last}",
-    )
-    place = folder / recipe_digest(window)
-    _keep(place, {ARTIFACT_NAME: artifact, _DESCRIPTION_NAME: description.SerializeToString(deterministic=True)})
-    return TrainedVersion(window, place / ARTIFACT_NAME, description)
-
-
 def recipe_digest(window: Window) -> str:
     """Digests everything that a trained version depends on: data, window, code and libraries."""
     recipe = {
         "window": {name: str(value) for name, value in asdict(window).items()},
-        "data": _file_digest(flights_path()),
-        "code": [_file_digest(path) for path in _sources()],
-        "libraries": [np.__version__, sklearn.__version__, onnx.__version__],
+        "data": file_digest(flights_path()),
+        "code": [file_digest(path) for path in _sources()],
+        "libraries": {name: version(name) for name in _LIBRARIES},
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
@@ -89,16 +66,26 @@ def _sources() -> Iterator[Path]:
             yield from sorted(Path(folder).glob("*.py"))
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Gives the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _keep(place: Path, contents: dict[str, bytes]) -> None:
-    """Writes a folder that appears whole or not at all."""
+def keep_version(window: Window, folder: Path, artifact: bytes, description: pb.ModelVersion) -> TrainedVersion:
+    """Keeps what was trained where `cached_version` finds it: whole or not at all."""
+    place = folder / recipe_digest(window)
+    contents = {ARTIFACT_NAME: artifact, _DESCRIPTION_NAME: description.SerializeToString(deterministic=True)}
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=place.parent))
     for name, content in contents.items():
         (unfinished / name).write_bytes(content)
     shutil.rmtree(place, ignore_errors=True)
-    unfinished.replace(place)
+    try:
+        unfinished.replace(place)
+    except OSError as error:
+        # Another start has kept the same version at the same moment.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(unfinished)
+    return TrainedVersion(window, place / ARTIFACT_NAME, description)

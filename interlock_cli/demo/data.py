@@ -14,6 +14,8 @@ NUMERIC = ("sched_dep_hour", "month", "weekday", "distance")
 FEATURES = CATEGORICAL + NUMERIC
 
 LATE_AFTER_MINUTES = 15
+# In the order of the model's probabilities.
+LABELS = ("on_time", "late")
 
 _COLUMNS = ("year", "month", "day", "hour", "arr_delay", "carrier", "origin", "dest", "distance")
 

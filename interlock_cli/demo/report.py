@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -51,7 +50,7 @@ class DemoReport:
 
     def qualities(self, title: str, results: Sequence[VersionResult]) -> None:
         """Prints a table with one line per version."""
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD if self._console.is_terminal else None)
+        table = Table(title=title, title_justify="left", box=None)
         table.add_column("version", no_wrap=True)
         table.add_column("learned from", no_wrap=True)
         for heading in ("flights", "AUC", "Brier", "base rate*", "hindsight**"):

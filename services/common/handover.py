@@ -64,7 +64,9 @@ def _listeners(port: int, pid: int | None) -> Iterator[socket.socket]:
     """Yield the sockets of a process, this one by default, that listen on `port`; neither grpcio nor Envoy shows its own."""
     with contextlib.suppress(OSError), _copier(pid) as copy:
         for entry in list(Path(f"/proc/{pid or 'self'}/fd").iterdir()):
-            found = _listener(int(entry.name), port, copy)
+            # Only sockets: to close a copy of a file's descriptor would release this process's locks on the file, and
+            # SQLite would believe that nobody else has the database open.
+            found = _listener(int(entry.name), port, copy) if _is_socket(entry) else None
             if found is not None:
                 yield found
 
@@ -87,6 +89,13 @@ def _checked(result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     return result
+
+
+def _is_socket(entry: Path) -> bool:
+    try:
+        return entry.readlink().name.startswith("socket:")
+    except OSError:
+        return False  # closed meanwhile
 
 
 def _listener(descriptor: int, port: int, copy: Callable[[int], int]) -> socket.socket | None:

@@ -212,7 +212,9 @@ async def _with_silence_limit(stream: AsyncIterable[pb.WatchResponse]) -> AsyncG
     responses = aiter(stream)
     while True:
         try:
-            response = await asyncio.wait_for(anext(responses), _SILENCE_LIMIT_S)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with a response.
+            async with asyncio.timeout(_SILENCE_LIMIT_S):
+                response = await anext(responses)
         except StopAsyncIteration:
             return
         yield response

@@ -89,7 +89,9 @@ async def under_load(call: Call, *, in_flight: int = 16) -> AsyncIterator[Load]:
 
 
 @asynccontextmanager
-async def grpc_predict(address: str, model: str, features: Mapping[str, Value], *, channels: int = 4) -> AsyncIterator[Call]:
+async def grpc_predict(
+    address: str, model: str, features: Mapping[str, Value], *, channels: int = 4
+) -> AsyncIterator[Call]:
     """Give a call that predicts over gRPC, spread over several connections; the channel retries nothing."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     opened = [grpc.aio.insecure_channel(address, options=options) for _ in range(channels)]

@@ -30,7 +30,7 @@ class Receiver(rpc.TraceServiceServicer):
         self._arrived = threading.Condition()
         self._spans: defaultdict[str, list[Reported]] = defaultdict(list)
 
-    def Export(  # noqa: N802 - the contract's name
+    def Export(
         self, request: pb.ExportTraceServiceRequest, context: grpc.ServicerContext
     ) -> pb.ExportTraceServiceResponse:
         with self._arrived:

@@ -35,7 +35,8 @@ def test_the_call_of_the_readme_works_as_pasted(stack: Stack) -> None:
 
 
 async def test_rest_grpc_and_the_command_give_the_same_answer(stack: Stack) -> None:
-    rest = httpx.post(f"http://{stack.edge}/v1/predict", json=BODY, timeout=10).json()
+    async with httpx.AsyncClient(timeout=10) as http:
+        rest = (await http.post(f"http://{stack.edge}/v1/predict", json=BODY)).json()
     async with connect(stack.edge) as client:
         typed = await client.predict(MODEL, FEATURES, user_id="u-42")
     features = json.dumps(FEATURES)
@@ -68,6 +69,7 @@ def test_a_second_demo_reuses_what_is_there_and_prints_the_same_figures(stack: S
 
 
 def test_the_command_lists_what_is_there(stack: Stack) -> None:
+    assert stack.succeed("status").count(" ready ") == len(stack.status())
     assert MODEL in stack.succeed("models")
     assert stack.succeed("deployments", MODEL).count("READY") == 2
     assert stack.succeed("route", MODEL).count("%") == 2
@@ -91,7 +93,9 @@ def test_a_refused_prediction_names_the_field_on_the_command_line(stack: Stack) 
 
 def _figures(printed: str) -> list[str]:
     """The lines of the quality table: they hold AUC and Brier, which depend on the seed alone."""
-    return [line for line in printed.splitlines() if "spring" in line and "trained" not in line and "registered" not in line]
+    return [
+        line for line in printed.splitlines() if "spring" in line and "trained" not in line and "registered" not in line
+    ]
 
 
 def _predictions_counted(stack: Stack) -> int:

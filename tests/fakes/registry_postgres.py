@@ -8,18 +8,27 @@ the machine and open folders to everybody; here the server runs as `nobody` inst
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 
 UNPRIVILEGED = "nobody"
 # Speed only: what a crash would lose does not matter to most tests; those to which it does set `durable`.
+_BECOME_NOBODY = f"""
+import os, pwd, sys
+user = pwd.getpwnam({UNPRIVILEGED!r})
+os.setgroups([])
+os.setgid(user.pw_gid)
+os.setuid(user.pw_uid)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 FAST = ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
 
 
@@ -53,23 +62,21 @@ class Postgres:
         options = ["-c", "listen_addresses=", "-c", "max_connections=100", "-k", str(self.folder)]
         command = [str(self.binaries / "postgres"), "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *([] if self.durable else FAST)], stdout=log, stderr=log, cwd=self.folder, **_unprivileged()
-            )
+            command = _unprivileged([*command, *([] if self.durable else FAST)])
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
         self._wait_until_ready()
 
     def stop(self) -> None:
         """Fast shutdown: sessions are cut, everything is written."""
-        self._end("fast")
+        self._end(signal.SIGINT)
 
     def crash(self) -> None:
         """Immediate shutdown: as if the machine had lost its power, the next start recovers."""
-        self._end("immediate")
+        self._end(signal.SIGQUIT)
 
-    def _end(self, mode: str) -> None:
+    def _end(self, how: signal.Signals) -> None:
         if self.process is not None:
-            data = str(self.folder / "data")
-            run([str(self.binaries / "pg_ctl"), "-D", data, "-m", mode, "-w", "stop"], cwd=self.folder)
+            self.process.send_signal(how)
             self.process.wait(timeout=20)
             self.process = None
 
@@ -97,7 +104,8 @@ def postgres_server(*, durable: bool = False) -> Iterator[Postgres]:
         if os.geteuid() == 0:
             shutil.chown(folder, UNPRIVILEGED)
         arguments = ["--auth=trust", "--encoding=utf8", "--locale=C", "--username=postgres", "--no-sync"]
-        run([str(binaries / "initdb"), "-D", str(folder / "data"), *arguments], cwd=folder)
+        initdb = _unprivileged([str(binaries / "initdb"), "-D", str(folder / "data"), *arguments])
+        subprocess.run(initdb, check=True, capture_output=True, cwd=folder)
         server = Postgres(folder, binaries, durable)
         server.start()
         try:
@@ -108,12 +116,14 @@ def postgres_server(*, durable: bool = False) -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(command: list[str], *, cwd: Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, cwd=cwd, **_unprivileged())
+def _unprivileged(command: list[str]) -> list[str]:
+    """The command, run as `nobody` when we are root.
 
-
-def _unprivileged() -> dict[str, Any]:
-    return {"user": UNPRIVILEGED, "extra_groups": []} if os.geteuid() == 0 else {}
+    The child changes its user by itself: `user=` of subprocess would fork, and gRPC does not survive forks.
+    """
+    if os.geteuid() != 0:
+        return command
+    return [sys.executable, "-S", "-c", _BECOME_NOBODY, *command]
 
 
 def _reachable_binaries(folder: Path) -> Path:

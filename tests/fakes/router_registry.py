@@ -1,6 +1,7 @@
 """A registry for the router's tests: the watch stream over real gRPC, and the resources to push."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ from interlock.registry.v1.model_pb2 import Model
 from interlock.registry.v1.model_version_pb2 import RUNTIME_ONNX, ModelVersion
 from interlock.registry.v1.route_pb2 import BucketRange, Route, Variant
 from interlock.types.v1.signature_pb2 import Signature
+
+_HEARTBEAT_S = 5.0
 
 Resource = registry_pb.WatchedResource
 
@@ -89,7 +92,11 @@ class FakeControl(registry_rpc.ControlServiceServicer):
                 changed = self._changed
                 snapshot = registry_pb.WatchSnapshot(resources=self.resources)
                 yield registry_pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), snapshot=snapshot)
-                await changed.wait()
+                while not changed.is_set():
+                    heartbeat = registry_pb.WatchHeartbeat()
+                    yield registry_pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), heartbeat=heartbeat)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), _HEARTBEAT_S)
         finally:
             self.watchers -= 1
 

@@ -61,7 +61,8 @@ class ArtifactDownloads:
         stream = self._stub.DownloadArtifact(request)
         try:
             while True:
-                message = await asyncio.wait_for(stream.read(), self._idle_timeout_s)
+                async with asyncio.timeout(self._idle_timeout_s):
+                    message = await stream.read()
                 if message is grpc.aio.EOF:
                     return
                 yield message.chunk
@@ -88,7 +89,9 @@ class ReplicaReporter:
             changed = self._replica.changed()
             await self.report()
             try:
-                await asyncio.wait_for(changed.wait(), self._lease_s / 3)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(self._lease_s / 3):
+                    await changed.wait()
             except TimeoutError:
                 continue
 

@@ -168,7 +168,8 @@ class WorkerProcess(asyncio.Protocol):
             self._transport.close()
         self._process.close_input()
         try:
-            await asyncio.wait_for(self.ended(), self._limits.close_timeout_s)
+            async with asyncio.timeout(self._limits.close_timeout_s):
+                await self.ended()
         except TimeoutError:
             self.kill()
             await self.ended()
@@ -177,7 +178,8 @@ class WorkerProcess(asyncio.Protocol):
         await self._lost.wait()
         # The socket may be lost with the process alive: then nobody can use it any more.
         try:
-            await asyncio.wait_for(asyncio.shield(self._process.ended), self._limits.close_timeout_s)
+            async with asyncio.timeout(self._limits.close_timeout_s):
+                await asyncio.shield(self._process.ended)
         except TimeoutError:
             self.kill()
         code = await self._process.ended
@@ -195,7 +197,8 @@ class WorkerProcess(asyncio.Protocol):
         waiting = self._answer = asyncio.get_running_loop().create_future()
         self._send(frame)
         try:
-            answer = await asyncio.wait_for(waiting, self._limits.load_timeout_s)
+            async with asyncio.timeout(self._limits.load_timeout_s):
+                answer = await waiting
         except TimeoutError:
             self.kill()
             raise LoadFailure(f"it was not ready within {self._limits.load_timeout_s:g} s") from None

@@ -163,7 +163,8 @@ class ModelHost:
     async def idle(self, limit_s: float) -> None:
         """Wait until every accepted request is answered, at most so long."""
         try:
-            await asyncio.wait_for(self.dispatcher.idle.wait(), limit_s)
+            async with asyncio.timeout(limit_s):
+                await self.dispatcher.idle.wait()
         except TimeoutError:
             return
 

@@ -113,7 +113,8 @@ class CoalescedStream:
         if not self._ready:
             limit_s = None if self._told_at is None or self._closed_to_new() else _CROSSING_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), limit_s)
+                async with asyncio.timeout(limit_s):
+                    await self._wake.wait()
         self._wake.clear()
 
     def _closed_to_new(self) -> bool:

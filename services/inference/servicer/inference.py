@@ -57,7 +57,8 @@ class InferenceServicer:
             if self._replica.draining:
                 raise ReplicaDraining
             try:
-                await asyncio.wait_for(changed.wait(), _REPORT_INTERVAL_S)
+                async with asyncio.timeout(_REPORT_INTERVAL_S):
+                    await changed.wait()
             except TimeoutError:
                 continue
 

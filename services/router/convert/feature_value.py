@@ -1,10 +1,16 @@
 """Feature values of the contract as plain values, and back."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from interlock.types.v1 import feature_value_pb2
 
+from services.common.errors import Violation
+from services.router.domain.failure import InvalidFeatures
 from services.router.domain.feature import MISSING
+
+# Far more than models have; unpacking a message full of names costs a hundred times its size.
+FEATURES_LIMIT: Final = 10_000
 
 
 def value_from_proto(value: feature_value_pb2.FeatureValue) -> object:
@@ -21,5 +27,7 @@ def value_from_proto(value: feature_value_pb2.FeatureValue) -> object:
 
 
 def features_from_proto(features: Mapping[str, feature_value_pb2.FeatureValue]) -> dict[str, object]:
-    """Return plain values by feature name."""
+    """Return plain values by feature name; raises InvalidFeatures for more than any signature can have."""
+    if len(features) > FEATURES_LIMIT:
+        raise InvalidFeatures([Violation("features", f"want at most {FEATURES_LIMIT} features, got {len(features)}")])
     return {name: value_from_proto(value) for name, value in features.items()}

@@ -82,7 +82,7 @@ class Running:
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
 
-async def spawn_ready(running: Running, module: str, *, settle_s: float = 20.0) -> asyncio.subprocess.Process:
+async def spawn_ready(running: Running, module: str, *, settle_s: float = 40.0) -> asyncio.subprocess.Process:
     """Start `python -m arguments` and return once it said READY on its own notify socket."""
     number = len(running.processes)
     notify_path = running.folder / f"notify-{number}"

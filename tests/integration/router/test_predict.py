@@ -222,6 +222,12 @@ async def test_each_cause_has_its_code_and_reason(
     assert (error.code(), reason_of(error)) == (code, reason)
 
 
+async def test_a_flood_of_features_is_refused_before_it_is_unpacked(world: World) -> None:
+    features = {f"f{index}": value(1) for index in range(20_000)}
+    error = await error_of(world.router.Predict(request(features=features), timeout=5))
+    assert "features: want at most 10000 features, got 20000" in (error.details() or "")
+
+
 async def test_a_near_model_name_is_suggested(world: World) -> None:
     error = await error_of(world.router.Predict(request(model="flight-delai"), timeout=5))
     assert 'did you mean "flight-delay"?' in (error.details() or "")

@@ -1,9 +1,12 @@
 """Steering of new connections between listeners of one port, in the real kernel."""
 
 import contextlib
+import fcntl
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +76,14 @@ def test_what_a_hand_over_leaves_can_be_undone(listen: Callable[[int], socket.so
 
 def test_a_port_of_somebody_else_is_left_alone() -> None:
     assert not steer_to_successor(1)
+
+
+def test_locks_on_files_survive(listen: Callable[[int], socket.socket], tmp_path: Path) -> None:
+    held = (tmp_path / "database").open("w")
+    with held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        steer_to_successor(listen(0).getsockname()[1])
+        # Locks of one process never conflict with each other: another one has to ask.
+        ask = f"import fcntl; fcntl.lockf(open({held.name!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=30, check=False)
+    assert "BlockingIOError" in asked.stderr

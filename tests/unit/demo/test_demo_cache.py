@@ -1,15 +1,16 @@
 """Versions that were trained before."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import sklearn
 
 from interlock_cli.demo import cache as demo_cache
-from interlock_cli.demo.cache import cached_version, recipe_digest, train_version
+from interlock_cli.demo.build import train_version
+from interlock_cli.demo.cache import cached_version, recipe_digest
 from interlock_cli.demo.data import SPRING, SPRING_AND_SUMMER, Flights, Window
-from interlock_cli.demo.version import later_quality, training_late_share
+from interlock_cli.demo.lineage import later_quality, training_late_share
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,30 @@ def test_a_damaged_version_is_not_used(folder: Path, tmp_path: Path, name: str, 
     assert cached_version(SPRING_AND_SUMMER, tmp_path) is not None
 
 
+def test_two_starts_that_keep_the_same_version_at_once_both_have_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = cached_version(SPRING, folder)
+    assert version is not None
+    artifact = version.artifact_path.read_bytes()
+    demo_cache.keep_version(SPRING, tmp_path, artifact, version.description)
+    # The other start's folder comes back after this one has cleared its place.
+    monkeypatch.setattr(shutil, "rmtree", _clear_all_but(version.artifact_path.parent.name))
+    demo_cache.keep_version(SPRING, tmp_path, artifact, version.description)
+    assert cached_version(SPRING, tmp_path) is not None
+    assert [path.name for path in tmp_path.iterdir()] == [version.artifact_path.parent.name]
+
+
+def _clear_all_but(name: str) -> Callable[..., None]:
+    rmtree = shutil.rmtree
+
+    def clear(path: Path, *, ignore_errors: bool = False) -> None:
+        if path.name != name:
+            rmtree(path, ignore_errors=ignore_errors)
+
+    return clear
+
+
 def test_other_code_libraries_or_windows_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {recipe_digest(SPRING), recipe_digest(SPRING_AND_SUMMER)}
     source = tmp_path / "source.py"
@@ -66,6 +91,6 @@ def test_other_code_libraries_or_windows_are_another_recipe(tmp_path: Path, monk
     for text in ("a = 1", "a = 2"):
         source.write_text(text)
         digests.add(recipe_digest(SPRING))
-    monkeypatch.setattr(sklearn, "__version__", "0.0")
+    monkeypatch.setattr(demo_cache, "version", lambda _: "0.0")
     digests.add(recipe_digest(SPRING))
     assert len(digests) == 5

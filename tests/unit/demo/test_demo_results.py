@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from interlock_cli.demo.cache import TrainedVersion, train_version
+from interlock_cli.demo.build import train_version
+from interlock_cli.demo.cache import TrainedVersion
 from interlock_cli.demo.data import LATER, SPRING, Flights
+from interlock_cli.demo.direct import run_onnx
 from interlock_cli.demo.failure import DemoFailed
 from interlock_cli.demo.quality import Quality, judge
 from interlock_cli.demo.report import DemoReport
 from interlock_cli.demo.results import VersionResult, judge_answers
 from interlock_cli.demo.traffic import Answer
-from interlock_cli.demo.train import run_onnx
 
 QUALITY = Quality(1_234, 0.2, auc=0.62, brier=0.1564, prior_brier=0.1615, hindsight_brier=0.1597)
 

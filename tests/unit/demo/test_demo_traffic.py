@@ -2,20 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from interlock_cli.demo import traffic as demo_traffic
 from interlock_cli.demo.data import Flights
 from interlock_cli.demo.failure import DemoFailed
 from interlock_cli.demo.traffic import PredictionDoor, request_bodies
 
-Handler = Callable[[dict[str, Any]], httpx.Response]
+MockHandler = (
+    Callable[[httpx.Request], httpx.Response] | Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]
+)
 
 
 class Door:
@@ -49,11 +50,17 @@ def edge() -> Door:
     return Door()
 
 
-@pytest_asyncio.fixture
-async def door(edge: Door, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PredictionDoor]:
+@pytest.fixture
+def door(edge: Door, monkeypatch: pytest.MonkeyPatch) -> PredictionDoor:
     monkeypatch.setattr(demo_traffic, "_PAUSE_S", 0.001)
-    async with httpx.AsyncClient(transport=httpx.MockTransport(edge), base_url="http://edge") as http:
-        yield PredictionDoor(http, "flight-delay")
+    return door_to(edge)
+
+
+def door_to(handler: MockHandler) -> PredictionDoor:
+    def open_http() -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://edge")
+
+    return PredictionDoor(open_http, "flight-delay")
 
 
 @pytest.fixture
@@ -123,9 +130,8 @@ async def test_a_door_that_is_not_there_is_named(flights: Flights) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
 
-    async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://edge") as http:
-        with pytest.raises(DemoFailed, match="http://edge does not answer: ConnectError"):
-            await PredictionDoor(http, "m").send(flights, concurrency=3, on_answer=lambda: None)
+    with pytest.raises(DemoFailed, match="http://edge does not answer: ConnectError"):
+        await door_to(refuse).send(flights, concurrency=3, on_answer=lambda: None)
 
 
 async def test_waiting_ends_when_the_new_route_answers(edge: Door, door: PredictionDoor, flights: Flights) -> None:

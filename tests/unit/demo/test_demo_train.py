@@ -7,7 +7,8 @@ from sklearn.pipeline import Pipeline
 
 from interlock_cli.demo import train as demo_train
 from interlock_cli.demo.data import CATEGORICAL, LATER, Flights
-from interlock_cli.demo.train import ExportMismatch, export, late_probability, run_onnx, train
+from interlock_cli.demo.direct import model_inputs, run_onnx
+from interlock_cli.demo.train import ExportMismatch, export, late_probability, train
 from interlock_sdk.onnx_export import LABEL_OUTPUT, PROBABILITIES_OUTPUT
 
 
@@ -76,6 +77,6 @@ def test_model_inputs_keep_the_columns_in_the_contract_order() -> None:
         "month": 3,
         "sched_dep_hour": 4,
     }
-    inputs = demo_train.model_inputs(pd.DataFrame([row]))
+    inputs = model_inputs(pd.DataFrame([row]))
     assert inputs["categories"].tolist() == [["B6", "JFK", "LAX"]]
     assert inputs["numbers"].tolist() == [[4, 3, 2, 1]]

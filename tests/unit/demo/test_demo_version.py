@@ -7,9 +7,10 @@ import pytest
 from interlock.types.v1 import signature_pb2, tensor_pb2
 from sklearn.pipeline import Pipeline
 
-from interlock_cli.demo.data import FEATURES, SPRING, Flights
-from interlock_cli.demo.train import export, run_onnx, train
-from interlock_cli.demo.version import LABELS, build_baseline, build_golden_rows, build_signature
+from interlock_cli.demo.data import FEATURES, LABELS, SPRING, Flights
+from interlock_cli.demo.direct import run_onnx
+from interlock_cli.demo.train import export, train
+from interlock_cli.demo.version import build_baseline, build_golden_rows, build_signature
 from interlock_sdk.onnx_export import PROBABILITIES_OUTPUT
 from interlock_sdk.tensors import tensor_from_proto
 

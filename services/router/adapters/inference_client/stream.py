@@ -65,6 +65,7 @@ class InferStream:
         self._withdrawn: list[int] = []
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_at = 0.0
         self._opened = False
         self.closed = False
         """Nothing more goes out; what has gone out may still be answered."""
@@ -147,11 +148,13 @@ class InferStream:
         if self._gathering.is_due():
             self._leave()
             return
-        loop = asyncio.get_running_loop()
-        when = loop.time() + self._gathering.due_in_s()
-        if self._timer is None or when < self._timer.when():
+        due_in_s = self._gathering.due_in_s()
+        # The rule's clock, not the timer's own time: uvloop's handles of less than a millisecond have none.
+        due_at = time.monotonic() + due_in_s
+        if self._timer is None or due_at < self._timer_due_at:
             self._stop_timer()
-            self._timer = loop.call_at(when, self._leave)
+            self._timer = asyncio.get_running_loop().call_later(due_in_s, self._leave)
+            self._timer_due_at = due_at
 
     def _leave(self) -> None:
         self._stop_timer()

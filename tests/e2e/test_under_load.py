@@ -1,0 +1,117 @@
+"""Processes replaced, drained and killed while calls are in flight, through each door."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import psutil
+import pytest
+
+from tests.e2e.flight import FEATURES, MODEL
+from tests.e2e.load import Call, Load, grpc_predict, rest_predict, under_load
+from tests.e2e.stack import Stack
+
+pytestmark = pytest.mark.timeout(240)
+
+SERVICES = ("edge", "router", "inference", "features", "registry", "monitor", "redis")
+PROTOCOLS: dict[str, Callable[..., AbstractAsyncContextManager[Call]]] = {"grpc": grpc_predict, "rest": rest_predict}
+
+
+@asynccontextmanager
+async def loaded(stack: Stack, *, in_flight: int = 8) -> AsyncIterator[dict[str, Load]]:
+    """Predict over gRPC and over REST at the same time while the block runs."""
+    async with (
+        grpc_predict(stack.edge, MODEL, FEATURES) as over_grpc,
+        rest_predict(stack.edge, MODEL, FEATURES) as over_rest,
+        under_load(over_grpc, in_flight=in_flight) as grpc_load,
+        under_load(over_rest, in_flight=in_flight) as rest_load,
+    ):
+        loads = {"grpc": grpc_load, "rest": rest_load}
+        await answered(loads, 50)
+        yield loads
+
+
+async def answered(loads: dict[str, Load], more: int) -> None:
+    """Return when each protocol has had this many further answers."""
+    await asyncio.gather(*(load.until_answered(more) for load in loads.values()))
+
+
+def needs(stack: Stack, service: str) -> None:
+    if service == "edge" and service not in stack.status():
+        pytest.skip("with the door in Envoy the router is the edge")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_a_restart_loses_and_refuses_no_call(stack: Stack, service: str) -> None:
+    needs(stack, service)
+    before = stack.pid_of(service)
+    async with loaded(stack) as loads:
+        await asyncio.to_thread(stack.succeed, "restart", service)
+        await answered(loads, 50)
+    assert stack.pid_of(service) != before
+    for protocol, load in loads.items():
+        assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
+        assert not load.outcomes.refused, f"{protocol}\n{stack.story()}"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_sigterm_answers_what_was_accepted(stack: Stack, service: str) -> None:
+    needs(stack, service)
+    before = stack.pid_of(service)
+    async with loaded(stack) as loads:
+        os.kill(before, signal.SIGTERM)
+        await asyncio.to_thread(stack.wait_until, stack.is_ready, "the supervisor has started it again")
+        await answered(loads, 50)
+    assert stack.pid_of(service) != before
+    for protocol, load in loads.items():
+        assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
+
+
+async def test_a_killed_worker_costs_its_calls_a_clear_error_and_comes_back(stack: Stack) -> None:
+    inference = psutil.Process(stack.pid_of("inference"))
+    workers = _workers(inference)
+    assert len(workers) == 2, "one process for each version"
+    async with loaded(stack) as loads:
+        workers[0].kill()
+        await asyncio.to_thread(
+            stack.wait_until, lambda: len(_workers(inference)) == 2, "the worker has been started again"
+        )
+        await answered(loads, 200)
+    for protocol, load in loads.items():
+        assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
+        assert len(load.outcomes.answered) == 2, f"{protocol}: both versions answered"
+    assert inference.is_running(), "a model's death is not the service's"
+
+
+async def test_predictions_go_on_without_the_registry_even_from_a_fresh_router_and_inference(stack: Stack) -> None:
+    stack.succeed("stop", "registry")
+    try:
+        async with loaded(stack) as loads:
+            for service in ("inference", "router"):
+                await asyncio.to_thread(stack.succeed, "restart", service)
+            await answered(loads, 50)
+        for protocol, load in loads.items():
+            assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
+            assert not load.outcomes.refused, f"{protocol}\n{stack.story()}"
+        for service in ("router", "inference"):
+            stack.succeed("stop", service)
+        for service in ("inference", "router"):
+            stack.succeed("restart", service)
+        async with loaded(stack) as loads:
+            await answered(loads, 50)
+        assert not any(load.outcomes.lost for load in loads.values()), stack.story()
+    finally:
+        stack.succeed("restart", "registry")
+
+
+def _workers(inference: psutil.Process) -> list[psutil.Process]:
+    found = []
+    for child in inference.children(recursive=True):
+        try:
+            if "services.inference.worker" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
