@@ -112,7 +112,8 @@ async def _send(options: DemoOptions, sample: Flights, published: Published, rep
 
 
 def _show(result: DemoResult, report: DemoReport) -> None:
-    report.done(f"every answer equals the model called directly, to within {result.largest_difference:.0e}")
+    difference = f"within {result.largest_difference:.0e} of" if result.largest_difference else "exactly"
+    report.done(f"every probability is {difference} what the model gives when it is called directly")
     report.qualities(f"All flights from {LATER.first} to {LATER.last}, judged when trained", result.all_later)
     if result.foreign_count:
         report.line(f"{result.foreign_count:,} answers came from versions that are not the demo's and are not judged")

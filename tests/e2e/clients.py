@@ -56,9 +56,22 @@ class Clients:
 
 def run(command: Sequence[str], given: str, folder: Path) -> str:
     """Run a program that must succeed with an environment that holds nothing of ours; returns what it printed."""
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder), "PYTHONUTF8": "1", "NO_PROXY": "*", "no_proxy": "*"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(folder),
+        "PYTHONUTF8": "1",
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
     done = subprocess.run(
-        command, input=given, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        command,
+        input=given,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -49,7 +49,9 @@ def test_rows_are_answered_one_by_one(stack: Stack, clients: Clients, language: 
     assert_same(first["prediction"], over_rest(stack))
     assert second["error"]["code"] == 3
     (bad_request,) = [one for one in second["error"]["details"] if one["@type"].endswith("google.rpc.BadRequest")]
-    assert {one["field"] for one in bad_request["field_violations"]} == {f"features.{name}" for name in BODY["features"]}
+    assert {one["field"] for one in bad_request["field_violations"]} == {
+        f"features.{name}" for name in BODY["features"]
+    }
 
 
 @generated

@@ -31,7 +31,7 @@ class Wishes:
 class Silent:
     """A registry that takes every report."""
 
-    async def ReportReplica(self, request: Any, timeout: float) -> None:  # noqa: N802, ASYNC109 - a stub's method
+    async def ReportReplica(self, request: Any, timeout: float) -> None:  # noqa: ASYNC109 - a stub's method
         return None
 
 
