@@ -242,9 +242,10 @@ async def test_a_token_that_is_too_old_or_foreign_asks_for_a_snapshot(database_u
 
 
 async def test_two_processes_on_one_database_push_each_others_changes(database_url: str, tmp_path: Path) -> None:
+    # Without heartbeats nothing but the poll can tell a watcher what the other process did.
     async with (
-        running_registry(tmp_path, database_url) as one,
-        running_registry(tmp_path, database_url) as two,
+        running_registry(tmp_path, database_url, watch_heartbeat_s=3_600) as one,
+        running_registry(tmp_path, database_url, watch_heartbeat_s=3_600) as two,
         watching(one) as left,
         watching(two) as right,
     ):
