@@ -21,7 +21,16 @@ app = typer.Typer(
     add_completion=False,
 )
 _COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
-    "This machine": (stack.up, demo.demo, stack.status, stack.restart, stack.stop, stack.down, stack.logs, stack.doctor),
+    "This machine": (
+        stack.up,
+        demo.demo,
+        stack.status,
+        stack.restart,
+        stack.stop,
+        stack.down,
+        stack.logs,
+        stack.doctor,
+    ),
     "Models": (predict.predict, models.models, models.versions, models.register),
     "Traffic": (routes.deploy, routes.deployments, routes.route),
 }
