@@ -4,14 +4,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
-import click
 import typer
 
-from interlock_cli.commands import audit, demo, models, predict, routes, stack
+from interlock_cli.commands import audit, demo, models, predict, routes, settings, stack
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import print_failure
-
-_INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="interlock",
@@ -21,7 +18,17 @@ app = typer.Typer(
     add_completion=False,
 )
 _COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
-    "This machine": (stack.up, demo.demo, stack.status, stack.restart, stack.stop, stack.down, stack.logs, stack.doctor),
+    "This machine": (
+        stack.up,
+        demo.demo,
+        stack.status,
+        stack.restart,
+        stack.stop,
+        stack.down,
+        stack.logs,
+        stack.doctor,
+        settings.settings,
+    ),
     "Models": (predict.predict, models.models, models.versions, models.register),
     "Traffic": (routes.deploy, routes.deployments, routes.route),
 }
@@ -34,16 +41,11 @@ app.add_typer(audit.app, name="audit", rich_help_panel="Traffic")
 def main() -> NoReturn:
     """Run the command that the arguments name; a failure is one readable line and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False))
+        app()
     except CommandFailed as error:
         print_failure(error)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader, such as `head`, has had enough.
         sys.stderr.close()
-        sys.exit(0)
+    sys.exit(0)

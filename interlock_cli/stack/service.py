@@ -198,7 +198,8 @@ class Service:
         self.state = State.WAITING
         self._tell(self.spec.name, f"{how}; starts again in {wait_s:.1f} s")
         try:
-            await asyncio.wait_for(self._stopping.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._stopping.wait()
         except TimeoutError:
             return True
         return False

@@ -90,7 +90,8 @@ class Tracing:
         # A daemon, unlike an executor's thread, does not hold the interpreter back.
         threading.Thread(target=shut_down, name="otlp-flush", daemon=True).start()
         try:
-            await asyncio.wait_for(done.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await done.wait()
         except TimeoutError:
             return
 

@@ -7,10 +7,21 @@ from typing import Any, Final
 
 import structlog
 from interlock.registry.v1 import artifact_service_pb2, control_service_pb2, registry_service_pb2
+from interlock.registry.v1alpha1 import (
+    access_policy_service_pb2,
+    batch_job_service_pb2,
+    conversion_job_service_pb2,
+    experiment_service_pb2,
+    lineage_service_pb2,
+    promotion_service_pb2,
+    rollout_service_pb2,
+    scaling_policy_service_pb2,
+)
 
 from services.common.call import Binding
 from services.common.errors import ServiceError
 from services.common.server import Runtime
+from services.common.unimplemented import unimplemented_bindings
 from services.registry.adapters.artifact_store import FsspecArtifactStore
 from services.registry.adapters.bell import Bell
 from services.registry.adapters.database import Database
@@ -24,6 +35,16 @@ from services.registry.servicer.control_service import ControlServicer
 from services.registry.servicer.registry_service import RegistryServicer
 from services.registry.settings import RegistrySettings
 
+_WITHOUT_CODE: Final = (
+    access_policy_service_pb2,
+    batch_job_service_pb2,
+    conversion_job_service_pb2,
+    experiment_service_pb2,
+    lineage_service_pb2,
+    promotion_service_pb2,
+    rollout_service_pb2,
+    scaling_policy_service_pb2,
+)
 _LOG: Final = structlog.get_logger(part="registry")
 _OURSELVES: Final = Author("registry", "CreateEnvironment", "start")
 
@@ -56,6 +77,7 @@ async def build(settings: RegistrySettings, runtime: Runtime[RegistrySettings]) 
                 _full_name(control_service_pb2, "ControlService"),
                 ControlServicer(store, feed, heartbeat_s=settings.watch_heartbeat_s),
             ),
+            *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
 
 

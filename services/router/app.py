@@ -13,11 +13,13 @@ from inference import grpc_service_pb2 as oip_pb
 from interlock.monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 from interlock.registry.v1 import control_service_pb2 as registry_pb
 from interlock.router.v1 import http_service_pb2, router_service_pb2
+from interlock.router.v1alpha1 import router_service_pb2 as unstable_pb2
 
 from services.common.call import Binding
 from services.common.channels import open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
+from services.common.unimplemented import unimplemented_bindings
 from services.common.watch import watch_registry
 from services.router.adapters.inference_client.pool import InferencePools
 from services.router.adapters.inference_client.stream import StreamOptions
@@ -74,6 +76,7 @@ def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]
         Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
         Binding(HTTP, http, hot=_HOT_OF[HTTP]),
         Binding(OIP, oip, hot=_HOT_OF[OIP]),
+        *unimplemented_bindings(unstable_pb2.DESCRIPTOR),
     )
 
 

@@ -33,7 +33,9 @@ def features(values: dict[str, Any]) -> dict[str, FeatureValue]:
 
 def plain(message: Any) -> Any:
     """Return a message as a JSON object."""
-    return json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
 
 
 def details(error: grpc.RpcError) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def receive_spans() -> Iterator[Receiver]:
     """Listen on a free port while the block runs."""
     receiver = Receiver()
     server = grpc.server(ThreadPoolExecutor(4))
-    rpc.add_TraceServiceServicer_to_server(receiver, server)
+    # OpenTelemetry's stubs carry no types.
+    rpc.add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     receiver.endpoint = f"http://127.0.0.1:{port}"
     server.start()

@@ -134,8 +134,11 @@ def test_grpc_refuses(stack: Stack, case: str) -> None:
 
 
 def test_grpc_refuses_bytes_that_are_no_message(stack: Stack) -> None:
-    with grpc.insecure_channel(stack.edge) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/interlock.router.v1.RouterService/Predict")(b"\xff\xff\xff\xff", timeout=10)
+    path = "/interlock.router.v1.RouterService/Predict"
+    with grpc.insecure_channel(stack.edge) as channel:
+        predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+        with pytest.raises(grpc.RpcError) as caught:
+            predict(b"\xff\xff\xff\xff", timeout=10)
     _check_error(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "")
 
 

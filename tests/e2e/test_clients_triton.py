@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose
 
 from interlock_cli.demo.cache import cached_version
 from interlock_cli.demo.data import CATEGORICAL, NUMERIC
+from interlock_cli.demo.direct import run_onnx
 from interlock_cli.demo.run import WINDOWS
-from interlock_cli.demo.train import run_onnx
 from tests.e2e.clients import CATEGORIES, NUMBERS, OUTPUT, TENSORS, USER, Clients
 from tests.e2e.flight import BODY, MODEL
 from tests.e2e.stack import Stack

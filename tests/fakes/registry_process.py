@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -55,8 +56,7 @@ async def registry_process(
         "INTERLOCK_ARTIFACT_LEAST_FREE_SHARE": "0",
         **{f"INTERLOCK_{name.upper()}": value for name, value in given.items()},
     }
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "log").open("ab") as log:
+    with _open_log(state_dir) as log:
         command = ["-c", _WITH_LIMIT, str(file_limit_bytes)] if file_limit_bytes else ["-m", "services.registry"]
         process = await asyncio.create_subprocess_exec(
             sys.executable, *command, env=environment, stdout=log, stderr=log
@@ -65,7 +65,7 @@ async def registry_process(
     address = found.address_of("registry")
     try:
         async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            await _until_serving(channel, process, state_dir / "log")
+            await _until_serving(channel, process)
             yield RegistryProcess(process, Registry(found, address, channel))
     finally:
         if process.returncode is None:
@@ -73,14 +73,20 @@ async def registry_process(
             await process.wait()
 
 
-async def _until_serving(channel: grpc.aio.Channel, process: asyncio.subprocess.Process, log: Path) -> None:
+def _open_log(state_dir: Path) -> BinaryIO:
+    state_dir.mkdir(parents=True, exist_ok=True)
+    return (state_dir / "log").open("ab")
+
+
+async def _until_serving(channel: grpc.aio.Channel, process: asyncio.subprocess.Process) -> None:
     async with asyncio.timeout(30):
         request = health_pb2.HealthCheckRequest(service="interlock.registry.v1.RegistryService")
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
         while process.returncode is None:
             try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(request, wait_for_ready=True, timeout=0.5)
+                answer = await stub.Check(request, wait_for_ready=True, timeout=0.5)
             except grpc.aio.AioRpcError:
                 continue
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
-    raise RuntimeError(log.read_text())
+    raise RuntimeError(f"the registry ended with {process.returncode}; its log is in the state folder")

@@ -135,7 +135,8 @@ class EnvoyProcess:
         """End the process: SIGTERM, and SIGKILL when it is still there after `grace_s`. Returns the exit code."""
         self._signal(signal.SIGTERM)
         try:
-            return await asyncio.wait_for(self._process.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                return await self._process.wait()
         except TimeoutError:
             _LOG.warning("envoy_killed", grace_s=grace_s)
             return await self.kill()

@@ -42,8 +42,8 @@ class EdgeSettings(CommonSettings):
     """Envoy, or the Python inside it, must answer this soon after the start. Seconds."""
     edge_probe_interval_s: PositiveFloat = 1.0
     """Between two questions to the Python inside; two without an answer restart it. Seconds."""
-    edge_probe_timeout_s: PositiveFloat = 1.0
-    """How long an answer to such a question may take. Seconds."""
+    edge_probe_timeout_s: PositiveFloat = 5.0
+    """How long an answer to such a question may take; a busy machine must not look like a dead loop. Seconds."""
 
 
 class DoorSettings(CommonSettings):

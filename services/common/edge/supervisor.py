@@ -140,7 +140,8 @@ class Supervisor:
 
 async def _ends_within(envoy: EnvoyProcess, seconds: float) -> bool:
     try:
-        await asyncio.wait_for(envoy.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await envoy.wait()
     except TimeoutError:
         return False
     return True

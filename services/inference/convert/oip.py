@@ -22,6 +22,7 @@ from services.inference.convert.checks import (
     text_defect,
 )
 from services.inference.convert.contents import UnusableContents, raw_from_contents
+from services.inference.domain.failure import OutputNotFound
 from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place, merge_spans
 from services.inference.domain.tensor import BYTES, TensorSpec, element_count
 from services.inference.domain.version import VersionKey, VersionSpec
@@ -44,7 +45,7 @@ class InferRequest:
 
 
 def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> InferRequest:
-    """Return the request; raises `InvalidTensors` with everything that does not fit the signature."""
+    """Return the request; raises `InvalidTensors` with everything that does not fit the signature, or `OutputNotFound`."""
     _check_extensions(request)
     violations = Violations()
     _check_counts(request, version, violations)
@@ -54,7 +55,7 @@ def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> In
     raw = list(request.raw_input_contents)
     inputs = [_data(spec, *given[spec.name], raw, violations) for spec in version.inputs]
     rows = _rows(version, given, violations)
-    outputs = output_positions([output.name for output in request.outputs], version.outputs, violations)
+    outputs = output_positions(_wanted_outputs(request, version), version.outputs, violations)
     violations.raise_if_any()
     trailing = tuple(tuple(given[spec.name][1].shape[1:]) for spec in version.inputs)
     timeout_us = _integer(request, "timeout")
@@ -65,6 +66,14 @@ def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> In
         timeout_s=timeout_us / 1e6 if timeout_us > 0 else None,
         criticality=Criticality.DEFAULT,
     )
+
+
+def _wanted_outputs(request: oip.ModelInferRequest, version: VersionSpec) -> list[str]:
+    known = {spec.name for spec in version.outputs}
+    for output in request.outputs:
+        if output.name not in known:
+            raise OutputNotFound(output.name, names(version.outputs))
+    return [output.name for output in request.outputs]
 
 
 def infer_to_proto(key: VersionKey, ident: str, answer: BatchAnswer, place: Place) -> oip.ModelInferResponse:

@@ -16,7 +16,10 @@ from services.inference.domain.statistic import BatchStatistic, Duration
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import LoadState
 
-PLATFORM: Final = "onnxruntime_onnx"
+PLATFORM: Final = "onnx_onnxv1"
+"""What the Open Inference Protocol calls an ONNX model; the router says the same."""
+CONFIG_PLATFORM: Final = "onnxruntime_onnx"
+"""What Triton's configuration calls it."""
 BACKEND: Final = "onnxruntime"
 _INDEX_STATES: Final = {
     LoadState.FETCHING: "LOADING",
@@ -73,7 +76,7 @@ def config_to_proto(host: ModelHost) -> config_pb.ModelConfig:
     batching = config_pb.ModelDynamicBatching(max_queue_delay_microseconds=micros(policy.max_delay_s))
     return config_pb.ModelConfig(
         name=host.key.model,
-        platform=PLATFORM,
+        platform=CONFIG_PLATFORM,
         backend=BACKEND,
         max_batch_size=policy.max_batch_size,
         input=[

@@ -26,6 +26,15 @@ class InvalidTensors(InvalidArgument):
         )
 
 
+class OutputNotFound(NotFound):
+    """A requested output is none of the version's."""
+
+    def __init__(self, output: str, known: str) -> None:
+        super().__init__(
+            f"outputs: want one of {known}, got {echo(output)}", reason="OUTPUT_NOT_FOUND", metadata={"output": output}
+        )
+
+
 class InvalidStreamMessage(InvalidArgument):
     """A message that breaks the rules of the coalesced stream; the stream ends."""
 

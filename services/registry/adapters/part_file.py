@@ -1,6 +1,7 @@
 """Files of uploads that are under way: locked while they are written, durable, and left behind for a later stream."""
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -106,9 +107,10 @@ def lock_part(path: Path, digest: str, publish: Publish) -> LockedPart | None:
 def sweep_parts(folder: Path, older_than_s: float, now_s: float) -> None:
     """Remove uploads that nobody has gone on with for so long."""
     for path in [*folder.glob("*.part"), *folder.glob("*.private")]:
-        if now_s - path.stat().st_mtime > older_than_s and (descriptor := _lock(path)) is not None:
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
+        with contextlib.suppress(FileNotFoundError):  # published meanwhile
+            if now_s - path.stat().st_mtime > older_than_s and (descriptor := _lock(path)) is not None:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:

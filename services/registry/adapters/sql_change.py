@@ -14,7 +14,7 @@ from services.registry.domain.audit import AuditEntry, Author, ChainHead, seal
 from services.registry.domain.failure import RequestIdReused
 from services.registry.domain.ports import Scope
 from services.registry.domain.replica import ReplicaReport
-from services.registry.domain.resource import ModelVersion, Resource
+from services.registry.domain.resource import Model, ModelVersion, Resource
 
 ANSWER_WINDOW: Final = timedelta(hours=24)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -67,9 +67,9 @@ class SqlChange(SqlView):
         await self._log(resource, columns["environment"], columns["pool"], None)
         await self._audit(resource.name, before, None)
 
-    async def tell(self, version: ModelVersion, scope: Scope, *, gone: bool = False) -> None:
-        """Tell the watchers of `scope` of a version that concerns them from now on, or no longer."""
-        await self._log(version, scope.environment, scope.pool, None if gone else b"")
+    async def tell(self, resource: Model | ModelVersion, scope: Scope, *, gone: bool = False) -> None:
+        """Tell the watchers of `scope` of a version or model that concerns them from now on, or no longer."""
+        await self._log(resource, scope.environment, scope.pool, None if gone else body_of(resource))
 
     async def keep_report(self, report: ReplicaReport) -> None:
         """Replace what the replica said before; a draining replica says nothing from now on."""

@@ -16,7 +16,7 @@ from services.registry.adapters.sql_view import read_head
 from services.registry.adapters.table import CHANGE, HEAD, RESOURCE
 from services.registry.domain.failure import DatabaseUnavailable, ResourceNotFound, WatchTokenExpired
 from services.registry.domain.ports import Delta, Scope, Snapshot
-from services.registry.domain.resource import Deployment, Environment, Resource, Route
+from services.registry.domain.resource import Deployment, Environment, Model, Resource, Route
 
 _LOG: Final = structlog.get_logger(part="feed")
 _EPOCHS_A_READ: Final = 200
@@ -98,8 +98,12 @@ def _within(table: Table, scope: Scope) -> ColumnElement[bool]:
 def _everything(scope: Scope) -> Any:
     deployments = and_(RESOURCE.c.kind == KINDS[Deployment], _within(RESOURCE, scope))
     routes = and_(RESOURCE.c.kind == KINDS[Route], _within(RESOURCE, scope))
-    versions = RESOURCE.c.name.in_(select(RESOURCE.c.model_version).where(deployments))
-    return select(RESOURCE.c.kind, RESOURCE.c.body).where(deployments | routes | versions)
+    wanted = deployments | routes | RESOURCE.c.name.in_(select(RESOURCE.c.model_version).where(deployments))
+    if scope.environment:
+        # For their aliases, which only routers resolve.
+        models = RESOURCE.c.name.in_(select(RESOURCE.c.model).where(deployments))
+        wanted |= and_(RESOURCE.c.kind == KINDS[Model], models)
+    return select(RESOURCE.c.kind, RESOURCE.c.body).where(wanted)
 
 
 def _changes(scope: Scope, after: int, reached: int) -> Any:

@@ -3,11 +3,16 @@
 from typing import Final
 
 from interlock.registry.v1 import control_service_pb2 as pb
-from interlock.registry.v1 import deployment_pb2
+from interlock.registry.v1 import deployment_pb2, model_pb2
 
 from services.common import names
 from services.common.errors import Violation
-from services.registry.convert.resource import STATE_PREFIX, deployment_to_proto, route_to_proto, version_to_proto
+from services.registry.convert.resource import (
+    STATE_PREFIX,
+    deployment_to_proto,
+    route_to_proto,
+    version_to_proto,
+)
 from services.registry.convert.stamp import duration_from_proto, enum_from_proto
 from services.registry.domain.failure import InvalidRequest, refuse
 from services.registry.domain.ports import Delta, Scope, Snapshot
@@ -19,7 +24,7 @@ from services.registry.domain.replica import (
     ReplicaReport,
     State,
 )
-from services.registry.domain.resource import Deployment, ModelVersion, Resource, Route
+from services.registry.domain.resource import Deployment, Model, ModelVersion, Resource, Route
 from services.registry.domain.watch import Event
 
 WATCHER_LIMIT_BYTES: Final = 128
@@ -54,11 +59,13 @@ def event_to_proto(event: Event, token: str) -> pb.WatchResponse:
 
 
 def watched_to_proto(resource: Resource) -> pb.WatchedResource:
-    """Return a resource as watchers see it: a version without its baseline and lineage."""
+    """Return a resource as watchers see it: without what only people and statistics need."""
     if isinstance(resource, Route):
         return pb.WatchedResource(route=route_to_proto(resource))
     if isinstance(resource, Deployment):
         return pb.WatchedResource(deployment=deployment_to_proto(resource))
+    if isinstance(resource, Model):
+        return pb.WatchedResource(model=model_pb2.Model(name=resource.name, aliases=resource.aliases))
     if not isinstance(resource, ModelVersion):
         raise TypeError(f"nobody watches a {type(resource).__name__}")
     version = version_to_proto(resource)

@@ -6,9 +6,10 @@ from typing import Any
 
 from services.common import names
 from services.registry.domain.failure import EtagMismatch, ResourceExists, ResourceNotFound
-from services.registry.domain.ports import Change, View
+from services.registry.domain.ports import Change, Scope, Selection, View
 from services.registry.domain.resource import (
     FIRST_ENVIRONMENTS,
+    Deployment,
     Environment,
     Model,
     ModelVersion,
@@ -106,7 +107,7 @@ async def set_alias(change: Change, model_name: str, alias: str, reference: str)
             raise ResourceExists(f"{model_name}/versions/{alias}", f"{model_name}/versions/{other}")
     if model.aliases.get(alias) == version.version_id:
         return model
-    return await _put_model(change, model, aliases={**model.aliases, alias: version.version_id})
+    return await _put_aliases(change, model, {**model.aliases, alias: version.version_id})
 
 
 async def delete_alias(change: Change, model_name: str, alias: str) -> Model:
@@ -115,7 +116,7 @@ async def delete_alias(change: Change, model_name: str, alias: str) -> Model:
     if alias not in model.aliases:
         raise ResourceNotFound(f"{model_name}/versions/{alias}")
     kept = {other: version for other, version in model.aliases.items() if other != alias}
-    return await _put_model(change, model, aliases=kept)
+    return await _put_aliases(change, model, kept)
 
 
 async def create_environment(change: Change, name: str, description: str) -> Environment:
@@ -132,6 +133,15 @@ async def create_first_environments(change: Change) -> None:
         return
     for environment, description in FIRST_ENVIRONMENTS.items():
         await create_environment(change, names.ENVIRONMENT.format(environment), description)
+
+
+async def _put_aliases(change: Change, model: Model, aliases: Mapping[str, str]) -> Model:
+    """Store new aliases and tell the routers of every environment in which the model is deployed."""
+    changed = await _put_model(change, model, aliases=aliases)
+    deployments = await change.list(Deployment, Selection(model=model.name))
+    for environment in sorted({deployment.environment for deployment in deployments}):
+        await change.tell(changed, Scope(environment=environment))
+    return changed
 
 
 async def _put_model(change: Change, model: Model, **values: Any) -> Model:

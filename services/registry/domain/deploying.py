@@ -17,6 +17,7 @@ from services.registry.domain.resource import (
     Deployment,
     DeviceClass,
     Environment,
+    Model,
     ModelVersion,
     Route,
 )
@@ -67,6 +68,8 @@ async def deploy(change: Change, order: DeployOrder) -> Deployment:
     await refuse_clash(change, deployment.name)
     for scope in await _scopes_of_nobody_else(change, deployment):
         await change.tell(version, scope)
+    if not siblings:
+        await change.tell(await require(change, Model, version.model), Scope(environment=order.environment))
     await change.put(deployment)
     return deployment
 
@@ -110,6 +113,9 @@ async def delete_deployment(change: Change, name: str, etag: str) -> None:
     version = await require(change, ModelVersion, deployment.model_version)
     for scope in await _scopes_of_nobody_else(change, deployment):
         await change.tell(version, scope, gone=True)
+    if not await change.list(Deployment, Selection(model=version.model, environment=deployment.environment)):
+        model = await require(change, Model, version.model)
+        await change.tell(model, Scope(environment=deployment.environment), gone=True)
 
 
 async def _leave_route(change: Change, deployment: Deployment, route: Route) -> None:

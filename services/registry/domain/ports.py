@@ -8,7 +8,7 @@ from typing import Protocol
 
 from services.registry.domain.audit import AuditEntry, Author, ChainHead
 from services.registry.domain.replica import ReplicaReport, ReplicaStatus
-from services.registry.domain.resource import ModelVersion, Resource, ResourceT, Route
+from services.registry.domain.resource import Model, ModelVersion, Resource, ResourceT, Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class Change(View, Protocol):
     async def delete(self, resource: Resource) -> None:
         """Remove a resource, and what replicas say of it."""
 
-    async def tell(self, version: ModelVersion, scope: Scope, *, gone: bool = False) -> None:
-        """Tell the watchers of `scope` of a version that concerns them from now on, or no longer."""
+    async def tell(self, resource: Model | ModelVersion, scope: Scope, *, gone: bool = False) -> None:
+        """Tell the watchers of `scope` of a version or model that concerns them from now on, or no longer."""
 
     async def keep_report(self, report: ReplicaReport) -> None:
         """Replace what the replica said before; a draining replica says nothing from now on."""

@@ -54,5 +54,5 @@ def derive_state(statuses: Sequence[ReplicaStatus]) -> tuple[State, str]:
         if status.state is State.FAILED:
             return State.FAILED, f"replica {status.replica_id}: {status.message}"
     if any(status.state is State.LOADING for status in statuses):
-        return State.LOADING, f"{len(statuses)} replicas fetch, load and check it"
+        return State.LOADING, f"0 of {len(statuses)} replicas are ready, some are loading it"
     return State.PENDING, "no replica has taken it up"

@@ -49,7 +49,8 @@ class ArtifactServicer:
     ) -> AsyncIterator[pb.UploadArtifactRequest]:
         while True:
             try:
-                message = await asyncio.wait_for(anext(requests, None), self._idle_timeout_s)
+                async with asyncio.timeout(self._idle_timeout_s):
+                    message = await anext(requests, None)
             except TimeoutError:
                 raise too_quiet(self._idle_timeout_s) from None
             if message is None:

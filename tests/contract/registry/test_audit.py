@@ -7,10 +7,8 @@ import pytest
 from interlock.registry.v1 import registry_service_pb2 as pb
 from interlock.registry.v1.audit_entry_pb2 import AuditEntry
 from interlock.registry.v1.model_pb2 import Model
-from sqlalchemy import text
 
-from services.registry.adapters.database import Database
-from tests.fakes.registry_service import Registry, refused
+from tests.fakes.registry_service import Registry, execute, refused
 
 SERVICE = "interlock.registry.v1.RegistryService"
 
@@ -29,13 +27,6 @@ async def entries(registry: Registry, resource: str = "", page_size: int = 1_000
 
 async def verdict(registry: Registry) -> pb.VerifyAuditLogResponse:
     return await registry.api.VerifyAuditLog(pb.VerifyAuditLogRequest())
-
-
-async def tamper(database_url: str, statement: str) -> None:
-    database = Database(database_url)
-    async with database.write() as connection:
-        await connection.execute(text(statement))
-    await database.close()
 
 
 @pytest.mark.rpc(f"{SERVICE}/ListAuditEntries", "happy")
@@ -89,7 +80,7 @@ async def test_what_is_refused_is_not_logged(registry: Registry) -> None:
 )
 async def test_tampering_shows(registry: Registry, database_url: str, statement: str, broken: int) -> None:
     await registry.create_model("fraud")
-    await tamper(database_url, statement)
+    await execute(database_url, statement)
     found = await verdict(registry)
     assert (found.intact, found.first_broken_sequence) == (False, broken)
 

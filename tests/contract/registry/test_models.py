@@ -7,7 +7,7 @@ from interlock.registry.v1 import registry_service_pb2 as pb
 from interlock.registry.v1.environment_pb2 import Environment
 from interlock.registry.v1.model_pb2 import Model
 
-from tests.fakes.registry_service import Registry, new_id, refused
+from tests.fakes.registry_service import Registry, execute, new_id, refused
 
 SERVICE = "interlock.registry.v1.RegistryService"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -153,6 +153,20 @@ async def test_a_repeated_request_gets_the_answer_of_then(registry: Registry) ->
     request.model.owner = "c"
     with refused(grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED"):
         await registry.api.CreateModel(request)
+
+
+async def test_after_a_day_a_request_is_a_new_one(registry: Registry, database_url: str) -> None:
+    request = pb.CreateModelRequest(model_id="fraud", request_id=new_id())
+    first = await registry.api.CreateModel(request)
+    almost_a_day_us = 24 * 3600 * 10**6 - 60 * 10**6
+    await execute(database_url, f"UPDATE answer SET time_us = time_us - {almost_a_day_us}")
+    assert await registry.api.CreateModel(request) == first
+    await execute(database_url, f"UPDATE answer SET time_us = time_us - {60 * 10**6}")
+    with refused(grpc.StatusCode.ALREADY_EXISTS, "RESOURCE_EXISTS"):
+        await registry.api.CreateModel(request)
+    other = pb.CreateModelRequest(model_id="other", request_id=request.request_id)
+    assert (await registry.api.CreateModel(other)).model.name == "models/other"
+    assert (await registry.api.CreateModel(other)).model.name == "models/other"
 
 
 async def test_a_request_that_failed_may_be_sent_again(registry: Registry) -> None:

@@ -13,6 +13,7 @@ from interlock.registry.v1 import control_service_pb2_grpc as rpc
 from interlock.registry.v1 import registry_service_pb2 as registry_pb
 from interlock.registry.v1.baseline_pb2 import Baseline
 from interlock.registry.v1.deployment_pb2 import DEPLOYMENT_STATE_LOADING, DEPLOYMENT_STATE_UNSPECIFIED
+from interlock.registry.v1.model_pb2 import Model
 from interlock.registry.v1.model_version_pb2 import Lineage
 
 from tests.fakes.registry_service import Registry, a_signature, refused, running_registry, variants, weights
@@ -71,6 +72,7 @@ async def watching(registry: Registry, token: str = "", **selector: str) -> Asyn
 
 
 PRODUCTION = {
+    "models/fraud",
     "models/fraud/versions/1",
     "deployments/fraud-1-production",
     "models/fraud/routes/production",
@@ -86,8 +88,8 @@ async def test_a_snapshot_and_then_every_change(registry: Registry) -> None:
         await registry.create_version(baseline=Baseline(row_count=1), lineage=Lineage(code_revision="x"))
         deployment = await registry.deploy()
         change = await router.next()
-        assert set(router.known) == {"models/fraud/versions/1", deployment.name}
-        assert len(change.delta.upserted) == 2, "a version comes with its first deployment, in one change"
+        assert set(router.known) == {"models/fraud", "models/fraud/versions/1", deployment.name}
+        assert len(change.delta.upserted) == 3, "version and model come with the first deployment, in one change"
         version = router.known["models/fraud/versions/1"]
         assert version.signature == a_signature()
         assert not version.HasField("baseline")
@@ -101,7 +103,7 @@ async def test_a_snapshot_and_then_every_change(registry: Registry) -> None:
         assert not watched.HasField("pending_weight_basis_points")
         assert router.known["models/fraud/routes/production"] == await registry.route()
         await worker.until(ready_epoch)
-        assert set(worker.known) == PRODUCTION - {"models/fraud/routes/production"}
+        assert set(worker.known) == {"models/fraud/versions/1", deployment.name}
     async with watching(registry) as late:
         await late.next()
         assert late.known == router.known
@@ -118,7 +120,7 @@ async def test_nobody_hears_of_other_environments_and_pools(registry: Registry) 
         await registry.deploy(environment="production", pool="third")
         await router.next()
         await worker.next()
-        assert set(router.known) == {"models/fraud/versions/1", "deployments/fraud-1-production-third"}
+        assert set(router.known) == {"models/fraud", "models/fraud/versions/1", "deployments/fraud-1-production-third"}
         assert set(worker.known) == {"models/fraud/versions/1", "deployments/fraud-1-dev"}
 
 
@@ -140,6 +142,23 @@ async def test_a_version_goes_with_its_last_deployment(registry: Registry) -> No
         )
         await router.next()
         assert router.known == {}
+
+
+async def test_routers_hear_of_aliases(registry: Registry) -> None:
+    await registry.serve_versions(None)
+    async with watching(registry) as router:
+        await router.next()
+        assert router.known["models/fraud"] == Model(name="models/fraud")
+        alias = {"model": "models/fraud", "alias": "champion"}
+        await registry.api.SetModelAlias(registry_pb.SetModelAliasRequest(**alias, version="1"))
+        await router.next()
+        assert router.known["models/fraud"].aliases == {"champion": "1"}
+        await registry.api.DeleteModelAlias(registry_pb.DeleteModelAliasRequest(**alias))
+        await router.next()
+        assert router.known["models/fraud"].aliases == {}
+    async with watching(registry, pool="default") as worker:
+        await worker.next()
+        assert "models/fraud" not in worker.known
 
 
 async def test_a_watcher_goes_on_where_it_stopped(registry: Registry) -> None:
@@ -223,9 +242,10 @@ async def test_a_token_that_is_too_old_or_foreign_asks_for_a_snapshot(database_u
 
 
 async def test_two_processes_on_one_database_push_each_others_changes(database_url: str, tmp_path: Path) -> None:
+    # Without heartbeats nothing but the poll can tell a watcher what the other process did.
     async with (
-        running_registry(tmp_path, database_url) as one,
-        running_registry(tmp_path, database_url) as two,
+        running_registry(tmp_path, database_url, watch_heartbeat_s=3_600) as one,
+        running_registry(tmp_path, database_url, watch_heartbeat_s=3_600) as two,
         watching(one) as left,
         watching(two) as right,
     ):

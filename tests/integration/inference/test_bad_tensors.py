@@ -69,7 +69,6 @@ CASES = {
     "both forms": (request(raw=[ROW], contents={"fp32_contents": [1, 2]}), "got contents too"),
     "other field": (request(contents={"int_contents": [1, 2]}), "got some in contents.int_contents"),
     "count": (request(contents={"fp32_contents": [1, 2, 3]}), "want 2 values in contents.fp32_contents, got 3"),
-    "output": (request(outputs=("z",)), "want one of 'y', got \"z\""),
     "output twice": (request(outputs=("y", "y")), "want at most 1 names, got 2"),
     "input twice": (twice(), "want it once, got it again"),
     "crowd": (crowd(), "want 1, got 100001"),
@@ -126,6 +125,17 @@ async def test_a_model_that_is_not_here(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await running.infer(bad)
     assert refused.value.code().name == code
+
+
+async def test_an_output_that_the_model_does_not_have(running: Running, put_oracle: Callable[..., None]) -> None:
+    put_oracle()
+    await running.ready("oracle/1")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.infer(request(outputs=("y", "z")))
+    _, reason, _ = details(refused.value)
+    assert (refused.value.code(), reason) == (grpc.StatusCode.NOT_FOUND, "OUTPUT_NOT_FOUND")
+    assert refused.value.details() == "outputs: want one of 'y', got \"z\""
+    assert (await running.statistics("oracle")).execution_count == 0
 
 
 async def test_texts_are_walked_and_must_be_texts(running: Running, registry: FakeRegistry) -> None:

@@ -54,7 +54,7 @@ async def test_what_the_server_says_of_itself(running: Running, put_oracle: Call
     assert "statistics" in metadata.extensions
     assert (await running.oip.ModelReady(oip.ModelReadyRequest(name="oracle"))).ready
     model = await running.oip.ModelMetadata(oip.ModelMetadataRequest(name="oracle"))
-    assert (model.name, list(model.versions), model.platform) == ("oracle", ["1", "10"], "onnxruntime_onnx")
+    assert (model.name, list(model.versions), model.platform) == ("oracle", ["1", "10"], "onnx_onnxv1")
     assert [(t.name, t.datatype, list(t.shape)) for t in model.inputs] == [("x", "FP32", [-1, 2])]
     assert not model.properties
     config = (await running.oip.ModelConfig(config_pb.ModelConfigRequest(name="oracle"))).config

@@ -77,10 +77,13 @@ async def test_a_file_that_another_process_holds_is_unavailable_and_not_locked(
 
 
 async def test_a_change_that_fails_leaves_nothing(store: SqlStore) -> None:
-    with pytest.raises(ZeroDivisionError):
+    async def change_and_fail() -> None:
         async with store.change(AUTHOR) as change:
             await create_model(change, "models/fraud", {})
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await change_and_fail()
     assert await names(store) == []
     assert await store.audit_entries("", 0, 10) == []
     assert (await store.audit_head()).sequence == 0

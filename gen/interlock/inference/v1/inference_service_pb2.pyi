@@ -111,6 +111,10 @@ class _InferenceErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     """FAILED_PRECONDITION: the registry alone decides what is loaded."""
     INFERENCE_ERROR_REASON_INVALID_STREAM_MESSAGE: _InferenceErrorReason.ValueType  # 9
     """INVALID_ARGUMENT: a message breaks the rules of the coalesced stream."""
+    INFERENCE_ERROR_REASON_OUTPUT_NOT_FOUND: _InferenceErrorReason.ValueType  # 10
+    """NOT_FOUND: ModelInfer asked for an output that the version does not have. In a coalesced message it is one of
+    INVALID_TENSORS, for the router has checked the names.
+    """
 
 class InferenceErrorReason(_InferenceErrorReason, metaclass=_InferenceErrorReasonEnumTypeWrapper):
     """Lists why inference refuses or fails a request, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -135,6 +139,10 @@ INFERENCE_ERROR_REASON_REGISTRY_DECIDES: InferenceErrorReason.ValueType  # 8
 """FAILED_PRECONDITION: the registry alone decides what is loaded."""
 INFERENCE_ERROR_REASON_INVALID_STREAM_MESSAGE: InferenceErrorReason.ValueType  # 9
 """INVALID_ARGUMENT: a message breaks the rules of the coalesced stream."""
+INFERENCE_ERROR_REASON_OUTPUT_NOT_FOUND: InferenceErrorReason.ValueType  # 10
+"""NOT_FOUND: ModelInfer asked for an output that the version does not have. In a coalesced message it is one of
+INVALID_TENSORS, for the router has checked the names.
+"""
 Global___InferenceErrorReason: _TypeAlias = InferenceErrorReason  # noqa: Y015
 
 @_typing.final

@@ -200,7 +200,7 @@ class WatchedResource(_message.Message):
 
     @_builtins.property
     def model(self) -> _model_pb2.Model:
-        """A model, for its aliases; without description and labels. Only with the selector environment."""
+        """Name and aliases of a model. Only with the selector environment."""
 
     def __init__(
         self,

@@ -106,7 +106,8 @@ class InferencePools:
             if left_s <= 0:
                 raise NoReplicaReady(target.version.model, target.version.id)
             try:
-                await asyncio.wait_for(changed.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await changed.wait()
             except TimeoutError:
                 continue
 

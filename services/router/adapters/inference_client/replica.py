@@ -50,7 +50,8 @@ class Connection:
         try:
             call = self._stub.WatchReplica(inference_pb.WatchReplicaRequest())
             while True:
-                state = await asyncio.wait_for(call.read(), _SILENCE_S)
+                async with asyncio.timeout(_SILENCE_S):
+                    state = await call.read()
                 if not isinstance(state, inference_pb.WatchReplicaResponse):
                     return
                 self._apply(state)
