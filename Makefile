@@ -38,7 +38,7 @@ test-fast: setup  ## unit and integration tests, for the inner loop
 	$(BIN)/python -m pytest -m 'unit or integration'
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C
-	@PATH="$(abspath $(BIN)):$$PATH" exec $(BIN)/interlock up --demo
+	@exec $(BIN)/interlock up --demo
 
 check: setup  ## what CI runs: drift of gen/, lint, buf breaking, test
 	$(BIN)/python protos/generate.py --check
