@@ -1,7 +1,7 @@
 # Every habit is one word; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gen lint test test-fast run check clean
+.PHONY: help setup gen lint clients test test-fast run check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -31,7 +31,10 @@ lint: setup  ## ruff, mypy, import-linter, buf lint and format
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 
-test: setup  ## every test: unit, integration, contract, end to end
+clients: setup  ## foreign clients in an environment of their own: tritonclient, and Node with generated stubs
+	$(BIN)/python tests/clients/install.py
+
+test: clients  ## every test: unit, integration, contract, end to end
 	$(BIN)/python -m pytest
 
 test-fast: setup  ## unit and integration tests, for the inner loop
@@ -47,7 +50,7 @@ check: setup  ## what CI runs: drift of gen/, lint, buf breaking, test
 	$(MAKE) test
 
 clean:  ## remove the venv and every cache; the state folder stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients tests/clients/node/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The committed image of the last released contracts.
