@@ -16,7 +16,8 @@ Row = Sequence[str]
 
 def say(text: str = "") -> None:
     """Print a line as it is, however long."""
-    Console(soft_wrap=True).print(Text(text))
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:

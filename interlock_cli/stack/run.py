@@ -5,8 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Mapping
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 from interlock_cli.output import say
@@ -64,26 +64,33 @@ class _Stack:
                 asyncio.get_running_loop().add_signal_handler(number, self._interrupted)
             async with serve_control(self._folder.control_socket, self._handlers()):
                 try:
-                    return await self._serve(demo=demo)
-                finally:
-                    self._stop.set()
-                    await self._supervisor.stop()
+                    await self._serve(demo=demo)
+                except BaseException:
+                    await self._drain()
+                    raise
+                return 0 if await self._drain() else 1
 
-    async def _serve(self, *, demo: bool) -> int:
+    async def _drain(self) -> bool:
+        self._stop.set()
+        return await self._supervisor.stop()
+
+    async def _serve(self, *, demo: bool) -> None:
         started_at_s = time.monotonic()
-        say(
-            f"starting {', '.join(spec.name for wave in self._plan.start_waves for spec in wave)} on {self._folder.path}"
-        )
+        names = ", ".join(spec.name for wave in self._plan.start_waves for spec in wave)
+        with _unless_nobody_reads():
+            say(f"starting {names} on {self._folder.path}")
         if not await self._unless_stopped(self._supervisor.start()):
-            return 0
-        say(f"\nall services are ready after {time.monotonic() - started_at_s:.1f} s\n")
-        print_status(self._supervisor.status())
+            return
+        with _unless_nobody_reads():
+            say(f"\nall services are ready after {time.monotonic() - started_at_s:.1f} s\n")
+            print_status(self._supervisor.status())
         if demo and not await self._unless_stopped(self._run_demo()):
-            return 0
-        print_next_steps(self._settings, self._folder, demo=demo)
+            return
+        with _unless_nobody_reads():
+            print_next_steps(self._settings, self._folder, demo=demo)
         await self._stop.wait()
-        say("\ndraining; Ctrl-C again stops at once")
-        return 0
+        with _unless_nobody_reads():
+            say("\ndraining; Ctrl-C again stops at once")
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, Any]) -> bool:
         """Do `work` to its end, or give it up when the stack is to stop; returns whether it came to its end."""
@@ -146,7 +153,16 @@ class _Stack:
 
     def _tell(self, service: str, text: str) -> None:
         self._journal.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {service} {text}\n".encode())
-        say(f"  {service:<10} {text}")
+        with _unless_nobody_reads():
+            say(f"  {service:<10} {text}")
+
+
+@contextmanager
+def _unless_nobody_reads() -> Iterator[None]:
+    """Print in this block: a terminal that was closed, or a reader that left, must not end the services."""
+    # rich ends the process when its pipe is broken.
+    with suppress(OSError, ValueError, SystemExit):
+        yield
 
 
 def _patience(settings: StackSettings) -> Patience:

@@ -69,12 +69,15 @@ class Supervisor:
                 if isinstance(result, BaseException):
                     raise result
 
-    async def stop(self) -> None:
-        """Drain every service, each when the one before is gone."""
+    async def stop(self) -> bool:
+        """Drain every service, each when the one before is gone; returns whether all ended well."""
+        clean = True
         for name in self._plan.drain_order:
             ended = await self._services[name].stop()
             if ended is not None:
                 self._tell(name, f"stopped ({ended})")
+                clean = clean and ended.code == 0
+        return clean
 
     def kill(self) -> None:
         """End everything at once."""

@@ -23,7 +23,7 @@ SIGNATURE = {
 
 def _doubling_model(path: Path) -> Path:
     """Write a model that doubles its input."""
-    shape = ["batch", 2]
+    shape: list[str | int | None] = ["batch", 2]
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "x"], ["y"])],
         "doubling",

@@ -52,10 +52,12 @@ class Stack:
 
 
 @asynccontextmanager
-async def running_stack(folder: StateFolder, kinds: str = "") -> AsyncIterator[Stack]:
+async def running_stack(
+    folder: StateFolder, kinds: str = "", stdout: int = asyncio.subprocess.PIPE
+) -> AsyncIterator[Stack]:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "TEST_KINDS": kinds}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(STACK), str(folder.path), env=environment, stdout=asyncio.subprocess.PIPE
+        sys.executable, str(STACK), str(folder.path), env=environment, stdout=stdout
     )
     try:
         yield Stack(process, folder, [])
@@ -167,6 +169,32 @@ async def test_a_supervisor_that_is_killed_leaves_no_process(folder: StateFolder
         await until(lambda: not any(map(runs, pids.values())))
     async with running_stack(folder) as second:
         await second.says("Ctrl-C drains")
+
+
+async def test_a_service_that_had_to_be_killed_shows_in_the_exit_code(folder: StateFolder) -> None:
+    async with running_stack(folder, "middle=stubborn") as stack:
+        await stack.says("Ctrl-C drains")
+        stack.process.send_signal(signal.SIGTERM)
+        assert await stack.ended() == 1
+        assert "middle     stopped (signal SIGKILL)" in "".join(stack.printed)
+
+
+async def test_services_go_on_when_nobody_reads_what_the_supervisor_prints(folder: StateFolder) -> None:
+    reader, writer = os.pipe()
+    async with running_stack(folder, stdout=writer) as stack:
+        os.close(writer)
+        async with asyncio.timeout(20):
+            while not await _answers(folder) or None in (await stack.pids()).values():
+                await asyncio.sleep(0.02)
+        os.close(reader)
+        before = await stack.pids()
+        os.kill(before["back"], signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while (await stack.pids())["back"] in (None, before["back"]):
+                await asyncio.sleep(0.02)
+            while {row["state"] for row in (await stack.ask(do="status"))["services"]} != {"ready"}:
+                await asyncio.sleep(0.02)
+        assert await stack.ask(do="restart", service="back") == "exit code 0"
 
 
 async def test_a_request_that_is_no_json_gets_an_answer(folder: StateFolder) -> None:
