@@ -76,11 +76,14 @@ def register(
     target: Target = "",
 ) -> None:
     """Upload a model file and register it as a new version."""
+    if file.stat().st_size == 0:
+        raise CommandFailed(f"{file.name}: want at least 1 byte, got an empty file")
     described = read_version(version.read_text("utf-8") if version else "{}", file)
 
     async def work(client: Client) -> model_version_pb2.ModelVersion:
         artifact = await client.artifacts.upload(file)
-        described.files[:] = [model_version_pb2.ModelFile(path="model.onnx", digest=last_of(artifact.name))]
+        del described.files[:]
+        described.files.add(path="model.onnx", digest=last_of(artifact.name))
         await client.models.ensure(model)
         return await client.models.register(model, described)
 

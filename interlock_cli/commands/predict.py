@@ -48,6 +48,9 @@ def read_features(text: str) -> dict[str, Value]:
         raise CommandFailed(f"--features: want a JSON object, got something else: {error}") from None
     if not isinstance(values, dict):
         raise CommandFailed(f"--features: want a JSON object, got {type(values).__name__}")
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise CommandFailed(f"--features: {name}: want a number, text, truth value, list or null, got an object")
     return values
 
 

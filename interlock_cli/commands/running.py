@@ -52,7 +52,7 @@ def call(target: str, work: Callable[[Client], Awaitable[_T]]) -> _T:
         return run(connected())
     except CallError as error:
         raise failure_of_call(error) from None
-    except (DeploymentFailed, DeploymentNotReady, ValueError, TypeError) as error:
+    except (DeploymentFailed, DeploymentNotReady) as error:
         raise CommandFailed(str(error)) from None
 
 
