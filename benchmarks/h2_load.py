@@ -58,7 +58,7 @@ class Connection:
         self._statuses: dict[bytes, str] = {}
         # The table size 0 that we announce keeps every block of the server stateless, so that blocks can be cached.
         self._decoder = Decoder()
-        self._decoder.max_allowed_table_size = 0
+        self._decoder.header_table_size = 0
         self._headers = _header_block(host, port, path)
         settings = struct.pack(">HIHI", 0x1, 0, 0x4, LARGEST_WINDOW)
         window = struct.pack(">I", LARGEST_WINDOW - 65_535)
