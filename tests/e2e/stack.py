@@ -45,12 +45,18 @@ class Stack:
     def address_of(self, service: str) -> str:
         return f"127.0.0.1:{PORTS[service] + self.offset}"
 
-    def start(self) -> None:
-        """Start the stack and return when all of it is ready."""
+    def start(self, *arguments: str) -> None:
+        """Start the stack with `interlock up` and these arguments, and return when all of it is ready."""
         out = (self.folder / "up.out").open("a", encoding="utf-8")
         # A session of its own: a signal to the tests must not reach it, and its death is the test's business.
         self.process = subprocess.Popen(
-            [*COMMAND, "up"], cwd=ROOT, env=self.environment, stdout=out, stderr=out, text=True, start_new_session=True
+            [*COMMAND, "up", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=out,
+            stderr=out,
+            text=True,
+            start_new_session=True,
         )
         out.close()
         self.wait_until(self.is_ready, "the stack is ready", START_TIMEOUT_S)

@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
 from services.common.settings import PORTS
-from tests.e2e.stack import Stack, new_stack
+from tests.e2e.stack import ROOT, Stack, new_stack
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -61,6 +63,24 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_stack_starts_where_i
         assert len(gone) == len(processes)
         stack.start()
         assert stack.stop() == 0
+
+
+def test_up_with_the_demo_prints_three_commands_that_work() -> None:
+    with new_stack("envoy") as stack:
+        stack.start("--demo")
+        printed = stack.folder / "up.out"
+        stack.wait_until(lambda: "Ctrl-C drains" in printed.read_text("utf-8"), "the demo is over", 180)
+        after = printed.read_text("utf-8").partition("try:")[2]
+        commands = [line.strip() for line in after.splitlines() if line.startswith("  ")]
+        assert len(commands) == 3
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        for command in commands:
+            done = subprocess.run(
+                command, shell=True, cwd=ROOT, env={**stack.environment, "PATH": path},
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+            assert "flight-delay" in done.stdout or "on_time" in done.stdout or "late" in done.stdout, command
 
 
 def test_down_drains_in_order_and_the_command_waits_for_the_end() -> None:
