@@ -86,7 +86,7 @@ def _prediction(answer: Answer, *, probabilities: bool) -> dict[str, object]:
         found["label"] = reading.label
         found["confidence"] = reading.confidence
     found.update(
-        latency_ms=round(answer.latency_ms, 3),
+        latency_ms=answer.latency_ms,
         model_version=choice.target.version.id,
         variant=choice.variant,
         served_by=choice.target.deployment.name,

@@ -38,5 +38,6 @@ def new_answer(
 ) -> Answer:
     """Return the answer to an encoded row; `started` is of `time.perf_counter()`."""
     degraded = (FEATURES_DEFAULT,) if encoded.defaulted else ()
-    latency_ms = (time.perf_counter() - started) * 1e3
+    # Microseconds are all that the clock is good for.
+    latency_ms = round((time.perf_counter() - started) * 1e3, 3)
     return Answer(prediction_id, reading, choice, encoded.flagged, degraded, latency_ms)
