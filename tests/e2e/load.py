@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import httpx
@@ -95,26 +95,27 @@ async def grpc_predict(
 ) -> AsyncIterator[Call]:
     """Give a call that predicts over gRPC, spread over several connections.
 
-    No retry policy: grpcio only sends again what a server says it never began.
+    No retry policy: grpcio only sends again what a server says it never began. The threaded client: grpc.aio shares one
+    poller between all event loops of a process, and its end may hang when a test's loop goes before its last call.
     """
     options = [("grpc.use_local_subchannel_pool", 1)]
-    opened = [grpc.aio.insecure_channel(address, options=options) for _ in range(channels)]
+    opened = [grpc.insecure_channel(address, options=options) for _ in range(channels)]
     stubs = [rpc.RouterServiceStub(channel) for channel in opened]
     values = values_to_proto(features)
 
     async def call(number: int) -> str:
         request = pb.PredictRequest(model=model, features=values, user_id=f"u-{number}")
         try:
-            answer = await stubs[number % channels].Predict(request, timeout=CALL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
+            running = stubs[number % channels].Predict.future(request, timeout=CALL_TIMEOUT_S)
+            return (await _answer_of(running)).prediction.model_version
+        except grpc.RpcError as error:
             raise _grpc_outcome(error) from None
-        return answer.prediction.model_version
 
     try:
         yield call
     finally:
         for channel in opened:
-            await channel.close()
+            channel.close()
 
 
 @asynccontextmanager
@@ -146,7 +147,16 @@ async def rest_predict(address: str, model: str, features: Mapping[str, Value]) 
         yield call
 
 
-def _grpc_outcome(error: grpc.aio.AioRpcError) -> Refused | Lost:
+async def _answer_of(running: Any) -> pb.PredictResponse:
+    """Wait, on this loop, for a call that grpcio's threads carry."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    running.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    await done.wait()
+    answer: pb.PredictResponse = running.result()
+    return answer
+
+
+def _grpc_outcome(error: Any) -> Refused | Lost:
     text = f"{error.code().name}: {error.details()}"
     reason = _reason(error)
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED) and reason:
@@ -161,7 +171,7 @@ def _never_arrived(text: str) -> bool:
     return any(words in text for words in _NEVER_ARRIVED)
 
 
-def _reason(error: grpc.aio.AioRpcError) -> str:
+def _reason(error: Any) -> str:
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
