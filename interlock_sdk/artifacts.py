@@ -68,6 +68,7 @@ class Artifacts:
         """
         file, report = await hash_file(path), on_progress or _report_nothing
         attempt, reached_bytes = 0, -1
+        told: CallError | None = None
         while True:
             try:
                 stored = await self._stored(file)
@@ -77,8 +78,9 @@ class Artifacts:
                     stored = await self._send(file, stored.received_bytes, report)
             except CallError as error:
                 attempt += 1
+                told = told if told and _is_clients_own(error) else error
                 if not _is_resumable(error) or attempt >= _STALLED_ATTEMPTS:
-                    raise
+                    raise told from None
                 await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
             else:
                 report(file.size_bytes, file.size_bytes)
@@ -97,7 +99,12 @@ class Artifacts:
 
 def _is_resumable(error: CallError) -> bool:
     # A wrong offset means that somebody else uploads the same content; asking again tells how far they are.
-    return error.code in _RESUMABLE_CODES or error.reason == "WRONG_OFFSET"
+    return error.code in _RESUMABLE_CODES or error.reason == "WRONG_OFFSET" or _is_clients_own(error)
+
+
+def _is_clients_own(error: CallError) -> bool:
+    # grpc.aio may say INTERNAL of a stream that the service refused while it was writing; the service's own has a reason.
+    return error.code is grpc.StatusCode.INTERNAL and not error.reason
 
 
 def _report_nothing(_sent_bytes: int, _size_bytes: int) -> None:

@@ -77,6 +77,10 @@ class FakeArtifacts(artifact_service_pb2_grpc.ArtifactServiceServicer):
     ) -> artifact_service_pb2.UploadArtifactResponse:
         self.upload_count += 1
         if self.refusals:
+            # At the end, as for a wrong digest: of a stream that is refused while it writes, grpc.aio's client may report an
+            # INTERNAL of its own instead.
+            async for _ in requests:
+                pass
             code, reason = self.refusals.pop(0)
             await refuse(context, code, "refused", reason)
         start = (await anext(requests)).start
