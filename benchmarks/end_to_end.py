@@ -224,11 +224,11 @@ def write(cells: list[dict[str, object]], direct: dict[int, float], arguments: a
             found = [c for c in cells if c["door"] == door and c["in_flight"] == in_flight]
             speed, p50, p99 = (float(np.median([c[key] for c in found])) for key in ("per_second", "p50_ms", "p99_ms"))
             lines.append(
-                f"| door {door} | {in_flight} | {speed:,.0f} | {p50:.2f} | {p99:.2f} | {speed / direct[1]:.0%} |"
+                f"| door {door} | {in_flight} | {speed:,.0f} | {p50:.2f} | {p99:.2f} | {speed / direct[1]:.1%} |"
             )
     for size, speed in direct.items():
         lines.append(
-            f"| model called directly | batch of {size} | {speed:,.0f} | {1000 * size / speed:.2f} | | {speed / direct[1]:.0%} |"
+            f"| model called directly | batch of {size} | {speed:,.0f} | {1000 * size / speed:.2f} | | {speed / direct[1]:.1%} |"
         )
     text = "\n".join(lines) + "\n"
     arguments.output.write_text(text, encoding="utf-8")
