@@ -33,6 +33,10 @@ from services.inference.servicer.oip import OipServicer
 from services.inference.settings import InferenceSettings
 
 SERVICE: Final = "inference"
+OIP: Final = "inference.GRPCInferenceService"
+_HOT_METHODS: Final = frozenset({"ModelInfer"})
+HOT: Final = frozenset(f"{OIP}/{method}" for method in _HOT_METHODS)
+"""Full names of the methods that the door in Envoy answers."""
 Settings = InferenceSettings
 Work = Coroutine[Any, Any, None]
 _DOWNLOAD_IDLE_S: Final = 15.0
@@ -59,9 +63,7 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         tracer = SpanTracer(runtime.tracing)
         yield [
             Binding("interlock.inference.v1.InferenceService", InferenceServicer(replica, tracer)),
-            Binding(
-                "inference.GRPCInferenceService", OipServicer(replica, tracer, _release()), frozenset({"ModelInfer"})
-            ),
+            Binding(OIP, OipServicer(replica, tracer, _release()), hot=_HOT_METHODS),
         ]
 
 

@@ -20,15 +20,17 @@ class Stacks:
     def __init__(self, opened: ExitStack, receiver: Receiver) -> None:
         self._opened = opened
         self._receiver = receiver
-        self._by_door: dict[str, Stack] = {}
+        self._by_doors: dict[tuple[str, str], Stack] = {}
 
-    def of(self, door: str) -> Stack:
-        if door not in self._by_door:
-            stack = self._opened.enter_context(new_stack(door, INTERLOCK_OTLP_ENDPOINT=self._receiver.endpoint))
+    def of(self, door: str, inference_door: str = "grpcio") -> Stack:
+        if (door, inference_door) not in self._by_doors:
+            variables = {"OTLP_ENDPOINT": self._receiver.endpoint, "INFERENCE_DOOR": inference_door}
+            named = {f"INTERLOCK_{name}": value for name, value in variables.items()}
+            stack = self._opened.enter_context(new_stack(door, **named))
             stack.start()
             stack.succeed("demo", "--flights", str(DEMO_FLIGHTS), timeout_s=240)
-            self._by_door[door] = stack
-        return self._by_door[door]
+            self._by_doors[door, inference_door] = stack
+        return self._by_doors[door, inference_door]
 
 
 @pytest.fixture(scope="session")

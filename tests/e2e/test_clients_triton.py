@@ -116,9 +116,10 @@ def test_a_mistake_is_told_in_words_and_with_the_right_status(stack: Stack, clie
     assert unknown.items() <= found["ready_of_unknown_model"].items()
 
 
-def test_inference_serves_it_without_the_router(stacks: Any, clients: Clients) -> None:
+@pytest.mark.parametrize("door", ["grpcio", "envoy"])
+def test_inference_serves_it_without_the_router(stacks: Any, clients: Clients, door: str) -> None:
     """The newest version answers whoever names none, and Triton's configuration and statistics are there too."""
-    stack: Stack = stacks.of("grpcio")
+    stack: Stack = stacks.of("grpcio", inference_door=door)
     found = clients.triton("grpc", stack.address_of("inference"), extensions=True)
     look = found["look"]
     assert_described(look, "interlock-inference", {"model_configuration", "statistics"})
