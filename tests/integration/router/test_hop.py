@@ -248,7 +248,7 @@ async def test_without_any_replica_a_call_fails_with_its_reason(idle_world: Worl
     started = time.monotonic()
     error = await error_of(idle_world.router.Predict(ask(1), timeout=5))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "NO_REPLICA_READY")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4, "it waited for the deadline"
 
 
 async def test_a_version_that_is_not_loaded_has_no_replica(idle_world: World) -> None:
