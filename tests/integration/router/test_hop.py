@@ -277,6 +277,7 @@ async def test_calls_beyond_the_limit_are_refused_with_a_delay(idle_world: World
 async def test_a_request_that_fills_a_message_does_not_break_the_stream(idle_world: World) -> None:
     idle_world.overrides["message_limit_bytes"] = 1 << 20
     await idle_world.start_router()
+    await eventually(lambda: idle_world.replica.streams == len(STANDARD_READY))
     before = idle_world.replica.streams
 
     async def infer(rows: int) -> oip_pb.ModelInferResponse:
