@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from interlock.monitor.v1 import monitor_service_pb2 as pb
-from interlock.monitor.v1alpha1 import (
+from interlock.monitor.v1 import (
     alert_service_pb2,
     analysis_service_pb2,
     feedback_service_pb2,
+    http_service_pb2,
     monitoring_policy_service_pb2,
     prediction_log_service_pb2,
     report_service_pb2,
-    verdict_service_pb2,
 )
+from interlock.monitor.v1 import monitor_service_pb2 as pb
+from interlock.monitor.v1alpha1 import analysis_service_pb2 as alpha_analysis_service_pb2
+from interlock.monitor.v1alpha1 import verdict_service_pb2
 
 from services.common.call import Binding, Call
 from services.common.errors import DRAINING, Unavailable
@@ -79,6 +81,8 @@ def monitor_bindings(servicer: MonitorServicer) -> tuple[Binding, ...]:
             monitoring_policy_service_pb2.DESCRIPTOR,
             prediction_log_service_pb2.DESCRIPTOR,
             report_service_pb2.DESCRIPTOR,
+            http_service_pb2.DESCRIPTOR,
+            alpha_analysis_service_pb2.DESCRIPTOR,
             verdict_service_pb2.DESCRIPTOR,
         ),
     )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from interlock.monitor.v1 import prediction_event_pb2 as interlock_dot_monitor_dot_v1_dot_prediction__event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*interlock/monitor/v1/monitor_service.proto\x12\x14interlock.monitor.v1\x1a+interlock/monitor/v1/prediction_event.proto\"\x8c\x01\n\x18RecordPredictionsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x15\n\rdropped_count\x18\x03 \x01(\x04\x12\x34\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32%.interlock.monitor.v1.PredictionBatch\"5\n\x19RecordPredictionsResponse\x12\x18\n\x10prediction_count\x18\x01 \x01(\x04\"+\n\x1aGetPredictionCountsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\x1bGetPredictionCountsResponse\x12\x35\n\x06\x63ounts\x18\x01 \x03(\x0b\x32%.interlock.monitor.v1.PredictionCount\x12\x15\n\rdropped_count\x18\x02 \x01(\x04\"i\n\x0fPredictionCount\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x10\n\x08ok_count\x18\x04 \x01(\x04\x12\x13\n\x0b\x65rror_count\x18\x05 \x01(\x04*b\n\x12MonitorErrorReason\x12$\n MONITOR_ERROR_REASON_UNSPECIFIED\x10\x00\x12&\n\"MONITOR_ERROR_REASON_INVALID_BATCH\x10\x01\x32\x89\x02\n\x0eMonitorService\x12v\n\x11RecordPredictions\x12..interlock.monitor.v1.RecordPredictionsRequest\x1a/.interlock.monitor.v1.RecordPredictionsResponse(\x01\x12\x7f\n\x13GetPredictionCounts\x12\x30.interlock.monitor.v1.GetPredictionCountsRequest\x1a\x31.interlock.monitor.v1.GetPredictionCountsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*interlock/monitor/v1/monitor_service.proto\x12\x14interlock.monitor.v1\x1a+interlock/monitor/v1/prediction_event.proto\"\x8c\x01\n\x18RecordPredictionsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x15\n\rdropped_count\x18\x03 \x01(\x04\x12\x34\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32%.interlock.monitor.v1.PredictionBatch\"5\n\x19RecordPredictionsResponse\x12\x18\n\x10prediction_count\x18\x01 \x01(\x04\"+\n\x1aGetPredictionCountsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\x1bGetPredictionCountsResponse\x12\x35\n\x06\x63ounts\x18\x01 \x03(\x0b\x32%.interlock.monitor.v1.PredictionCount\x12\x15\n\rdropped_count\x18\x02 \x01(\x04\"i\n\x0fPredictionCount\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x10\n\x08ok_count\x18\x04 \x01(\x04\x12\x13\n\x0b\x65rror_count\x18\x05 \x01(\x04*\xd1\x04\n\x12MonitorErrorReason\x12$\n MONITOR_ERROR_REASON_UNSPECIFIED\x10\x00\x12&\n\"MONITOR_ERROR_REASON_INVALID_BATCH\x10\x01\x12+\n\'MONITOR_ERROR_REASON_RESOURCE_NOT_FOUND\x10\x02\x12&\n\"MONITOR_ERROR_REASON_INVALID_LABEL\x10\x03\x12\'\n#MONITOR_ERROR_REASON_INVALID_WINDOW\x10\x04\x12$\n MONITOR_ERROR_REASON_NO_BASELINE\x10\x05\x12\'\n#MONITOR_ERROR_REASON_UNKNOWN_METRIC\x10\x06\x12\'\n#MONITOR_ERROR_REASON_NOT_CALIBRATED\x10\x07\x12&\n\"MONITOR_ERROR_REASON_INVALID_QUERY\x10\x08\x12(\n$MONITOR_ERROR_REASON_QUERY_TOO_LARGE\x10\t\x12(\n$MONITOR_ERROR_REASON_RESOURCE_EXISTS\x10\n\x12&\n\"MONITOR_ERROR_REASON_ETAG_MISMATCH\x10\x0b\x12(\n$MONITOR_ERROR_REASON_LOG_UNAVAILABLE\x10\x0c\x12)\n%MONITOR_ERROR_REASON_REPORT_NOT_READY\x10\r2\x89\x02\n\x0eMonitorService\x12v\n\x11RecordPredictions\x12..interlock.monitor.v1.RecordPredictionsRequest\x1a/.interlock.monitor.v1.RecordPredictionsResponse(\x01\x12\x7f\n\x13GetPredictionCounts\x12\x30.interlock.monitor.v1.GetPredictionCountsRequest\x1a\x31.interlock.monitor.v1.GetPredictionCountsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MONITORSERVICE'].methods_by_name['GetPredictionCounts']._loaded_options = None
   _globals['_MONITORSERVICE'].methods_by_name['GetPredictionCounts']._serialized_options = b'\220\002\001'
-  _globals['_MONITORERRORREASON']._serialized_start=572
-  _globals['_MONITORERRORREASON']._serialized_end=670
+  _globals['_MONITORERRORREASON']._serialized_start=573
+  _globals['_MONITORERRORREASON']._serialized_end=1166
   _globals['_RECORDPREDICTIONSREQUEST']._serialized_start=114
   _globals['_RECORDPREDICTIONSREQUEST']._serialized_end=254
   _globals['_RECORDPREDICTIONSRESPONSE']._serialized_start=256
@@ -46,6 +46,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPREDICTIONCOUNTSRESPONSE']._serialized_end=463
   _globals['_PREDICTIONCOUNT']._serialized_start=465
   _globals['_PREDICTIONCOUNT']._serialized_end=570
-  _globals['_MONITORSERVICE']._serialized_start=673
-  _globals['_MONITORSERVICE']._serialized_end=938
+  _globals['_MONITORSERVICE']._serialized_start=1169
+  _globals['_MONITORSERVICE']._serialized_end=1434
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,30 @@ class _MonitorErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mo
     """Never sent."""
     MONITOR_ERROR_REASON_INVALID_BATCH: _MonitorErrorReason.ValueType  # 1
     """INVALID_ARGUMENT: columns of a batch have different lengths."""
+    MONITOR_ERROR_REASON_RESOURCE_NOT_FOUND: _MonitorErrorReason.ValueType  # 2
+    """NOT_FOUND: no such model, version, rule, alert, silence, report or prediction."""
+    MONITOR_ERROR_REASON_INVALID_LABEL: _MonitorErrorReason.ValueType  # 3
+    """INVALID_ARGUMENT: a label does not fit the version's prediction."""
+    MONITOR_ERROR_REASON_INVALID_WINDOW: _MonitorErrorReason.ValueType  # 4
+    """INVALID_ARGUMENT: a window is empty, reversed, or longer than what is kept."""
+    MONITOR_ERROR_REASON_NO_BASELINE: _MonitorErrorReason.ValueType  # 5
+    """FAILED_PRECONDITION: the version has no baseline to compare with."""
+    MONITOR_ERROR_REASON_UNKNOWN_METRIC: _MonitorErrorReason.ValueType  # 6
+    """INVALID_ARGUMENT: no metric of that name; metadata lists the known ones."""
+    MONITOR_ERROR_REASON_NOT_CALIBRATED: _MonitorErrorReason.ValueType  # 7
+    """FAILED_PRECONDITION: performance cannot be estimated; the classifier is not calibrated."""
+    MONITOR_ERROR_REASON_INVALID_QUERY: _MonitorErrorReason.ValueType  # 8
+    """INVALID_ARGUMENT: the query is not a single SELECT over the view `predictions`."""
+    MONITOR_ERROR_REASON_QUERY_TOO_LARGE: _MonitorErrorReason.ValueType  # 9
+    """RESOURCE_EXHAUSTED: the query needs more memory or rows than allowed."""
+    MONITOR_ERROR_REASON_RESOURCE_EXISTS: _MonitorErrorReason.ValueType  # 10
+    """ALREADY_EXISTS: the id is taken."""
+    MONITOR_ERROR_REASON_ETAG_MISMATCH: _MonitorErrorReason.ValueType  # 11
+    """ABORTED: the etag is not the current one."""
+    MONITOR_ERROR_REASON_LOG_UNAVAILABLE: _MonitorErrorReason.ValueType  # 12
+    """UNAVAILABLE: the log cannot be written."""
+    MONITOR_ERROR_REASON_REPORT_NOT_READY: _MonitorErrorReason.ValueType  # 13
+    """FAILED_PRECONDITION: the report is not ready, or failed."""
 
 class MonitorErrorReason(_MonitorErrorReason, metaclass=_MonitorErrorReasonEnumTypeWrapper):
     """Lists why the monitor refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -38,6 +62,30 @@ MONITOR_ERROR_REASON_UNSPECIFIED: MonitorErrorReason.ValueType  # 0
 """Never sent."""
 MONITOR_ERROR_REASON_INVALID_BATCH: MonitorErrorReason.ValueType  # 1
 """INVALID_ARGUMENT: columns of a batch have different lengths."""
+MONITOR_ERROR_REASON_RESOURCE_NOT_FOUND: MonitorErrorReason.ValueType  # 2
+"""NOT_FOUND: no such model, version, rule, alert, silence, report or prediction."""
+MONITOR_ERROR_REASON_INVALID_LABEL: MonitorErrorReason.ValueType  # 3
+"""INVALID_ARGUMENT: a label does not fit the version's prediction."""
+MONITOR_ERROR_REASON_INVALID_WINDOW: MonitorErrorReason.ValueType  # 4
+"""INVALID_ARGUMENT: a window is empty, reversed, or longer than what is kept."""
+MONITOR_ERROR_REASON_NO_BASELINE: MonitorErrorReason.ValueType  # 5
+"""FAILED_PRECONDITION: the version has no baseline to compare with."""
+MONITOR_ERROR_REASON_UNKNOWN_METRIC: MonitorErrorReason.ValueType  # 6
+"""INVALID_ARGUMENT: no metric of that name; metadata lists the known ones."""
+MONITOR_ERROR_REASON_NOT_CALIBRATED: MonitorErrorReason.ValueType  # 7
+"""FAILED_PRECONDITION: performance cannot be estimated; the classifier is not calibrated."""
+MONITOR_ERROR_REASON_INVALID_QUERY: MonitorErrorReason.ValueType  # 8
+"""INVALID_ARGUMENT: the query is not a single SELECT over the view `predictions`."""
+MONITOR_ERROR_REASON_QUERY_TOO_LARGE: MonitorErrorReason.ValueType  # 9
+"""RESOURCE_EXHAUSTED: the query needs more memory or rows than allowed."""
+MONITOR_ERROR_REASON_RESOURCE_EXISTS: MonitorErrorReason.ValueType  # 10
+"""ALREADY_EXISTS: the id is taken."""
+MONITOR_ERROR_REASON_ETAG_MISMATCH: MonitorErrorReason.ValueType  # 11
+"""ABORTED: the etag is not the current one."""
+MONITOR_ERROR_REASON_LOG_UNAVAILABLE: MonitorErrorReason.ValueType  # 12
+"""UNAVAILABLE: the log cannot be written."""
+MONITOR_ERROR_REASON_REPORT_NOT_READY: MonitorErrorReason.ValueType  # 13
+"""FAILED_PRECONDITION: the report is not ready, or failed."""
 Global___MonitorErrorReason: _TypeAlias = MonitorErrorReason  # noqa: Y015
 
 @_typing.final

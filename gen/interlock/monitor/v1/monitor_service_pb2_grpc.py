@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class MonitorServiceStub:
-    """Takes what the routers saw. What it makes of it (drift, quality, alerts, verdicts) is in v1alpha1 until its code is
-    there.
+    """Takes what the routers saw. What the monitor makes of it is in its other services.
     """
 
     def __init__(self, channel):
@@ -49,8 +48,7 @@ class MonitorServiceStub:
 
 
 class MonitorServiceServicer:
-    """Takes what the routers saw. What it makes of it (drift, quality, alerts, verdicts) is in v1alpha1 until its code is
-    there.
+    """Takes what the routers saw. What the monitor makes of it is in its other services.
     """
 
     def RecordPredictions(self, request_iterator, context):
@@ -91,8 +89,7 @@ def add_MonitorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MonitorService:
-    """Takes what the routers saw. What it makes of it (drift, quality, alerts, verdicts) is in v1alpha1 until its code is
-    there.
+    """Takes what the routers saw. What the monitor makes of it is in its other services.
     """
 
     @staticmethod

@@ -27,9 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MonitorServiceStub:
-    """Takes what the routers saw. What it makes of it (drift, quality, alerts, verdicts) is in v1alpha1 until its code is
-    there.
-    """
+    """Takes what the routers saw. What the monitor makes of it is in its other services."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -45,9 +43,7 @@ class MonitorServiceStub:
 
 @_typing.type_check_only
 class MonitorServiceAsyncStub(MonitorServiceStub):
-    """Takes what the routers saw. What it makes of it (drift, quality, alerts, verdicts) is in v1alpha1 until its code is
-    there.
-    """
+    """Takes what the routers saw. What the monitor makes of it is in its other services."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RecordPredictions: _aio.StreamUnaryMultiCallable[_monitor_service_pb2.RecordPredictionsRequest, _monitor_service_pb2.RecordPredictionsResponse]  # type: ignore[assignment]
@@ -59,9 +55,7 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     """Tells how many predictions came in, by model, version and variant, since the process started. Budget: 1 s."""
 
 class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes what the routers saw. What it makes of it (drift, quality, alerts, verdicts) is in v1alpha1 until its code is
-    there.
-    """
+    """Takes what the routers saw. What the monitor makes of it is in its other services."""
 
     @_abc_1.abstractmethod
     def RecordPredictions(

@@ -45,6 +45,8 @@ class PredictionBatch(_message.Message):
     LATENCIES_US_FIELD_NUMBER: _builtins.int
     SAMPLING_WEIGHTS_FIELD_NUMBER: _builtins.int
     FEATURE_EVENT_TIMES_FIELD_NUMBER: _builtins.int
+    ENTITY_KEYS_FIELD_NUMBER: _builtins.int
+    FEATURE_READ_TIMES_US_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     version: _builtins.str
@@ -105,6 +107,16 @@ class PredictionBatch(_message.Message):
     def feature_event_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureEventTimes]:
         """Event times of the fetched features, one column for each."""
 
+    @_builtins.property
+    def entity_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntityKeys]:
+        """Keys of the entities that features were fetched for, one column for each entity: what the values can be computed
+        again from.
+        """
+
+    @_builtins.property
+    def feature_read_times_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When the features were read, by the features service's clock, in microseconds since 1970-01-01 UTC; 0 = none were."""
+
     def __init__(
         self,
         *,
@@ -126,14 +138,44 @@ class PredictionBatch(_message.Message):
         latencies_us: _abc.Iterable[_builtins.int] | None = ...,
         sampling_weights: _abc.Iterable[_builtins.float] | None = ...,
         feature_event_times: _abc.Iterable[Global___FeatureEventTimes] | None = ...,
+        entity_keys: _abc.Iterable[Global___EntityKeys] | None = ...,
+        feature_read_times_us: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "cached", b"cached", "degraded", b"degraded", "environment", b"environment", "epoch", b"epoch", "feature_event_times", b"feature_event_times", "has_tensors", b"has_tensors", "inputs", b"inputs", "latencies_us", b"latencies_us", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "principal_names", b"principal_names", "principals", b"principals", "sampling_weights", b"sampling_weights", "statuses", b"statuses", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "cached", b"cached", "degraded", b"degraded", "entity_keys", b"entity_keys", "environment", b"environment", "epoch", b"epoch", "feature_event_times", b"feature_event_times", "feature_read_times_us", b"feature_read_times_us", "has_tensors", b"has_tensors", "inputs", b"inputs", "latencies_us", b"latencies_us", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "principal_names", b"principal_names", "principals", b"principals", "sampling_weights", b"sampling_weights", "statuses", b"statuses", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictionBatch: _TypeAlias = PredictionBatch  # noqa: Y015
+
+@_typing.final
+class EntityKeys(_message.Message):
+    """Holds the keys of one entity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITY_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    entity: _builtins.str
+    """Name of the entity."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One for each prediction of the batch. Empty: none was given."""
+
+    def __init__(
+        self,
+        *,
+        entity: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity", b"entity", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntityKeys: _TypeAlias = EntityKeys  # noqa: Y015
 
 @_typing.final
 class FeatureEventTimes(_message.Message):

@@ -22,52 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from interlock.monitor.v1alpha1 import analysis_pb2 as interlock_dot_monitor_dot_v1alpha1_dot_analysis__pb2
+from interlock.monitor.v1 import analysis_pb2 as interlock_dot_monitor_dot_v1_dot_analysis__pb2
+from interlock.types.v1 import interval_pb2 as interlock_dot_types_dot_v1_dot_interval__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1interlock/monitor/v1alpha1/analysis_service.proto\x12\x1ainterlock.monitor.v1alpha1\x1a)interlock/monitor/v1alpha1/analysis.proto\"\xa1\x01\n\x15GetDriftReportRequest\x12\x38\n\x05scope\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\x12<\n\treference\x18\x02 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\"W\n\x16GetDriftReportResponse\x12=\n\x0c\x64rift_report\x18\x01 \x01(\x0b\x32\'.interlock.monitor.v1alpha1.DriftReport\"W\n\x1bGetDataQualityReportRequest\x12\x38\n\x05scope\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\"j\n\x1cGetDataQualityReportResponse\x12J\n\x13\x64\x61ta_quality_report\x18\x01 \x01(\x0b\x32-.interlock.monitor.v1alpha1.DataQualityReport\"\x7f\n\x17GetQualityReportRequest\x12\x38\n\x05scope\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\x12\x0f\n\x07metrics\x18\x02 \x03(\t\x12\x19\n\x11include_estimates\x18\x03 \x01(\x08\"]\n\x18GetQualityReportResponse\x12\x41\n\x0equality_report\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.QualityReport\"T\n\x18GetFairnessReportRequest\x12\x38\n\x05scope\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\"`\n\x19GetFairnessReportResponse\x12\x43\n\x0f\x66\x61irness_report\x18\x01 \x01(\x0b\x32*.interlock.monitor.v1alpha1.FairnessReport\"m\n\x16GetShadowReportRequest\x12\x38\n\x05scope\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\x12\x19\n\x11shadow_deployment\x18\x02 \x01(\t\"Z\n\x17GetShadowReportResponse\x12?\n\rshadow_report\x18\x01 \x01(\x0b\x32(.interlock.monitor.v1alpha1.ShadowReport\"O\n\x13ReadSketchesRequest\x12\x38\n\x05scope\x18\x01 \x01(\x0b\x32).interlock.monitor.v1alpha1.AnalysisScope\"p\n\x14ReadSketchesResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x13\n\x0bvalue_count\x18\x04 \x01(\x03\x12\x15\n\rmissing_count\x18\x05 \x01(\x03\x32\xa8\x06\n\x0f\x41nalysisService\x12|\n\x0eGetDriftReport\x12\x31.interlock.monitor.v1alpha1.GetDriftReportRequest\x1a\x32.interlock.monitor.v1alpha1.GetDriftReportResponse\"\x03\x90\x02\x01\x12\x8e\x01\n\x14GetDataQualityReport\x12\x37.interlock.monitor.v1alpha1.GetDataQualityReportRequest\x1a\x38.interlock.monitor.v1alpha1.GetDataQualityReportResponse\"\x03\x90\x02\x01\x12\x82\x01\n\x10GetQualityReport\x12\x33.interlock.monitor.v1alpha1.GetQualityReportRequest\x1a\x34.interlock.monitor.v1alpha1.GetQualityReportResponse\"\x03\x90\x02\x01\x12\x85\x01\n\x11GetFairnessReport\x12\x34.interlock.monitor.v1alpha1.GetFairnessReportRequest\x1a\x35.interlock.monitor.v1alpha1.GetFairnessReportResponse\"\x03\x90\x02\x01\x12\x7f\n\x0fGetShadowReport\x12\x32.interlock.monitor.v1alpha1.GetShadowReportRequest\x1a\x33.interlock.monitor.v1alpha1.GetShadowReportResponse\"\x03\x90\x02\x01\x12x\n\x0cReadSketches\x12/.interlock.monitor.v1alpha1.ReadSketchesRequest\x1a\x30.interlock.monitor.v1alpha1.ReadSketchesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1interlock/monitor/v1alpha1/analysis_service.proto\x12\x1ainterlock.monitor.v1alpha1\x1a#interlock/monitor/v1/analysis.proto\x1a!interlock/types/v1/interval.proto\"g\n\x16GetShadowReportRequest\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x19\n\x11shadow_deployment\x18\x02 \x01(\t\"Z\n\x17GetShadowReportResponse\x12?\n\rshadow_report\x18\x01 \x01(\x0b\x32(.interlock.monitor.v1alpha1.ShadowReport\"\xa4\x02\n\x0cShadowReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x19\n\x11shadow_deployment\x18\x02 \x01(\t\x12\x12\n\npair_count\x18\x03 \x01(\x03\x12\x15\n\rdropped_count\x18\x04 \x01(\x03\x12/\n\tagreement\x18\x05 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12\"\n\x1ascore_difference_quantiles\x18\x06 \x03(\x01\x12\'\n\x1flatency_difference_quantiles_ms\x18\x07 \x03(\x01\x12\x1c\n\x14worst_prediction_ids\x18\x08 \x03(\t\"I\n\x13ReadSketchesRequest\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\"p\n\x14ReadSketchesResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x13\n\x0bvalue_count\x18\x04 \x01(\x03\x12\x15\n\rmissing_count\x18\x05 \x01(\x03\x32\x8c\x02\n\x0f\x41nalysisService\x12\x7f\n\x0fGetShadowReport\x12\x32.interlock.monitor.v1alpha1.GetShadowReportRequest\x1a\x33.interlock.monitor.v1alpha1.GetShadowReportResponse\"\x03\x90\x02\x01\x12x\n\x0cReadSketches\x12/.interlock.monitor.v1alpha1.ReadSketchesRequest\x1a\x30.interlock.monitor.v1alpha1.ReadSketchesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'interlock.monitor.v1alpha1.analysis_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetDriftReport']._loaded_options = None
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetDriftReport']._serialized_options = b'\220\002\001'
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetDataQualityReport']._loaded_options = None
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetDataQualityReport']._serialized_options = b'\220\002\001'
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetQualityReport']._loaded_options = None
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetQualityReport']._serialized_options = b'\220\002\001'
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetFairnessReport']._loaded_options = None
-  _globals['_ANALYSISSERVICE'].methods_by_name['GetFairnessReport']._serialized_options = b'\220\002\001'
   _globals['_ANALYSISSERVICE'].methods_by_name['GetShadowReport']._loaded_options = None
   _globals['_ANALYSISSERVICE'].methods_by_name['GetShadowReport']._serialized_options = b'\220\002\001'
   _globals['_ANALYSISSERVICE'].methods_by_name['ReadSketches']._loaded_options = None
   _globals['_ANALYSISSERVICE'].methods_by_name['ReadSketches']._serialized_options = b'\220\002\001'
-  _globals['_GETDRIFTREPORTREQUEST']._serialized_start=125
-  _globals['_GETDRIFTREPORTREQUEST']._serialized_end=286
-  _globals['_GETDRIFTREPORTRESPONSE']._serialized_start=288
-  _globals['_GETDRIFTREPORTRESPONSE']._serialized_end=375
-  _globals['_GETDATAQUALITYREPORTREQUEST']._serialized_start=377
-  _globals['_GETDATAQUALITYREPORTREQUEST']._serialized_end=464
-  _globals['_GETDATAQUALITYREPORTRESPONSE']._serialized_start=466
-  _globals['_GETDATAQUALITYREPORTRESPONSE']._serialized_end=572
-  _globals['_GETQUALITYREPORTREQUEST']._serialized_start=574
-  _globals['_GETQUALITYREPORTREQUEST']._serialized_end=701
-  _globals['_GETQUALITYREPORTRESPONSE']._serialized_start=703
-  _globals['_GETQUALITYREPORTRESPONSE']._serialized_end=796
-  _globals['_GETFAIRNESSREPORTREQUEST']._serialized_start=798
-  _globals['_GETFAIRNESSREPORTREQUEST']._serialized_end=882
-  _globals['_GETFAIRNESSREPORTRESPONSE']._serialized_start=884
-  _globals['_GETFAIRNESSREPORTRESPONSE']._serialized_end=980
-  _globals['_GETSHADOWREPORTREQUEST']._serialized_start=982
-  _globals['_GETSHADOWREPORTREQUEST']._serialized_end=1091
-  _globals['_GETSHADOWREPORTRESPONSE']._serialized_start=1093
-  _globals['_GETSHADOWREPORTRESPONSE']._serialized_end=1183
-  _globals['_READSKETCHESREQUEST']._serialized_start=1185
-  _globals['_READSKETCHESREQUEST']._serialized_end=1264
-  _globals['_READSKETCHESRESPONSE']._serialized_start=1266
-  _globals['_READSKETCHESRESPONSE']._serialized_end=1378
-  _globals['_ANALYSISSERVICE']._serialized_start=1381
-  _globals['_ANALYSISSERVICE']._serialized_end=2189
+  _globals['_GETSHADOWREPORTREQUEST']._serialized_start=153
+  _globals['_GETSHADOWREPORTREQUEST']._serialized_end=256
+  _globals['_GETSHADOWREPORTRESPONSE']._serialized_start=258
+  _globals['_GETSHADOWREPORTRESPONSE']._serialized_end=348
+  _globals['_SHADOWREPORT']._serialized_start=351
+  _globals['_SHADOWREPORT']._serialized_end=643
+  _globals['_READSKETCHESREQUEST']._serialized_start=645
+  _globals['_READSKETCHESREQUEST']._serialized_end=718
+  _globals['_READSKETCHESRESPONSE']._serialized_start=720
+  _globals['_READSKETCHESRESPONSE']._serialized_end=832
+  _globals['_ANALYSISSERVICE']._serialized_start=835
+  _globals['_ANALYSISSERVICE']._serialized_end=1103
 # @@protoc_insertion_point(module_scope)

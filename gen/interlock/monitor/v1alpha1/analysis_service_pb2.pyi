@@ -7,7 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from interlock.monitor.v1alpha1 import analysis_pb2 as _analysis_pb2
+from interlock.monitor.v1 import analysis_pb2 as _analysis_pb2
+from interlock.types.v1 import interval_pb2 as _interval_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,220 +19,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-@_typing.final
-class GetDriftReportRequest(_message.Message):
-    """Asks for drift."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SCOPE_FIELD_NUMBER: _builtins.int
-    REFERENCE_FIELD_NUMBER: _builtins.int
-    FEATURES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def scope(self) -> _analysis_pb2.AnalysisScope:
-        """What to look at."""
-
-    @_builtins.property
-    def reference(self) -> _analysis_pb2.AnalysisScope:
-        """What to compare with. Absent: the version's baseline."""
-
-    @_builtins.property
-    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Features and outputs to look at. Empty: all."""
-
-    def __init__(
-        self,
-        *,
-        scope: _analysis_pb2.AnalysisScope | None = ...,
-        reference: _analysis_pb2.AnalysisScope | None = ...,
-        features: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference", "scope", b"scope"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "reference", b"reference", "scope", b"scope"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetDriftReportRequest: _TypeAlias = GetDriftReportRequest  # noqa: Y015
-
-@_typing.final
-class GetDriftReportResponse(_message.Message):
-    """Holds drift."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DRIFT_REPORT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def drift_report(self) -> _analysis_pb2.DriftReport:
-        """The report."""
-
-    def __init__(
-        self,
-        *,
-        drift_report: _analysis_pb2.DriftReport | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drift_report", b"drift_report"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift_report", b"drift_report"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetDriftReportResponse: _TypeAlias = GetDriftReportResponse  # noqa: Y015
-
-@_typing.final
-class GetDataQualityReportRequest(_message.Message):
-    """Asks for data quality."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SCOPE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def scope(self) -> _analysis_pb2.AnalysisScope:
-        """What to look at."""
-
-    def __init__(
-        self,
-        *,
-        scope: _analysis_pb2.AnalysisScope | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetDataQualityReportRequest: _TypeAlias = GetDataQualityReportRequest  # noqa: Y015
-
-@_typing.final
-class GetDataQualityReportResponse(_message.Message):
-    """Holds data quality."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DATA_QUALITY_REPORT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def data_quality_report(self) -> _analysis_pb2.DataQualityReport:
-        """The report."""
-
-    def __init__(
-        self,
-        *,
-        data_quality_report: _analysis_pb2.DataQualityReport | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_quality_report", b"data_quality_report"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_quality_report", b"data_quality_report"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetDataQualityReportResponse: _TypeAlias = GetDataQualityReportResponse  # noqa: Y015
-
-@_typing.final
-class GetQualityReportRequest(_message.Message):
-    """Asks for quality."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SCOPE_FIELD_NUMBER: _builtins.int
-    METRICS_FIELD_NUMBER: _builtins.int
-    INCLUDE_ESTIMATES_FIELD_NUMBER: _builtins.int
-    include_estimates: _builtins.bool
-    """Whether to estimate metrics from confidences too. FAILED_PRECONDITION for a classifier that is not calibrated."""
-    @_builtins.property
-    def scope(self) -> _analysis_pb2.AnalysisScope:
-        """What to look at."""
-
-    @_builtins.property
-    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of metrics. Empty: all that fit the task."""
-
-    def __init__(
-        self,
-        *,
-        scope: _analysis_pb2.AnalysisScope | None = ...,
-        metrics: _abc.Iterable[_builtins.str] | None = ...,
-        include_estimates: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_estimates", b"include_estimates", "metrics", b"metrics", "scope", b"scope"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetQualityReportRequest: _TypeAlias = GetQualityReportRequest  # noqa: Y015
-
-@_typing.final
-class GetQualityReportResponse(_message.Message):
-    """Holds quality."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    QUALITY_REPORT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def quality_report(self) -> _analysis_pb2.QualityReport:
-        """The report."""
-
-    def __init__(
-        self,
-        *,
-        quality_report: _analysis_pb2.QualityReport | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["quality_report", b"quality_report"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quality_report", b"quality_report"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetQualityReportResponse: _TypeAlias = GetQualityReportResponse  # noqa: Y015
-
-@_typing.final
-class GetFairnessReportRequest(_message.Message):
-    """Asks for fairness."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SCOPE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def scope(self) -> _analysis_pb2.AnalysisScope:
-        """What to look at."""
-
-    def __init__(
-        self,
-        *,
-        scope: _analysis_pb2.AnalysisScope | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetFairnessReportRequest: _TypeAlias = GetFairnessReportRequest  # noqa: Y015
-
-@_typing.final
-class GetFairnessReportResponse(_message.Message):
-    """Holds fairness."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FAIRNESS_REPORT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def fairness_report(self) -> _analysis_pb2.FairnessReport:
-        """The report."""
-
-    def __init__(
-        self,
-        *,
-        fairness_report: _analysis_pb2.FairnessReport | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fairness_report", b"fairness_report"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fairness_report", b"fairness_report"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetFairnessReportResponse: _TypeAlias = GetFairnessReportResponse  # noqa: Y015
 
 @_typing.final
 class GetShadowReportRequest(_message.Message):
@@ -269,13 +56,13 @@ class GetShadowReportResponse(_message.Message):
 
     SHADOW_REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def shadow_report(self) -> _analysis_pb2.ShadowReport:
+    def shadow_report(self) -> Global___ShadowReport:
         """The report."""
 
     def __init__(
         self,
         *,
-        shadow_report: _analysis_pb2.ShadowReport | None = ...,
+        shadow_report: Global___ShadowReport | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shadow_report", b"shadow_report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -284,6 +71,66 @@ class GetShadowReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetShadowReportResponse: _TypeAlias = GetShadowReportResponse  # noqa: Y015
+
+@_typing.final
+class ShadowReport(_message.Message):
+    """Compares a shadow's answers with those that were given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    SHADOW_DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    PAIR_COUNT_FIELD_NUMBER: _builtins.int
+    DROPPED_COUNT_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    SCORE_DIFFERENCE_QUANTILES_FIELD_NUMBER: _builtins.int
+    LATENCY_DIFFERENCE_QUANTILES_MS_FIELD_NUMBER: _builtins.int
+    WORST_PREDICTION_IDS_FIELD_NUMBER: _builtins.int
+    shadow_deployment: _builtins.str
+    """The shadow, `deployments/{deployment}`."""
+    pair_count: _builtins.int
+    """Predictions that both answered."""
+    dropped_count: _builtins.int
+    """Copies that were dropped so that no caller waited."""
+    @_builtins.property
+    def scope(self) -> _analysis_pb2.AnalysisScope:
+        """What was looked at: the version that answered."""
+
+    @_builtins.property
+    def agreement(self) -> _interval_pb2.Interval:
+        """Share of pairs with the same prediction, with an interval."""
+
+    @_builtins.property
+    def score_difference_quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Quantiles of the difference of scores, shadow minus answer, at 0.01, 0.05, 0.25, 0.5, 0.75, 0.95 and 0.99."""
+
+    @_builtins.property
+    def latency_difference_quantiles_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Quantiles of the difference of latency, shadow minus answer, in milliseconds, at the same places."""
+
+    @_builtins.property
+    def worst_prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prediction ids of the pairs that differ most. At most 50."""
+
+    def __init__(
+        self,
+        *,
+        scope: _analysis_pb2.AnalysisScope | None = ...,
+        shadow_deployment: _builtins.str = ...,
+        pair_count: _builtins.int = ...,
+        dropped_count: _builtins.int = ...,
+        agreement: _interval_pb2.Interval | None = ...,
+        score_difference_quantiles: _abc.Iterable[_builtins.float] | None = ...,
+        latency_difference_quantiles_ms: _abc.Iterable[_builtins.float] | None = ...,
+        worst_prediction_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "dropped_count", b"dropped_count", "latency_difference_quantiles_ms", b"latency_difference_quantiles_ms", "pair_count", b"pair_count", "scope", b"scope", "score_difference_quantiles", b"score_difference_quantiles", "shadow_deployment", b"shadow_deployment", "worst_prediction_ids", b"worst_prediction_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowReport: _TypeAlias = ShadowReport  # noqa: Y015
 
 @_typing.final
 class ReadSketchesRequest(_message.Message):

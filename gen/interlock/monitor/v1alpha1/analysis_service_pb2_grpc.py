@@ -26,12 +26,7 @@ if _version_not_supported:
 
 
 class AnalysisServiceStub:
-    """Tells how a version is doing: drift, data quality, quality, fairness, shadow. Computed from sketches and labels that
-    are kept for each window; no call reads the log.
-
-    Budget 5 s. INVALID_ARGUMENT for an empty or reversed scope or an unknown slice, NOT_FOUND for an unknown version,
-    FAILED_PRECONDITION for a version without a baseline where one is needed. A scope without predictions is an answer
-    with counts of 0.
+    """Holds what interlock.monitor.v1.AnalysisService does not do yet. Budget 5 s; errors as there.
     """
 
     def __init__(self, channel):
@@ -40,26 +35,6 @@ class AnalysisServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.GetDriftReport = channel.unary_unary(
-                '/interlock.monitor.v1alpha1.AnalysisService/GetDriftReport',
-                request_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDriftReportRequest.SerializeToString,
-                response_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDriftReportResponse.FromString,
-                _registered_method=True)
-        self.GetDataQualityReport = channel.unary_unary(
-                '/interlock.monitor.v1alpha1.AnalysisService/GetDataQualityReport',
-                request_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDataQualityReportRequest.SerializeToString,
-                response_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDataQualityReportResponse.FromString,
-                _registered_method=True)
-        self.GetQualityReport = channel.unary_unary(
-                '/interlock.monitor.v1alpha1.AnalysisService/GetQualityReport',
-                request_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetQualityReportRequest.SerializeToString,
-                response_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetQualityReportResponse.FromString,
-                _registered_method=True)
-        self.GetFairnessReport = channel.unary_unary(
-                '/interlock.monitor.v1alpha1.AnalysisService/GetFairnessReport',
-                request_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetFairnessReportRequest.SerializeToString,
-                response_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetFairnessReportResponse.FromString,
-                _registered_method=True)
         self.GetShadowReport = channel.unary_unary(
                 '/interlock.monitor.v1alpha1.AnalysisService/GetShadowReport',
                 request_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetShadowReportRequest.SerializeToString,
@@ -73,41 +48,8 @@ class AnalysisServiceStub:
 
 
 class AnalysisServiceServicer:
-    """Tells how a version is doing: drift, data quality, quality, fairness, shadow. Computed from sketches and labels that
-    are kept for each window; no call reads the log.
-
-    Budget 5 s. INVALID_ARGUMENT for an empty or reversed scope or an unknown slice, NOT_FOUND for an unknown version,
-    FAILED_PRECONDITION for a version without a baseline where one is needed. A scope without predictions is an answer
-    with counts of 0.
+    """Holds what interlock.monitor.v1.AnalysisService does not do yet. Budget 5 s; errors as there.
     """
-
-    def GetDriftReport(self, request, context):
-        """Compares inputs and outputs with the version's baseline, or with another scope.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetDataQualityReport(self, request, context):
-        """Checks nulls, types, ranges, categories, volume and freshness.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetQualityReport(self, request, context):
-        """Measures predictions against labels, and estimates where labels are missing.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetFairnessReport(self, request, context):
-        """Compares groups.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
     def GetShadowReport(self, request, context):
         """Compares a shadow with what was answered.
@@ -127,26 +69,6 @@ class AnalysisServiceServicer:
 
 def add_AnalysisServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'GetDriftReport': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetDriftReport,
-                    request_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDriftReportRequest.FromString,
-                    response_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDriftReportResponse.SerializeToString,
-            ),
-            'GetDataQualityReport': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetDataQualityReport,
-                    request_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDataQualityReportRequest.FromString,
-                    response_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDataQualityReportResponse.SerializeToString,
-            ),
-            'GetQualityReport': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetQualityReport,
-                    request_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetQualityReportRequest.FromString,
-                    response_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetQualityReportResponse.SerializeToString,
-            ),
-            'GetFairnessReport': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetFairnessReport,
-                    request_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetFairnessReportRequest.FromString,
-                    response_serializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetFairnessReportResponse.SerializeToString,
-            ),
             'GetShadowReport': grpc.unary_unary_rpc_method_handler(
                     servicer.GetShadowReport,
                     request_deserializer=interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetShadowReportRequest.FromString,
@@ -166,121 +88,8 @@ def add_AnalysisServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AnalysisService:
-    """Tells how a version is doing: drift, data quality, quality, fairness, shadow. Computed from sketches and labels that
-    are kept for each window; no call reads the log.
-
-    Budget 5 s. INVALID_ARGUMENT for an empty or reversed scope or an unknown slice, NOT_FOUND for an unknown version,
-    FAILED_PRECONDITION for a version without a baseline where one is needed. A scope without predictions is an answer
-    with counts of 0.
+    """Holds what interlock.monitor.v1.AnalysisService does not do yet. Budget 5 s; errors as there.
     """
-
-    @staticmethod
-    def GetDriftReport(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/interlock.monitor.v1alpha1.AnalysisService/GetDriftReport',
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDriftReportRequest.SerializeToString,
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDriftReportResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetDataQualityReport(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/interlock.monitor.v1alpha1.AnalysisService/GetDataQualityReport',
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDataQualityReportRequest.SerializeToString,
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetDataQualityReportResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetQualityReport(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/interlock.monitor.v1alpha1.AnalysisService/GetQualityReport',
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetQualityReportRequest.SerializeToString,
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetQualityReportResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetFairnessReport(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/interlock.monitor.v1alpha1.AnalysisService/GetFairnessReport',
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetFairnessReportRequest.SerializeToString,
-            interlock_dot_monitor_dot_v1alpha1_dot_analysis__service__pb2.GetFairnessReportResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def GetShadowReport(request,

@@ -27,26 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AnalysisServiceStub:
-    """Tells how a version is doing: drift, data quality, quality, fairness, shadow. Computed from sketches and labels that
-    are kept for each window; no call reads the log.
-
-    Budget 5 s. INVALID_ARGUMENT for an empty or reversed scope or an unknown slice, NOT_FOUND for an unknown version,
-    FAILED_PRECONDITION for a version without a baseline where one is needed. A scope without predictions is an answer
-    with counts of 0.
-    """
+    """Holds what interlock.monitor.v1.AnalysisService does not do yet. Budget 5 s; errors as there."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AnalysisServiceAsyncStub: ...
-    GetDriftReport: _grpc.UnaryUnaryMultiCallable[_analysis_service_pb2.GetDriftReportRequest, _analysis_service_pb2.GetDriftReportResponse]
-    """Compares inputs and outputs with the version's baseline, or with another scope."""
-    GetDataQualityReport: _grpc.UnaryUnaryMultiCallable[_analysis_service_pb2.GetDataQualityReportRequest, _analysis_service_pb2.GetDataQualityReportResponse]
-    """Checks nulls, types, ranges, categories, volume and freshness."""
-    GetQualityReport: _grpc.UnaryUnaryMultiCallable[_analysis_service_pb2.GetQualityReportRequest, _analysis_service_pb2.GetQualityReportResponse]
-    """Measures predictions against labels, and estimates where labels are missing."""
-    GetFairnessReport: _grpc.UnaryUnaryMultiCallable[_analysis_service_pb2.GetFairnessReportRequest, _analysis_service_pb2.GetFairnessReportResponse]
-    """Compares groups."""
     GetShadowReport: _grpc.UnaryUnaryMultiCallable[_analysis_service_pb2.GetShadowReportRequest, _analysis_service_pb2.GetShadowReportResponse]
     """Compares a shadow with what was answered."""
     ReadSketches: _grpc.UnaryStreamMultiCallable[_analysis_service_pb2.ReadSketchesRequest, _analysis_service_pb2.ReadSketchesResponse]
@@ -56,23 +42,9 @@ class AnalysisServiceStub:
 
 @_typing.type_check_only
 class AnalysisServiceAsyncStub(AnalysisServiceStub):
-    """Tells how a version is doing: drift, data quality, quality, fairness, shadow. Computed from sketches and labels that
-    are kept for each window; no call reads the log.
-
-    Budget 5 s. INVALID_ARGUMENT for an empty or reversed scope or an unknown slice, NOT_FOUND for an unknown version,
-    FAILED_PRECONDITION for a version without a baseline where one is needed. A scope without predictions is an answer
-    with counts of 0.
-    """
+    """Holds what interlock.monitor.v1.AnalysisService does not do yet. Budget 5 s; errors as there."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetDriftReport: _aio.UnaryUnaryMultiCallable[_analysis_service_pb2.GetDriftReportRequest, _analysis_service_pb2.GetDriftReportResponse]  # type: ignore[assignment]
-    """Compares inputs and outputs with the version's baseline, or with another scope."""
-    GetDataQualityReport: _aio.UnaryUnaryMultiCallable[_analysis_service_pb2.GetDataQualityReportRequest, _analysis_service_pb2.GetDataQualityReportResponse]  # type: ignore[assignment]
-    """Checks nulls, types, ranges, categories, volume and freshness."""
-    GetQualityReport: _aio.UnaryUnaryMultiCallable[_analysis_service_pb2.GetQualityReportRequest, _analysis_service_pb2.GetQualityReportResponse]  # type: ignore[assignment]
-    """Measures predictions against labels, and estimates where labels are missing."""
-    GetFairnessReport: _aio.UnaryUnaryMultiCallable[_analysis_service_pb2.GetFairnessReportRequest, _analysis_service_pb2.GetFairnessReportResponse]  # type: ignore[assignment]
-    """Compares groups."""
     GetShadowReport: _aio.UnaryUnaryMultiCallable[_analysis_service_pb2.GetShadowReportRequest, _analysis_service_pb2.GetShadowReportResponse]  # type: ignore[assignment]
     """Compares a shadow with what was answered."""
     ReadSketches: _aio.UnaryStreamMultiCallable[_analysis_service_pb2.ReadSketchesRequest, _analysis_service_pb2.ReadSketchesResponse]  # type: ignore[assignment]
@@ -81,45 +53,7 @@ class AnalysisServiceAsyncStub(AnalysisServiceStub):
     """
 
 class AnalysisServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tells how a version is doing: drift, data quality, quality, fairness, shadow. Computed from sketches and labels that
-    are kept for each window; no call reads the log.
-
-    Budget 5 s. INVALID_ARGUMENT for an empty or reversed scope or an unknown slice, NOT_FOUND for an unknown version,
-    FAILED_PRECONDITION for a version without a baseline where one is needed. A scope without predictions is an answer
-    with counts of 0.
-    """
-
-    @_abc_1.abstractmethod
-    def GetDriftReport(
-        self,
-        request: _analysis_service_pb2.GetDriftReportRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_analysis_service_pb2.GetDriftReportResponse, _abc.Awaitable[_analysis_service_pb2.GetDriftReportResponse]]:
-        """Compares inputs and outputs with the version's baseline, or with another scope."""
-
-    @_abc_1.abstractmethod
-    def GetDataQualityReport(
-        self,
-        request: _analysis_service_pb2.GetDataQualityReportRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_analysis_service_pb2.GetDataQualityReportResponse, _abc.Awaitable[_analysis_service_pb2.GetDataQualityReportResponse]]:
-        """Checks nulls, types, ranges, categories, volume and freshness."""
-
-    @_abc_1.abstractmethod
-    def GetQualityReport(
-        self,
-        request: _analysis_service_pb2.GetQualityReportRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_analysis_service_pb2.GetQualityReportResponse, _abc.Awaitable[_analysis_service_pb2.GetQualityReportResponse]]:
-        """Measures predictions against labels, and estimates where labels are missing."""
-
-    @_abc_1.abstractmethod
-    def GetFairnessReport(
-        self,
-        request: _analysis_service_pb2.GetFairnessReportRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_analysis_service_pb2.GetFairnessReportResponse, _abc.Awaitable[_analysis_service_pb2.GetFairnessReportResponse]]:
-        """Compares groups."""
+    """Holds what interlock.monitor.v1.AnalysisService does not do yet. Budget 5 s; errors as there."""
 
     @_abc_1.abstractmethod
     def GetShadowReport(

@@ -27,9 +27,10 @@ from interlock.registry.v1 import deployment_pb2 as interlock_dot_registry_dot_v
 from interlock.registry.v1 import model_pb2 as interlock_dot_registry_dot_v1_dot_model__pb2
 from interlock.registry.v1 import model_version_pb2 as interlock_dot_registry_dot_v1_dot_model__version__pb2
 from interlock.registry.v1 import route_pb2 as interlock_dot_registry_dot_v1_dot_route__pb2
+from interlock.types.v1 import signature_pb2 as interlock_dot_types_dot_v1_dot_signature__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+interlock/registry/v1/control_service.proto\x12\x15interlock.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&interlock/registry/v1/deployment.proto\x1a!interlock/registry/v1/model.proto\x1a)interlock/registry/v1/model_version.proto\x1a!interlock/registry/v1/route.proto\"k\n\x0cWatchRequest\x12\x15\n\x0b\x65nvironment\x18\x01 \x01(\tH\x00\x12\x0e\n\x04pool\x18\x02 \x01(\tH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\x12\x12\n\nwatcher_id\x18\x04 \x01(\tB\n\n\x08selector\"\xe7\x01\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x38\n\x08snapshot\x18\x03 \x01(\x0b\x32$.interlock.registry.v1.WatchSnapshotH\x00\x12\x32\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32!.interlock.registry.v1.WatchDeltaH\x00\x12:\n\theartbeat\x18\x05 \x01(\x0b\x32%.interlock.registry.v1.WatchHeartbeatH\x00\x42\x07\n\x05\x65vent\"J\n\rWatchSnapshot\x12\x39\n\tresources\x18\x01 \x03(\x0b\x32&.interlock.registry.v1.WatchedResource\"W\n\nWatchDelta\x12\x38\n\x08upserted\x18\x01 \x03(\x0b\x32&.interlock.registry.v1.WatchedResource\x12\x0f\n\x07\x64\x65leted\x18\x02 \x03(\t\"\x10\n\x0eWatchHeartbeat\"\xf2\x01\n\x0fWatchedResource\x12-\n\x05route\x18\x01 \x01(\x0b\x32\x1c.interlock.registry.v1.RouteH\x00\x12\x37\n\ndeployment\x18\x02 \x01(\x0b\x32!.interlock.registry.v1.DeploymentH\x00\x12<\n\rmodel_version\x18\x03 \x01(\x0b\x32#.interlock.registry.v1.ModelVersionH\x00\x12-\n\x05model\x18\x04 \x01(\x0b\x32\x1c.interlock.registry.v1.ModelH\x00\x42\n\n\x08resource\"\xb7\x01\n\x14ReportReplicaRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x07reports\x18\x04 \x03(\x0b\x32\'.interlock.registry.v1.DeploymentReport\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"n\n\x10\x44\x65ploymentReport\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.interlock.registry.v1.DeploymentState\x12\x0f\n\x07message\x18\x03 \x01(\t\"&\n\x15ReportReplicaResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x32\xdc\x01\n\x0e\x43ontrolService\x12Y\n\x05Watch\x12#.interlock.registry.v1.WatchRequest\x1a$.interlock.registry.v1.WatchResponse\"\x03\x90\x02\x01\x30\x01\x12o\n\rReportReplica\x12+.interlock.registry.v1.ReportReplicaRequest\x1a,.interlock.registry.v1.ReportReplicaResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+interlock/registry/v1/control_service.proto\x12\x15interlock.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&interlock/registry/v1/deployment.proto\x1a!interlock/registry/v1/model.proto\x1a)interlock/registry/v1/model_version.proto\x1a!interlock/registry/v1/route.proto\x1a\"interlock/types/v1/signature.proto\"k\n\x0cWatchRequest\x12\x15\n\x0b\x65nvironment\x18\x01 \x01(\tH\x00\x12\x0e\n\x04pool\x18\x02 \x01(\tH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\x12\x12\n\nwatcher_id\x18\x04 \x01(\tB\n\n\x08selector\"\xe7\x01\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x38\n\x08snapshot\x18\x03 \x01(\x0b\x32$.interlock.registry.v1.WatchSnapshotH\x00\x12\x32\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32!.interlock.registry.v1.WatchDeltaH\x00\x12:\n\theartbeat\x18\x05 \x01(\x0b\x32%.interlock.registry.v1.WatchHeartbeatH\x00\x42\x07\n\x05\x65vent\"J\n\rWatchSnapshot\x12\x39\n\tresources\x18\x01 \x03(\x0b\x32&.interlock.registry.v1.WatchedResource\"W\n\nWatchDelta\x12\x38\n\x08upserted\x18\x01 \x03(\x0b\x32&.interlock.registry.v1.WatchedResource\x12\x0f\n\x07\x64\x65leted\x18\x02 \x03(\t\"\x10\n\x0eWatchHeartbeat\"\xf2\x01\n\x0fWatchedResource\x12-\n\x05route\x18\x01 \x01(\x0b\x32\x1c.interlock.registry.v1.RouteH\x00\x12\x37\n\ndeployment\x18\x02 \x01(\x0b\x32!.interlock.registry.v1.DeploymentH\x00\x12<\n\rmodel_version\x18\x03 \x01(\x0b\x32#.interlock.registry.v1.ModelVersionH\x00\x12-\n\x05model\x18\x04 \x01(\x0b\x32\x1c.interlock.registry.v1.ModelH\x00\x42\n\n\x08resource\"\xb7\x01\n\x14ReportReplicaRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x07reports\x18\x04 \x03(\x0b\x32\'.interlock.registry.v1.DeploymentReport\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"n\n\x10\x44\x65ploymentReport\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.interlock.registry.v1.DeploymentState\x12\x0f\n\x07message\x18\x03 \x01(\t\"&\n\x15ReportReplicaResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"Z\n\x1aListFeatureBindingsRequest\x12\x15\n\rfeature_views\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"w\n\x1bListFeatureBindingsResponse\x12?\n\x10\x66\x65\x61ture_bindings\x18\x01 \x03(\x0b\x32%.interlock.registry.v1.FeatureBinding\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"^\n\x0e\x46\x65\x61tureBinding\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x35\n\x0c\x66\x65\x61ture_spec\x18\x02 \x01(\x0b\x32\x1f.interlock.types.v1.FeatureSpec2\xe0\x02\n\x0e\x43ontrolService\x12Y\n\x05Watch\x12#.interlock.registry.v1.WatchRequest\x1a$.interlock.registry.v1.WatchResponse\"\x03\x90\x02\x01\x30\x01\x12o\n\rReportReplica\x12+.interlock.registry.v1.ReportReplicaRequest\x1a,.interlock.registry.v1.ReportReplicaResponse\"\x03\x90\x02\x02\x12\x81\x01\n\x13ListFeatureBindings\x12\x31.interlock.registry.v1.ListFeatureBindingsRequest\x1a\x32.interlock.registry.v1.ListFeatureBindingsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,24 +41,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTROLSERVICE'].methods_by_name['Watch']._serialized_options = b'\220\002\001'
   _globals['_CONTROLSERVICE'].methods_by_name['ReportReplica']._loaded_options = None
   _globals['_CONTROLSERVICE'].methods_by_name['ReportReplica']._serialized_options = b'\220\002\002'
-  _globals['_WATCHREQUEST']._serialized_start=255
-  _globals['_WATCHREQUEST']._serialized_end=362
-  _globals['_WATCHRESPONSE']._serialized_start=365
-  _globals['_WATCHRESPONSE']._serialized_end=596
-  _globals['_WATCHSNAPSHOT']._serialized_start=598
-  _globals['_WATCHSNAPSHOT']._serialized_end=672
-  _globals['_WATCHDELTA']._serialized_start=674
-  _globals['_WATCHDELTA']._serialized_end=761
-  _globals['_WATCHHEARTBEAT']._serialized_start=763
-  _globals['_WATCHHEARTBEAT']._serialized_end=779
-  _globals['_WATCHEDRESOURCE']._serialized_start=782
-  _globals['_WATCHEDRESOURCE']._serialized_end=1024
-  _globals['_REPORTREPLICAREQUEST']._serialized_start=1027
-  _globals['_REPORTREPLICAREQUEST']._serialized_end=1210
-  _globals['_DEPLOYMENTREPORT']._serialized_start=1212
-  _globals['_DEPLOYMENTREPORT']._serialized_end=1322
-  _globals['_REPORTREPLICARESPONSE']._serialized_start=1324
-  _globals['_REPORTREPLICARESPONSE']._serialized_end=1362
-  _globals['_CONTROLSERVICE']._serialized_start=1365
-  _globals['_CONTROLSERVICE']._serialized_end=1585
+  _globals['_CONTROLSERVICE'].methods_by_name['ListFeatureBindings']._loaded_options = None
+  _globals['_CONTROLSERVICE'].methods_by_name['ListFeatureBindings']._serialized_options = b'\220\002\001'
+  _globals['_WATCHREQUEST']._serialized_start=291
+  _globals['_WATCHREQUEST']._serialized_end=398
+  _globals['_WATCHRESPONSE']._serialized_start=401
+  _globals['_WATCHRESPONSE']._serialized_end=632
+  _globals['_WATCHSNAPSHOT']._serialized_start=634
+  _globals['_WATCHSNAPSHOT']._serialized_end=708
+  _globals['_WATCHDELTA']._serialized_start=710
+  _globals['_WATCHDELTA']._serialized_end=797
+  _globals['_WATCHHEARTBEAT']._serialized_start=799
+  _globals['_WATCHHEARTBEAT']._serialized_end=815
+  _globals['_WATCHEDRESOURCE']._serialized_start=818
+  _globals['_WATCHEDRESOURCE']._serialized_end=1060
+  _globals['_REPORTREPLICAREQUEST']._serialized_start=1063
+  _globals['_REPORTREPLICAREQUEST']._serialized_end=1246
+  _globals['_DEPLOYMENTREPORT']._serialized_start=1248
+  _globals['_DEPLOYMENTREPORT']._serialized_end=1358
+  _globals['_REPORTREPLICARESPONSE']._serialized_start=1360
+  _globals['_REPORTREPLICARESPONSE']._serialized_end=1398
+  _globals['_LISTFEATUREBINDINGSREQUEST']._serialized_start=1400
+  _globals['_LISTFEATUREBINDINGSREQUEST']._serialized_end=1490
+  _globals['_LISTFEATUREBINDINGSRESPONSE']._serialized_start=1492
+  _globals['_LISTFEATUREBINDINGSRESPONSE']._serialized_end=1611
+  _globals['_FEATUREBINDING']._serialized_start=1613
+  _globals['_FEATUREBINDING']._serialized_end=1707
+  _globals['_CONTROLSERVICE']._serialized_start=1710
+  _globals['_CONTROLSERVICE']._serialized_end=2062
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from interlock.registry.v1 import deployment_pb2 as _deployment_pb2
 from interlock.registry.v1 import model_pb2 as _model_pb2
 from interlock.registry.v1 import model_version_pb2 as _model_version_pb2
 from interlock.registry.v1 import route_pb2 as _route_pb2
+from interlock.types.v1 import signature_pb2 as _signature_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -313,3 +314,91 @@ class ReportReplicaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportReplicaResponse: _TypeAlias = ReportReplicaResponse  # noqa: Y015
+
+@_typing.final
+class ListFeatureBindingsRequest(_message.Message):
+    """Asks for feature bindings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_VIEWS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most bindings in the answer. Default 50, at most 1,000; more is clamped, a negative one refused."""
+    page_token: _builtins.str
+    """From the answer before."""
+    @_builtins.property
+    def feature_views(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of feature views. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        feature_views: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_views", b"feature_views", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureBindingsRequest: _TypeAlias = ListFeatureBindingsRequest  # noqa: Y015
+
+@_typing.final
+class ListFeatureBindingsResponse(_message.Message):
+    """Holds feature bindings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_BINDINGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
+    @_builtins.property
+    def feature_bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureBinding]:
+        """The bindings."""
+
+    def __init__(
+        self,
+        *,
+        feature_bindings: _abc.Iterable[Global___FeatureBinding] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_bindings", b"feature_bindings", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFeatureBindingsResponse: _TypeAlias = ListFeatureBindingsResponse  # noqa: Y015
+
+@_typing.final
+class FeatureBinding(_message.Message):
+    """Says that a version fetches a feature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    FEATURE_SPEC_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """`models/{model}/versions/{version}`."""
+    @_builtins.property
+    def feature_spec(self) -> _signature_pb2.FeatureSpec:
+        """The feature as the signature has it, with its source "<view>.<feature>"."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        feature_spec: _signature_pb2.FeatureSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feature_spec", b"feature_spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature_spec", b"feature_spec", "model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureBinding: _TypeAlias = FeatureBinding  # noqa: Y015

@@ -45,6 +45,11 @@ class ControlServiceStub:
                 request_serializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ReportReplicaRequest.SerializeToString,
                 response_deserializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ReportReplicaResponse.FromString,
                 _registered_method=True)
+        self.ListFeatureBindings = channel.unary_unary(
+                '/interlock.registry.v1.ControlService/ListFeatureBindings',
+                request_serializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ListFeatureBindingsRequest.SerializeToString,
+                response_deserializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ListFeatureBindingsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -68,6 +73,14 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFeatureBindings(self, request, context):
+        """Lists what registered versions fetch from feature views, sorted by version and feature. The features service asks
+        before it changes a definition. Pages as the registry's lists do. Budget: 2 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +93,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ReportReplica,
                     request_deserializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ReportReplicaRequest.FromString,
                     response_serializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ReportReplicaResponse.SerializeToString,
+            ),
+            'ListFeatureBindings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFeatureBindings,
+                    request_deserializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ListFeatureBindingsRequest.FromString,
+                    response_serializer=interlock_dot_registry_dot_v1_dot_control__service__pb2.ListFeatureBindingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +155,33 @@ class ControlService:
             '/interlock.registry.v1.ControlService/ReportReplica',
             interlock_dot_registry_dot_v1_dot_control__service__pb2.ReportReplicaRequest.SerializeToString,
             interlock_dot_registry_dot_v1_dot_control__service__pb2.ReportReplicaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFeatureBindings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.registry.v1.ControlService/ListFeatureBindings',
+            interlock_dot_registry_dot_v1_dot_control__service__pb2.ListFeatureBindingsRequest.SerializeToString,
+            interlock_dot_registry_dot_v1_dot_control__service__pb2.ListFeatureBindingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class ControlServiceStub:
     """Takes what a replica says of its deployments, and renews its lease. A report replaces the one before. A deployment
     whose first replica becomes READY gets its pending share of the traffic in the same transaction. Budget: 2 s.
     """
+    ListFeatureBindings: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.ListFeatureBindingsRequest, _control_service_pb2.ListFeatureBindingsResponse]
+    """Lists what registered versions fetch from feature views, sorted by version and feature. The features service asks
+    before it changes a definition. Pages as the registry's lists do. Budget: 2 s.
+    """
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
@@ -56,6 +60,10 @@ class ControlServiceAsyncStub(ControlServiceStub):
     ReportReplica: _aio.UnaryUnaryMultiCallable[_control_service_pb2.ReportReplicaRequest, _control_service_pb2.ReportReplicaResponse]  # type: ignore[assignment]
     """Takes what a replica says of its deployments, and renews its lease. A report replaces the one before. A deployment
     whose first replica becomes READY gets its pending share of the traffic in the same transaction. Budget: 2 s.
+    """
+    ListFeatureBindings: _aio.UnaryUnaryMultiCallable[_control_service_pb2.ListFeatureBindingsRequest, _control_service_pb2.ListFeatureBindingsResponse]  # type: ignore[assignment]
+    """Lists what registered versions fetch from feature views, sorted by version and feature. The features service asks
+    before it changes a definition. Pages as the registry's lists do. Budget: 2 s.
     """
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +88,16 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_service_pb2.ReportReplicaResponse, _abc.Awaitable[_control_service_pb2.ReportReplicaResponse]]:
         """Takes what a replica says of its deployments, and renews its lease. A report replaces the one before. A deployment
         whose first replica becomes READY gets its pending share of the traffic in the same transaction. Budget: 2 s.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFeatureBindings(
+        self,
+        request: _control_service_pb2.ListFeatureBindingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_service_pb2.ListFeatureBindingsResponse, _abc.Awaitable[_control_service_pb2.ListFeatureBindingsResponse]]:
+        """Lists what registered versions fetch from feature views, sorted by version and feature. The features service asks
+        before it changes a definition. Pages as the registry's lists do. Budget: 2 s.
         """
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,13 +27,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&interlock/registry/v1/deployment.proto\x12\x15interlock.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x04\n\nDeployment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\rmodel_version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x05\x12\x19\n\x0b\x65nvironment\x18\x03 \x01(\tB\x04\xe2\x41\x01\x05\x12\x12\n\x04pool\x18\x04 \x01(\tB\x04\xe2\x41\x01\x05\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12>\n\x0c\x64\x65vice_class\x18\x06 \x01(\x0e\x32\".interlock.registry.v1.DeviceClassB\x04\xe2\x41\x01\x05\x12\x37\n\x08\x62\x61tching\x18\x07 \x01(\x0b\x32%.interlock.registry.v1.BatchingPolicy\x12.\n\x1bpending_weight_basis_points\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03H\x00\x88\x01\x01\x12;\n\x05state\x18\t \x01(\x0e\x32&.interlock.registry.v1.DeploymentStateB\x04\xe2\x41\x01\x03\x12\x1b\n\rstate_message\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x44\n\x10replica_statuses\x18\x0b \x03(\x0b\x32$.interlock.registry.v1.ReplicaStatusB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0f \x01(\tB\x1e\n\x1c_pending_weight_basis_points\"V\n\x0e\x42\x61tchingPolicy\x12\x16\n\x0emax_batch_size\x18\x01 \x01(\x05\x12,\n\tmax_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x01\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.interlock.registry.v1.DeploymentState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12/\n\x0breport_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa8\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04*W\n\x0b\x44\x65viceClass\x12\x1c\n\x18\x44\x45VICE_CLASS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45VICE_CLASS_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_CLASS_GPU\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&interlock/registry/v1/deployment.proto\x12\x15interlock.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x06\n\nDeployment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\rmodel_version\x18\x02 \x01(\tB\x04\xe2\x41\x01\x05\x12\x19\n\x0b\x65nvironment\x18\x03 \x01(\tB\x04\xe2\x41\x01\x05\x12\x12\n\x04pool\x18\x04 \x01(\tB\x04\xe2\x41\x01\x05\x12\x10\n\x08replicas\x18\x05 \x01(\x05\x12>\n\x0c\x64\x65vice_class\x18\x06 \x01(\x0e\x32\".interlock.registry.v1.DeviceClassB\x04\xe2\x41\x01\x05\x12\x37\n\x08\x62\x61tching\x18\x07 \x01(\x0b\x32%.interlock.registry.v1.BatchingPolicy\x12.\n\x1bpending_weight_basis_points\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03H\x00\x88\x01\x01\x12;\n\x05state\x18\t \x01(\x0e\x32&.interlock.registry.v1.DeploymentStateB\x04\xe2\x41\x01\x03\x12\x1b\n\rstate_message\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x44\n\x10replica_statuses\x18\x0b \x03(\x0b\x32$.interlock.registry.v1.ReplicaStatusB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x63reator\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t\x12]\n\x14\x66\x65\x61ture_view_digests\x18\x10 \x03(\x0b\x32\x39.interlock.registry.v1.Deployment.FeatureViewDigestsEntryB\x04\xe2\x41\x01\x03\x1a\x39\n\x17\x46\x65\x61tureViewDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x1e\n\x1c_pending_weight_basis_points\"V\n\x0e\x42\x61tchingPolicy\x12\x16\n\x0emax_batch_size\x18\x01 \x01(\x05\x12,\n\tmax_delay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x01\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32&.interlock.registry.v1.DeploymentState\x12\x0f\n\x07message\x18\x03 \x01(\t\x12/\n\x0breport_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa8\x01\n\x0f\x44\x65ploymentState\x12 \n\x1c\x44\x45PLOYMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45PLOYMENT_STATE_LOADING\x10\x02\x12\x1a\n\x16\x44\x45PLOYMENT_STATE_READY\x10\x03\x12\x1b\n\x17\x44\x45PLOYMENT_STATE_FAILED\x10\x04*W\n\x0b\x44\x65viceClass\x12\x1c\n\x18\x44\x45VICE_CLASS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45VICE_CLASS_CPU\x10\x01\x12\x14\n\x10\x44\x45VICE_CLASS_GPU\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'interlock.registry.v1.deployment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEPLOYMENT_FEATUREVIEWDIGESTSENTRY']._loaded_options = None
+  _globals['_DEPLOYMENT_FEATUREVIEWDIGESTSENTRY']._serialized_options = b'8\001'
   _globals['_DEPLOYMENT'].fields_by_name['name']._loaded_options = None
   _globals['_DEPLOYMENT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_DEPLOYMENT'].fields_by_name['model_version']._loaded_options = None
@@ -58,14 +60,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DEPLOYMENT'].fields_by_name['update_time']._loaded_options = None
   _globals['_DEPLOYMENT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
-  _globals['_DEPLOYMENTSTATE']._serialized_start=1048
-  _globals['_DEPLOYMENTSTATE']._serialized_end=1216
-  _globals['_DEVICECLASS']._serialized_start=1218
-  _globals['_DEVICECLASS']._serialized_end=1305
+  _globals['_DEPLOYMENT'].fields_by_name['feature_view_digests']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['feature_view_digests']._serialized_options = b'\342A\001\003'
+  _globals['_DEPLOYMENTSTATE']._serialized_start=1202
+  _globals['_DEPLOYMENTSTATE']._serialized_end=1370
+  _globals['_DEVICECLASS']._serialized_start=1372
+  _globals['_DEVICECLASS']._serialized_end=1459
   _globals['_DEPLOYMENT']._serialized_start=164
-  _globals['_DEPLOYMENT']._serialized_end=798
-  _globals['_BATCHINGPOLICY']._serialized_start=800
-  _globals['_BATCHINGPOLICY']._serialized_end=886
-  _globals['_REPLICASTATUS']._serialized_start=889
-  _globals['_REPLICASTATUS']._serialized_end=1045
+  _globals['_DEPLOYMENT']._serialized_end=952
+  _globals['_DEPLOYMENT_FEATUREVIEWDIGESTSENTRY']._serialized_start=863
+  _globals['_DEPLOYMENT_FEATUREVIEWDIGESTSENTRY']._serialized_end=920
+  _globals['_BATCHINGPOLICY']._serialized_start=954
+  _globals['_BATCHINGPOLICY']._serialized_end=1040
+  _globals['_REPLICASTATUS']._serialized_start=1043
+  _globals['_REPLICASTATUS']._serialized_end=1199
 # @@protoc_insertion_point(module_scope)

@@ -83,6 +83,26 @@ class Deployment(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FeatureViewDigestsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
@@ -98,6 +118,7 @@ class Deployment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    FEATURE_VIEW_DIGESTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`deployments/{deployment}`."""
     model_version: _builtins.str
@@ -138,6 +159,12 @@ class Deployment(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed; state changes do not count."""
 
+    @_builtins.property
+    def feature_view_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Digest of each feature view that the version fetches from, by view id, as the features service gave it when the
+        version was deployed.
+        """
+
     def __init__(
         self,
         *,
@@ -156,10 +183,11 @@ class Deployment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        feature_view_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pending_weight_basis_points", b"_pending_weight_basis_points", "batching", b"batching", "create_time", b"create_time", "pending_weight_basis_points", b"pending_weight_basis_points", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_weight_basis_points", b"_pending_weight_basis_points", "batching", b"batching", "create_time", b"create_time", "creator", b"creator", "device_class", b"device_class", "environment", b"environment", "etag", b"etag", "model_version", b"model_version", "name", b"name", "pending_weight_basis_points", b"pending_weight_basis_points", "pool", b"pool", "replica_statuses", b"replica_statuses", "replicas", b"replicas", "state", b"state", "state_message", b"state_message", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_weight_basis_points", b"_pending_weight_basis_points", "batching", b"batching", "create_time", b"create_time", "creator", b"creator", "device_class", b"device_class", "environment", b"environment", "etag", b"etag", "feature_view_digests", b"feature_view_digests", "model_version", b"model_version", "name", b"name", "pending_weight_basis_points", b"pending_weight_basis_points", "pool", b"pool", "replica_statuses", b"replica_statuses", "replicas", b"replicas", "state", b"state", "state_message", b"state_message", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pending_weight_basis_points: _TypeAlias = _typing.Literal["pending_weight_basis_points"]  # noqa: Y015
     _WhichOneofArgType__pending_weight_basis_points: _TypeAlias = _typing.Literal["_pending_weight_basis_points", b"_pending_weight_basis_points"]  # noqa: Y015

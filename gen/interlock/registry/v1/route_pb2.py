@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!interlock/registry/v1/route.proto\x12\x15interlock.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x04\n\x05Route\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x30\n\x08variants\x18\x02 \x03(\x0b\x32\x1e.interlock.registry.v1.Variant\x12\x12\n\x04salt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x05\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x33\n\x06shadow\x18\x05 \x01(\x0b\x32#.interlock.registry.v1.ShadowPolicy\x12\x37\n\x08\x66\x61llback\x18\x06 \x01(\x0b\x32%.interlock.registry.v1.FallbackLadder\x12\x31\n\x05\x63\x61\x63he\x18\x07 \x01(\x0b\x32\".interlock.registry.v1.CachePolicy\x12K\n\x16\x66\x65\x61ture_failure_policy\x18\x08 \x01(\x0e\x32+.interlock.registry.v1.FeatureFailurePolicy\x12\x34\n\nguardrails\x18\t \x03(\x0b\x32 .interlock.registry.v1.Guardrail\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\"\x83\x01\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x1b\n\x13weight_basis_points\x18\x03 \x01(\x05\x12\x39\n\x07\x62uckets\x18\x04 \x03(\x0b\x32\".interlock.registry.v1.BucketRangeB\x04\xe2\x41\x01\x03\"*\n\x0b\x42ucketRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\x0c\n\x04last\x18\x02 \x01(\x05\"?\n\x0cShadowPolicy\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x1b\n\x13sample_basis_points\x18\x02 \x01(\x05\"D\n\x0e\x46\x61llbackLadder\x12\x32\n\x05rungs\x18\x01 \x03(\x0b\x32#.interlock.registry.v1.FallbackRung\"~\n\x0c\x46\x61llbackRung\x12\x14\n\ndeployment\x18\x01 \x01(\tH\x00\x12\x33\n\x0e\x63\x61\x63hed_max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x1b\n\x11static_prediction\x18\x03 \x01(\x01H\x00\x42\x06\n\x04rung\">\n\x0b\x43\x61\x63hePolicy\x12/\n\x0ctime_to_live\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\tGuardrail\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0f\n\x07maximum\x18\x02 \x01(\x01*\xab\x01\n\x14\x46\x65\x61tureFailurePolicy\x12&\n\"FEATURE_FAILURE_POLICY_UNSPECIFIED\x10\x00\x12#\n\x1f\x46\x45\x41TURE_FAILURE_POLICY_DEFAULTS\x10\x01\x12#\n\x1f\x46\x45\x41TURE_FAILURE_POLICY_FALLBACK\x10\x02\x12!\n\x1d\x46\x45\x41TURE_FAILURE_POLICY_REFUSE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!interlock/registry/v1/route.proto\x12\x15interlock.registry.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x04\n\x05Route\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x30\n\x08variants\x18\x02 \x03(\x0b\x32\x1e.interlock.registry.v1.Variant\x12\x12\n\x04salt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x05\x12\r\n\x05layer\x18\x04 \x01(\t\x12\x33\n\x06shadow\x18\x05 \x01(\x0b\x32#.interlock.registry.v1.ShadowPolicy\x12\x37\n\x08\x66\x61llback\x18\x06 \x01(\x0b\x32%.interlock.registry.v1.FallbackLadder\x12\x31\n\x05\x63\x61\x63he\x18\x07 \x01(\x0b\x32\".interlock.registry.v1.CachePolicy\x12K\n\x16\x66\x65\x61ture_failure_policy\x18\x08 \x01(\x0e\x32+.interlock.registry.v1.FeatureFailurePolicy\x12\x34\n\nguardrails\x18\t \x03(\x0b\x32 .interlock.registry.v1.Guardrail\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0c \x01(\t\x12\x19\n\x11redacted_features\x18\r \x03(\t\"\x83\x01\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x1b\n\x13weight_basis_points\x18\x03 \x01(\x05\x12\x39\n\x07\x62uckets\x18\x04 \x03(\x0b\x32\".interlock.registry.v1.BucketRangeB\x04\xe2\x41\x01\x03\"*\n\x0b\x42ucketRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\x0c\n\x04last\x18\x02 \x01(\x05\"?\n\x0cShadowPolicy\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x1b\n\x13sample_basis_points\x18\x02 \x01(\x05\"D\n\x0e\x46\x61llbackLadder\x12\x32\n\x05rungs\x18\x01 \x03(\x0b\x32#.interlock.registry.v1.FallbackRung\"~\n\x0c\x46\x61llbackRung\x12\x14\n\ndeployment\x18\x01 \x01(\tH\x00\x12\x33\n\x0e\x63\x61\x63hed_max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x1b\n\x11static_prediction\x18\x03 \x01(\x01H\x00\x42\x06\n\x04rung\">\n\x0b\x43\x61\x63hePolicy\x12/\n\x0ctime_to_live\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\tGuardrail\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0f\n\x07maximum\x18\x02 \x01(\x01*\xab\x01\n\x14\x46\x65\x61tureFailurePolicy\x12&\n\"FEATURE_FAILURE_POLICY_UNSPECIFIED\x10\x00\x12#\n\x1f\x46\x45\x41TURE_FAILURE_POLICY_DEFAULTS\x10\x01\x12#\n\x1f\x46\x45\x41TURE_FAILURE_POLICY_FALLBACK\x10\x02\x12!\n\x1d\x46\x45\x41TURE_FAILURE_POLICY_REFUSE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,22 +44,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTE'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_VARIANT'].fields_by_name['buckets']._loaded_options = None
   _globals['_VARIANT'].fields_by_name['buckets']._serialized_options = b'\342A\001\003'
-  _globals['_FEATUREFAILUREPOLICY']._serialized_start=1241
-  _globals['_FEATUREFAILUREPOLICY']._serialized_end=1412
+  _globals['_FEATUREFAILUREPOLICY']._serialized_start=1268
+  _globals['_FEATUREFAILUREPOLICY']._serialized_end=1439
   _globals['_ROUTE']._serialized_start=159
-  _globals['_ROUTE']._serialized_end=687
-  _globals['_VARIANT']._serialized_start=690
-  _globals['_VARIANT']._serialized_end=821
-  _globals['_BUCKETRANGE']._serialized_start=823
-  _globals['_BUCKETRANGE']._serialized_end=865
-  _globals['_SHADOWPOLICY']._serialized_start=867
-  _globals['_SHADOWPOLICY']._serialized_end=930
-  _globals['_FALLBACKLADDER']._serialized_start=932
-  _globals['_FALLBACKLADDER']._serialized_end=1000
-  _globals['_FALLBACKRUNG']._serialized_start=1002
-  _globals['_FALLBACKRUNG']._serialized_end=1128
-  _globals['_CACHEPOLICY']._serialized_start=1130
-  _globals['_CACHEPOLICY']._serialized_end=1192
-  _globals['_GUARDRAIL']._serialized_start=1194
-  _globals['_GUARDRAIL']._serialized_end=1238
+  _globals['_ROUTE']._serialized_end=714
+  _globals['_VARIANT']._serialized_start=717
+  _globals['_VARIANT']._serialized_end=848
+  _globals['_BUCKETRANGE']._serialized_start=850
+  _globals['_BUCKETRANGE']._serialized_end=892
+  _globals['_SHADOWPOLICY']._serialized_start=894
+  _globals['_SHADOWPOLICY']._serialized_end=957
+  _globals['_FALLBACKLADDER']._serialized_start=959
+  _globals['_FALLBACKLADDER']._serialized_end=1027
+  _globals['_FALLBACKRUNG']._serialized_start=1029
+  _globals['_FALLBACKRUNG']._serialized_end=1155
+  _globals['_CACHEPOLICY']._serialized_start=1157
+  _globals['_CACHEPOLICY']._serialized_end=1219
+  _globals['_GUARDRAIL']._serialized_start=1221
+  _globals['_GUARDRAIL']._serialized_end=1265
 # @@protoc_insertion_point(module_scope)

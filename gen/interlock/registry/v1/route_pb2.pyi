@@ -72,6 +72,7 @@ class Route(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    REDACTED_FEATURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}/routes/{environment}`."""
     salt: _builtins.str
@@ -79,7 +80,7 @@ class Route(_message.Message):
     layer: _builtins.str
     """Layer of experiments that exclude each other. Not acted upon yet: refused when set."""
     feature_failure_policy: Global___FeatureFailurePolicy.ValueType
-    """What happens when features cannot be fetched. Not acted upon yet: refused when set."""
+    """What happens when the features service does not answer."""
     etag: _builtins.str
     """Changes with every change."""
     @_builtins.property
@@ -92,7 +93,7 @@ class Route(_message.Message):
 
     @_builtins.property
     def fallback(self) -> Global___FallbackLadder:
-        """What answers when inference fails. Not acted upon yet: refused when set."""
+        """What answers when a feature whose policy is FALLBACK is missing, or inference is UNAVAILABLE."""
 
     @_builtins.property
     def cache(self) -> Global___CachePolicy:
@@ -110,6 +111,12 @@ class Route(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
 
+    @_builtins.property
+    def redacted_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of features that never leave the router: events carry zeros (NaN, empty texts) in their place, and the monitor
+        keeps no profile of them. At most 500.
+        """
+
     def __init__(
         self,
         *,
@@ -125,10 +132,11 @@ class Route(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        redacted_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "create_time", b"create_time", "fallback", b"fallback", "shadow", b"shadow", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "create_time", b"create_time", "etag", b"etag", "fallback", b"fallback", "feature_failure_policy", b"feature_failure_policy", "guardrails", b"guardrails", "layer", b"layer", "name", b"name", "salt", b"salt", "shadow", b"shadow", "update_time", b"update_time", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "create_time", b"create_time", "etag", b"etag", "fallback", b"fallback", "feature_failure_policy", b"feature_failure_policy", "guardrails", b"guardrails", "layer", b"layer", "name", b"name", "redacted_features", b"redacted_features", "salt", b"salt", "shadow", b"shadow", "update_time", b"update_time", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -261,7 +269,7 @@ class FallbackRung(_message.Message):
     """A fixed class index or number."""
     @_builtins.property
     def cached_max_age(self) -> _duration_pb2.Duration:
-        """The last answer for the same input, not older than this."""
+        """The last answer for the same input, not older than this. Not acted upon yet: refused when set."""
 
     def __init__(
         self,

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from interlock.types.v1 import feature_value_pb2 as interlock_dot_types_dot_v1_dot_feature__value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$interlock/router/v1/prediction.proto\x12\x13interlock.router.v1\x1a&interlock/types/v1/feature_value.proto\"\x83\x03\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x34\n\nprediction\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue\x12\x12\n\x05label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nconfidence\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlatency_ms\x18\x05 \x01(\x01\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x0f\n\x07variant\x18\x07 \x01(\t\x12\x11\n\tserved_by\x18\x08 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\t \x03(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x12\x15\n\rprobabilities\x18\x0b \x03(\x01\x12\x33\n\nassignment\x18\x0c \x01(\x0e\x32\x1f.interlock.router.v1.Assignment\x12\x0f\n\x07\x66lagged\x18\r \x03(\t\x12\x14\n\x0c\x63onfig_epoch\x18\x0e \x01(\x03\x42\x08\n\x06_labelB\r\n\x0b_confidence*r\n\nAssignment\x12\x1a\n\x16\x41SSIGNMENT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41SSIGNMENT_STICKY\x10\x01\x12\x1a\n\x16\x41SSIGNMENT_PER_REQUEST\x10\x02\x12\x15\n\x11\x41SSIGNMENT_PINNED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$interlock/router/v1/prediction.proto\x12\x13interlock.router.v1\x1a&interlock/types/v1/feature_value.proto\"\x9d\x03\n\nPrediction\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x34\n\nprediction\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue\x12\x12\n\x05label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x17\n\nconfidence\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\nlatency_ms\x18\x05 \x01(\x01\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x0f\n\x07variant\x18\x07 \x01(\t\x12\x11\n\tserved_by\x18\x08 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\t \x03(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x12\x15\n\rprobabilities\x18\x0b \x03(\x01\x12\x33\n\nassignment\x18\x0c \x01(\x0e\x32\x1f.interlock.router.v1.Assignment\x12\x0f\n\x07\x66lagged\x18\r \x03(\t\x12\x14\n\x0c\x63onfig_epoch\x18\x0e \x01(\x03\x12\x18\n\x10missing_features\x18\x0f \x03(\tB\x08\n\x06_labelB\r\n\x0b_confidence*r\n\nAssignment\x12\x1a\n\x16\x41SSIGNMENT_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41SSIGNMENT_STICKY\x10\x01\x12\x1a\n\x16\x41SSIGNMENT_PER_REQUEST\x10\x02\x12\x15\n\x11\x41SSIGNMENT_PINNED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'interlock.router.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASSIGNMENT']._serialized_start=491
-  _globals['_ASSIGNMENT']._serialized_end=605
+  _globals['_ASSIGNMENT']._serialized_start=517
+  _globals['_ASSIGNMENT']._serialized_end=631
   _globals['_PREDICTION']._serialized_start=102
-  _globals['_PREDICTION']._serialized_end=489
+  _globals['_PREDICTION']._serialized_end=515
 # @@protoc_insertion_point(module_scope)

@@ -68,6 +68,7 @@ class Prediction(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     FLAGGED_FIELD_NUMBER: _builtins.int
     CONFIG_EPOCH_FIELD_NUMBER: _builtins.int
+    MISSING_FEATURES_FIELD_NUMBER: _builtins.int
     prediction_id: _builtins.str
     """Id of this prediction, a UUIDv7 in its text form. Labels and rewards refer to it."""
     label: _builtins.str
@@ -94,7 +95,10 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was done less well than asked, for example "features_default". Empty: nothing."""
+        """What was done less well than asked: "features_default" (declared defaults stood in for missing or stale values),
+        "features_unavailable" (the features service did not answer), "fallback" (a rung of the ladder answered). Empty:
+        nothing.
+        """
 
     @_builtins.property
     def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -103,6 +107,10 @@ class Prediction(_message.Message):
     @_builtins.property
     def flagged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of features whose values were outside the signature's limits and were used or clipped, as it says."""
+
+    @_builtins.property
+    def missing_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of fetched features that were missing or too old, so that their missing_policy decided."""
 
     def __init__(
         self,
@@ -121,10 +129,11 @@ class Prediction(_message.Message):
         assignment: Global___Assignment.ValueType = ...,
         flagged: _abc.Iterable[_builtins.str] | None = ...,
         config_epoch: _builtins.int = ...,
+        missing_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_label", b"_label", "confidence", b"confidence", "label", b"label", "prediction", b"prediction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_label", b"_label", "assignment", b"assignment", "cached", b"cached", "confidence", b"confidence", "config_epoch", b"config_epoch", "degraded", b"degraded", "flagged", b"flagged", "label", b"label", "latency_ms", b"latency_ms", "model_version", b"model_version", "prediction", b"prediction", "prediction_id", b"prediction_id", "probabilities", b"probabilities", "served_by", b"served_by", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "_label", b"_label", "assignment", b"assignment", "cached", b"cached", "confidence", b"confidence", "config_epoch", b"config_epoch", "degraded", b"degraded", "flagged", b"flagged", "label", b"label", "latency_ms", b"latency_ms", "missing_features", b"missing_features", "model_version", b"model_version", "prediction", b"prediction", "prediction_id", b"prediction_id", "probabilities", b"probabilities", "served_by", b"served_by", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

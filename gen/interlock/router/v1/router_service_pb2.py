@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from interlock.router.v1 import prediction_pb2 as interlock_dot_router_dot_v1_dot_prediction__pb2
 from interlock.types.v1 import feature_value_pb2 as interlock_dot_types_dot_v1_dot_feature__value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(interlock/router/v1/router_service.proto\x12\x13interlock.router.v1\x1a\x17google/rpc/status.proto\x1a$interlock/router/v1/prediction.proto\x1a&interlock/types/v1/feature_value.proto\"\xee\x02\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x43\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x31.interlock.router.v1.PredictRequest.FeaturesEntry\x12\x43\n\x08\x65ntities\x18\x03 \x03(\x0b\x32\x31.interlock.router.v1.PredictRequest.EntitiesEntry\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x1d\n\x15include_probabilities\x18\x06 \x01(\x08\x1aQ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue:\x02\x38\x01\x1a/\n\rEntitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x0fPredictResponse\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.Prediction\"\x82\x01\n\x12PredictRowsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04rows\x18\x02 \x03(\x0b\x32\x1f.interlock.router.v1.PredictRow\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x1d\n\x15include_probabilities\x18\x04 \x01(\x08\"\xa3\x02\n\nPredictRow\x12?\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32-.interlock.router.v1.PredictRow.FeaturesEntry\x12?\n\x08\x65ntities\x18\x02 \x03(\x0b\x32-.interlock.router.v1.PredictRow.EntitiesEntry\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x1aQ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue:\x02\x38\x01\x1a/\n\rEntitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x13PredictRowsResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.interlock.router.v1.PredictRowResult\"x\n\x10PredictRowResult\x12\x35\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.PredictionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\xbf\x04\n\x11RouterErrorReason\x12#\n\x1fROUTER_ERROR_REASON_UNSPECIFIED\x10\x00\x12\'\n#ROUTER_ERROR_REASON_MODEL_NOT_FOUND\x10\x01\x12)\n%ROUTER_ERROR_REASON_VERSION_NOT_FOUND\x10\x02\x12(\n$ROUTER_ERROR_REASON_INVALID_FEATURES\x10\x03\x12\'\n#ROUTER_ERROR_REASON_INVALID_TENSORS\x10\x04\x12\x30\n,ROUTER_ERROR_REASON_NO_FEATURES_IN_SIGNATURE\x10\x05\x12(\n$ROUTER_ERROR_REASON_NO_REPLICA_READY\x10\x06\x12$\n ROUTER_ERROR_REASON_INVALID_JSON\x10\x07\x12(\n$ROUTER_ERROR_REASON_REGISTRY_DECIDES\x10\x08\x12(\n$ROUTER_ERROR_REASON_NO_CONFIGURATION\x10\t\x12,\n(ROUTER_ERROR_REASON_INVALID_MODEL_OUTPUT\x10\n\x12(\n$ROUTER_ERROR_REASON_OUTPUT_NOT_FOUND\x10\x0b\x12\x30\n,ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED\x10\x0c\x32\xd1\x01\n\rRouterService\x12Y\n\x07Predict\x12#.interlock.router.v1.PredictRequest\x1a$.interlock.router.v1.PredictResponse\"\x03\x90\x02\x01\x12\x65\n\x0bPredictRows\x12\'.interlock.router.v1.PredictRowsRequest\x1a(.interlock.router.v1.PredictRowsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(interlock/router/v1/router_service.proto\x12\x13interlock.router.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a$interlock/router/v1/prediction.proto\x1a&interlock/types/v1/feature_value.proto\"\x9e\x03\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x43\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x31.interlock.router.v1.PredictRequest.FeaturesEntry\x12\x43\n\x08\x65ntities\x18\x03 \x03(\x0b\x32\x31.interlock.router.v1.PredictRequest.EntitiesEntry\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x1d\n\x15include_probabilities\x18\x06 \x01(\x08\x12.\n\nas_of_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1aQ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue:\x02\x38\x01\x1a/\n\rEntitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x0fPredictResponse\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.Prediction\"\x82\x01\n\x12PredictRowsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04rows\x18\x02 \x03(\x0b\x32\x1f.interlock.router.v1.PredictRow\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x1d\n\x15include_probabilities\x18\x04 \x01(\x08\"\xd3\x02\n\nPredictRow\x12?\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32-.interlock.router.v1.PredictRow.FeaturesEntry\x12?\n\x08\x65ntities\x18\x02 \x03(\x0b\x32-.interlock.router.v1.PredictRow.EntitiesEntry\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12.\n\nas_of_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1aQ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue:\x02\x38\x01\x1a/\n\rEntitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"M\n\x13PredictRowsResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.interlock.router.v1.PredictRowResult\"x\n\x10PredictRowResult\x12\x35\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.PredictionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result*\x97\x05\n\x11RouterErrorReason\x12#\n\x1fROUTER_ERROR_REASON_UNSPECIFIED\x10\x00\x12\'\n#ROUTER_ERROR_REASON_MODEL_NOT_FOUND\x10\x01\x12)\n%ROUTER_ERROR_REASON_VERSION_NOT_FOUND\x10\x02\x12(\n$ROUTER_ERROR_REASON_INVALID_FEATURES\x10\x03\x12\'\n#ROUTER_ERROR_REASON_INVALID_TENSORS\x10\x04\x12\x30\n,ROUTER_ERROR_REASON_NO_FEATURES_IN_SIGNATURE\x10\x05\x12(\n$ROUTER_ERROR_REASON_NO_REPLICA_READY\x10\x06\x12$\n ROUTER_ERROR_REASON_INVALID_JSON\x10\x07\x12(\n$ROUTER_ERROR_REASON_REGISTRY_DECIDES\x10\x08\x12(\n$ROUTER_ERROR_REASON_NO_CONFIGURATION\x10\t\x12,\n(ROUTER_ERROR_REASON_INVALID_MODEL_OUTPUT\x10\n\x12(\n$ROUTER_ERROR_REASON_OUTPUT_NOT_FOUND\x10\x0b\x12\x30\n,ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED\x10\x0c\x12(\n$ROUTER_ERROR_REASON_FEATURES_MISSING\x10\r\x12,\n(ROUTER_ERROR_REASON_FEATURES_UNAVAILABLE\x10\x0e\x32\xd1\x01\n\rRouterService\x12Y\n\x07Predict\x12#.interlock.router.v1.PredictRequest\x1a$.interlock.router.v1.PredictResponse\"\x03\x90\x02\x01\x12\x65\n\x0bPredictRows\x12\'.interlock.router.v1.PredictRowsRequest\x1a(.interlock.router.v1.PredictRowsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,28 +47,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTERSERVICE'].methods_by_name['Predict']._serialized_options = b'\220\002\001'
   _globals['_ROUTERSERVICE'].methods_by_name['PredictRows']._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['PredictRows']._serialized_options = b'\220\002\001'
-  _globals['_ROUTERERRORREASON']._serialized_start=1238
-  _globals['_ROUTERERRORREASON']._serialized_end=1813
-  _globals['_PREDICTREQUEST']._serialized_start=169
-  _globals['_PREDICTREQUEST']._serialized_end=535
-  _globals['_PREDICTREQUEST_FEATURESENTRY']._serialized_start=405
-  _globals['_PREDICTREQUEST_FEATURESENTRY']._serialized_end=486
-  _globals['_PREDICTREQUEST_ENTITIESENTRY']._serialized_start=488
-  _globals['_PREDICTREQUEST_ENTITIESENTRY']._serialized_end=535
-  _globals['_PREDICTRESPONSE']._serialized_start=537
-  _globals['_PREDICTRESPONSE']._serialized_end=607
-  _globals['_PREDICTROWSREQUEST']._serialized_start=610
-  _globals['_PREDICTROWSREQUEST']._serialized_end=740
-  _globals['_PREDICTROW']._serialized_start=743
-  _globals['_PREDICTROW']._serialized_end=1034
-  _globals['_PREDICTROW_FEATURESENTRY']._serialized_start=405
-  _globals['_PREDICTROW_FEATURESENTRY']._serialized_end=486
-  _globals['_PREDICTROW_ENTITIESENTRY']._serialized_start=488
-  _globals['_PREDICTROW_ENTITIESENTRY']._serialized_end=535
-  _globals['_PREDICTROWSRESPONSE']._serialized_start=1036
-  _globals['_PREDICTROWSRESPONSE']._serialized_end=1113
-  _globals['_PREDICTROWRESULT']._serialized_start=1115
-  _globals['_PREDICTROWRESULT']._serialized_end=1235
-  _globals['_ROUTERSERVICE']._serialized_start=1816
-  _globals['_ROUTERSERVICE']._serialized_end=2025
+  _globals['_ROUTERERRORREASON']._serialized_start=1367
+  _globals['_ROUTERERRORREASON']._serialized_end=2030
+  _globals['_PREDICTREQUEST']._serialized_start=202
+  _globals['_PREDICTREQUEST']._serialized_end=616
+  _globals['_PREDICTREQUEST_FEATURESENTRY']._serialized_start=486
+  _globals['_PREDICTREQUEST_FEATURESENTRY']._serialized_end=567
+  _globals['_PREDICTREQUEST_ENTITIESENTRY']._serialized_start=569
+  _globals['_PREDICTREQUEST_ENTITIESENTRY']._serialized_end=616
+  _globals['_PREDICTRESPONSE']._serialized_start=618
+  _globals['_PREDICTRESPONSE']._serialized_end=688
+  _globals['_PREDICTROWSREQUEST']._serialized_start=691
+  _globals['_PREDICTROWSREQUEST']._serialized_end=821
+  _globals['_PREDICTROW']._serialized_start=824
+  _globals['_PREDICTROW']._serialized_end=1163
+  _globals['_PREDICTROW_FEATURESENTRY']._serialized_start=486
+  _globals['_PREDICTROW_FEATURESENTRY']._serialized_end=567
+  _globals['_PREDICTROW_ENTITIESENTRY']._serialized_start=569
+  _globals['_PREDICTROW_ENTITIESENTRY']._serialized_end=616
+  _globals['_PREDICTROWSRESPONSE']._serialized_start=1165
+  _globals['_PREDICTROWSRESPONSE']._serialized_end=1242
+  _globals['_PREDICTROWRESULT']._serialized_start=1244
+  _globals['_PREDICTROWRESULT']._serialized_end=1364
+  _globals['_ROUTERSERVICE']._serialized_start=2033
+  _globals['_ROUTERSERVICE']._serialized_end=2242
 # @@protoc_insertion_point(module_scope)

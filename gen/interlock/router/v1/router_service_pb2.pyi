@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -54,6 +55,12 @@ class _RouterErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rou
     """NOT_FOUND: a requested output is none of the signature's."""
     ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED: _RouterErrorReason.ValueType  # 12
     """RESOURCE_EXHAUSTED: the process answers as many calls as it may; RetryInfo says when to try again."""
+    ROUTER_ERROR_REASON_FEATURES_MISSING: _RouterErrorReason.ValueType  # 13
+    """FAILED_PRECONDITION: features to be fetched are missing or too old, and their policy is to refuse;
+    google.rpc.BadRequest lists all of them.
+    """
+    ROUTER_ERROR_REASON_FEATURES_UNAVAILABLE: _RouterErrorReason.ValueType  # 14
+    """UNAVAILABLE: the features service does not answer, and the policy is to refuse."""
 
 class RouterErrorReason(_RouterErrorReason, metaclass=_RouterErrorReasonEnumTypeWrapper):
     """Lists why the router refuses or fails a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -84,6 +91,12 @@ ROUTER_ERROR_REASON_OUTPUT_NOT_FOUND: RouterErrorReason.ValueType  # 11
 """NOT_FOUND: a requested output is none of the signature's."""
 ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED: RouterErrorReason.ValueType  # 12
 """RESOURCE_EXHAUSTED: the process answers as many calls as it may; RetryInfo says when to try again."""
+ROUTER_ERROR_REASON_FEATURES_MISSING: RouterErrorReason.ValueType  # 13
+"""FAILED_PRECONDITION: features to be fetched are missing or too old, and their policy is to refuse;
+google.rpc.BadRequest lists all of them.
+"""
+ROUTER_ERROR_REASON_FEATURES_UNAVAILABLE: RouterErrorReason.ValueType  # 14
+"""UNAVAILABLE: the features service does not answer, and the policy is to refuse."""
 Global___RouterErrorReason: _TypeAlias = RouterErrorReason  # noqa: Y015
 
 @_typing.final
@@ -139,6 +152,7 @@ class PredictRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     INCLUDE_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    AS_OF_TIME_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model, for example "fraud". Required."""
     user_id: _builtins.str
@@ -155,6 +169,13 @@ class PredictRequest(_message.Message):
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Keys by entity name, for features that are fetched."""
 
+    @_builtins.property
+    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+        """Time that the prediction is taken to be made at, for replays of recorded traffic: ages and windows of fetched
+        features, the time in the prediction id and the monitor's windows follow it. Absent: now. Not before 1970; at most
+        INTERLOCK_CLOCK_TOLERANCE_S (default 60) in the future.
+        """
+
     def __init__(
         self,
         *,
@@ -164,10 +185,11 @@ class PredictRequest(_message.Message):
         user_id: _builtins.str = ...,
         version: _builtins.str = ...,
         include_probabilities: _builtins.bool = ...,
+        as_of_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "features", b"features", "include_probabilities", b"include_probabilities", "model", b"model", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "entities", b"entities", "features", b"features", "include_probabilities", b"include_probabilities", "model", b"model", "user_id", b"user_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,6 +305,7 @@ class PredictRow(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     ENTITIES_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
+    AS_OF_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """Sticky key of this row."""
     @_builtins.property
@@ -293,16 +316,21 @@ class PredictRow(_message.Message):
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Keys by entity name."""
 
+    @_builtins.property
+    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+        """Time that this row is taken to be predicted at, as in PredictRequest."""
+
     def __init__(
         self,
         *,
         features: _abc.Mapping[_builtins.str, _feature_value_pb2.FeatureValue] | None = ...,
         entities: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         user_id: _builtins.str = ...,
+        as_of_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entities", b"entities", "features", b"features", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "entities", b"entities", "features", b"features", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

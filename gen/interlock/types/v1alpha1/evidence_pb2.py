@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from interlock.types.v1 import interval_pb2 as interlock_dot_types_dot_v1_dot_interval__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'interlock/types/v1alpha1/evidence.proto\x12\x18interlock.types.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x02\n\x08\x45vidence\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x07metrics\x18\x03 \x03(\x0b\x32(.interlock.types.v1alpha1.MetricEvidence\x12!\n\x14sample_ratio_p_value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12O\n\x0f\x65xcluded_counts\x18\x06 \x03(\x0b\x32\x36.interlock.types.v1alpha1.Evidence.ExcludedCountsEntry\x1a\x35\n\x13\x45xcludedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x17\n\x15_sample_ratio_p_value\"\xb8\x02\n\x0eMetricEvidence\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x38\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\'.interlock.types.v1alpha1.ArmStatistics\x12:\n\tcandidate\x18\x03 \x01(\x0b\x32\'.interlock.types.v1alpha1.ArmStatistics\x12\x36\n\ndifference\x18\x04 \x01(\x0b\x32\".interlock.types.v1alpha1.Interval\x12\r\n\x05limit\x18\x05 \x01(\x01\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\x12\x32\n\x07outcome\x18\x07 \x01(\x0e\x32!.interlock.types.v1alpha1.Outcome\x12\x16\n\x0elabel_maturity\x18\x08 \x01(\x01\"\x91\x01\n\rArmStatistics\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x16\n\x0e\x65xposure_count\x18\x03 \x01(\x03\x12\x13\n\x0bvalue_count\x18\x04 \x01(\x03\x12\x11\n\tvalue_sum\x18\x05 \x01(\x01\x12\x18\n\x10value_square_sum\x18\x06 \x01(\x01\"_\n\x08Interval\x12\x10\n\x08\x65stimate\x18\x01 \x01(\x01\x12\r\n\x05lower\x18\x02 \x01(\x01\x12\r\n\x05upper\x18\x03 \x01(\x01\x12\r\n\x05level\x18\x04 \x01(\x01\x12\x14\n\x0csample_count\x18\x05 \x01(\x03*\x90\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTCOME_INSUFFICIENT\x10\x01\x12\x15\n\x11OUTCOME_UNDECIDED\x10\x02\x12\x12\n\x0eOUTCOME_PASSED\x10\x03\x12\x12\n\x0eOUTCOME_FAILED\x10\x04\x12\x13\n\x0fOUTCOME_INVALID\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'interlock/types/v1alpha1/evidence.proto\x12\x18interlock.types.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!interlock/types/v1/interval.proto\"\xf5\x02\n\x08\x45vidence\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x07metrics\x18\x03 \x03(\x0b\x32(.interlock.types.v1alpha1.MetricEvidence\x12!\n\x14sample_ratio_p_value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04rule\x18\x05 \x01(\t\x12O\n\x0f\x65xcluded_counts\x18\x06 \x03(\x0b\x32\x36.interlock.types.v1alpha1.Evidence.ExcludedCountsEntry\x1a\x35\n\x13\x45xcludedCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x17\n\x15_sample_ratio_p_value\"\xb2\x02\n\x0eMetricEvidence\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x38\n\x07\x63ontrol\x18\x02 \x01(\x0b\x32\'.interlock.types.v1alpha1.ArmStatistics\x12:\n\tcandidate\x18\x03 \x01(\x0b\x32\'.interlock.types.v1alpha1.ArmStatistics\x12\x30\n\ndifference\x18\x04 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12\r\n\x05limit\x18\x05 \x01(\x01\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\x12\x32\n\x07outcome\x18\x07 \x01(\x0e\x32!.interlock.types.v1alpha1.Outcome\x12\x16\n\x0elabel_maturity\x18\x08 \x01(\x01\"\x91\x01\n\rArmStatistics\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x16\n\x0e\x65xposure_count\x18\x03 \x01(\x03\x12\x13\n\x0bvalue_count\x18\x04 \x01(\x03\x12\x11\n\tvalue_sum\x18\x05 \x01(\x01\x12\x18\n\x10value_square_sum\x18\x06 \x01(\x01*\x90\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTCOME_INSUFFICIENT\x10\x01\x12\x15\n\x11OUTCOME_UNDECIDED\x10\x02\x12\x12\n\x0eOUTCOME_PASSED\x10\x03\x12\x12\n\x0eOUTCOME_FAILED\x10\x04\x12\x13\n\x0fOUTCOME_INVALID\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVIDENCE_EXCLUDEDCOUNTSENTRY']._loaded_options = None
   _globals['_EVIDENCE_EXCLUDEDCOUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=1039
-  _globals['_OUTCOME']._serialized_end=1183
-  _globals['_EVIDENCE']._serialized_start=103
-  _globals['_EVIDENCE']._serialized_end=476
-  _globals['_EVIDENCE_EXCLUDEDCOUNTSENTRY']._serialized_start=398
-  _globals['_EVIDENCE_EXCLUDEDCOUNTSENTRY']._serialized_end=451
-  _globals['_METRICEVIDENCE']._serialized_start=479
-  _globals['_METRICEVIDENCE']._serialized_end=791
-  _globals['_ARMSTATISTICS']._serialized_start=794
-  _globals['_ARMSTATISTICS']._serialized_end=939
-  _globals['_INTERVAL']._serialized_start=941
-  _globals['_INTERVAL']._serialized_end=1036
+  _globals['_OUTCOME']._serialized_start=971
+  _globals['_OUTCOME']._serialized_end=1115
+  _globals['_EVIDENCE']._serialized_start=138
+  _globals['_EVIDENCE']._serialized_end=511
+  _globals['_EVIDENCE_EXCLUDEDCOUNTSENTRY']._serialized_start=433
+  _globals['_EVIDENCE_EXCLUDEDCOUNTSENTRY']._serialized_end=486
+  _globals['_METRICEVIDENCE']._serialized_start=514
+  _globals['_METRICEVIDENCE']._serialized_end=820
+  _globals['_ARMSTATISTICS']._serialized_start=823
+  _globals['_ARMSTATISTICS']._serialized_end=968
 # @@protoc_insertion_point(module_scope)

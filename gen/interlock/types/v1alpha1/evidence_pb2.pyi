@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from interlock.types.v1 import interval_pb2 as _interval_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -163,7 +164,7 @@ class MetricEvidence(_message.Message):
         """The arm under test."""
 
     @_builtins.property
-    def difference(self) -> Global___Interval:
+    def difference(self) -> _interval_pb2.Interval:
         """Candidate minus control, or the candidate alone under a fixed limit, in the metric's unit. The interval may be
         looked at at any time.
         """
@@ -174,7 +175,7 @@ class MetricEvidence(_message.Message):
         metric: _builtins.str = ...,
         control: Global___ArmStatistics | None = ...,
         candidate: Global___ArmStatistics | None = ...,
-        difference: Global___Interval | None = ...,
+        difference: _interval_pb2.Interval | None = ...,
         limit: _builtins.float = ...,
         alpha: _builtins.float = ...,
         outcome: Global___Outcome.ValueType = ...,
@@ -229,41 +230,3 @@ class ArmStatistics(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ArmStatistics: _TypeAlias = ArmStatistics  # noqa: Y015
-
-@_typing.final
-class Interval(_message.Message):
-    """Holds an estimate with its uncertainty."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ESTIMATE_FIELD_NUMBER: _builtins.int
-    LOWER_FIELD_NUMBER: _builtins.int
-    UPPER_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
-    estimate: _builtins.float
-    """The estimate."""
-    lower: _builtins.float
-    """Lower end, inclusive; -infinity when there is none."""
-    upper: _builtins.float
-    """Upper end, inclusive; +infinity when there is none."""
-    level: _builtins.float
-    """Probability that the interval covers the true value, above 0 and below 1. Usually 0.95."""
-    sample_count: _builtins.int
-    """Observations that it rests on."""
-    def __init__(
-        self,
-        *,
-        estimate: _builtins.float = ...,
-        lower: _builtins.float = ...,
-        upper: _builtins.float = ...,
-        level: _builtins.float = ...,
-        sample_count: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate", b"estimate", "level", b"level", "lower", b"lower", "sample_count", b"sample_count", "upper", b"upper"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Interval: _TypeAlias = Interval  # noqa: Y015
