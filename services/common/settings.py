@@ -94,6 +94,9 @@ class CommonSettings(BaseSettings):
     max_connection_age_s: Annotated[float, Field(ge=0)] = 0.0
     """Age after which a client is asked to reconnect. Seconds; 0 is never. For public ports only."""
 
+    clock_tolerance_s: Annotated[float, Field(ge=0)] = 60.0
+    """How far ahead of this machine's clock an event time or an as-of time may lie. Seconds; more for replays."""
+
     drain_delay_s: Annotated[float, Field(ge=0)] = 0.5
     """From NOT_SERVING to refusing calls, so that load balancers notice. Seconds; 3 to 5 under Kubernetes."""
     drain_grace_s: Annotated[float, Field(ge=0)] = 10.0
