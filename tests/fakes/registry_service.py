@@ -32,8 +32,8 @@ from interlock.types.v1.signature_pb2 import (
 )
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_FP32, Tensor, TensorSpec
 
-from services.common.server import serving
 from services.common.database import Database
+from services.common.server import serving
 from services.registry.app import build
 from services.registry.settings import RegistrySettings
 from tests.fakes.ports import free_offset

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from services.registry.adapters.migrations import MIGRATIONS
-from services.registry.adapters.bell import Bell
 from services.common.database import Database
 from services.common.migration import migrate
+from services.common.storage_failure import DatabaseUnavailable, StorageFull
+from services.registry.adapters.bell import Bell
+from services.registry.adapters.migrations import MIGRATIONS
 from services.registry.adapters.sql_store import SqlStore
 from services.registry.domain.audit import Author
 from services.registry.domain.catalog import create_model
-from services.common.storage_failure import DatabaseUnavailable, StorageFull
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import Model
 
