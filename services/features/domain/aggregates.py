@@ -124,7 +124,7 @@ def combine(aggregate: Aggregate, count: int, values: Sequence[EventScalar]) -> 
             return list(values[: -aggregate.last_count - 1 : -1]) or None
     if not values:
         return None
-    extreme = min(values) if aggregate.function is AggregateFunction.MINIMUM else max(values)  # type: ignore[type-var]
+    extreme = min(values) if aggregate.function is AggregateFunction.MINIMUM else max(values)
     return extreme + 0.0 if isinstance(extreme, float) else extreme
 
 
@@ -165,7 +165,7 @@ def _float_sum(values: Sequence[EventScalar]) -> float | None:
     except OverflowError:
         # fsum gives up when a sum on the way overflows, which depends on the order; the true sum does not.
         with contextlib.suppress(OverflowError):
-            return float(sum(map(Fraction, values)))  # type: ignore[arg-type]
+            return float(sum(map(Fraction, values)))
         return None
 
 
