@@ -277,6 +277,7 @@ async def test_server_live_with_a_malformed_message(world: World) -> None:
 @pytest.mark.rpc(OIP + "ServerReady", "happy")
 async def test_server_ready_follows_the_replicas(world: World) -> None:
     assert (await world.oip.ServerReady(oip_pb.ServerReadyRequest(), timeout=5)).ready
+
     async def server_ready() -> bool:
         return (await world.oip.ServerReady(oip_pb.ServerReadyRequest(), timeout=5)).ready
 
