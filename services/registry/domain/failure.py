@@ -14,7 +14,6 @@ from services.common.errors import (
     InvalidArgument,
     NotFound,
     OutOfRange,
-    ResourceExhausted,
     Unavailable,
     Unimplemented,
     Violation,
@@ -127,24 +126,6 @@ class UploadTakenOver(InvalidArgument):
     def __init__(self, digest: str) -> None:
         super().__init__(
             f"a later stream has taken over the upload of {digest}", reason="WRONG_OFFSET", metadata={"digest": digest}
-        )
-
-
-class StorageFull(ResourceExhausted):
-    """The disk is full; reads go on, and writes once there is room."""
-
-    def __init__(self) -> None:
-        super().__init__("the registry's disk is full; make room and try again", reason="STORAGE_FULL")
-
-
-class DatabaseUnavailable(Unavailable):
-    """The database does not answer."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the registry's database does not answer; try again",
-            reason=DEPENDENCY_UNAVAILABLE,
-            retry_after_s=_NEXT_ATTEMPT_S,
         )
 
 
