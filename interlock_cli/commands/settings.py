@@ -13,16 +13,18 @@ from interlock_cli.settings import StackSettings
 from services.common.edge.settings import EdgeSettings
 from services.common.settings import CommonSettings
 from services.inference.settings import InferenceSettings
+from services.monitor.settings import Settings as MonitorSettings
 from services.registry.settings import RegistrySettings
 from services.router.settings import Settings as RouterSettings
 
-# Features and monitor read the common ones only.
+# Features reads the common ones only.
 _READERS: Final[Mapping[str, type[CommonSettings]]] = {
     "every process": CommonSettings,
     "the edge": EdgeSettings,
     "router": RouterSettings,
     "inference": InferenceSettings,
     "registry": RegistrySettings,
+    "monitor": MonitorSettings,
     "`interlock up` and its siblings": StackSettings,
 }
 
