@@ -120,6 +120,10 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """RESOURCE_EXHAUSTED: more unacknowledged rows than allowed."""
     FEATURES_ERROR_REASON_JOB_ENDED: _FeaturesErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the job has ended."""
+    FEATURES_ERROR_REASON_REQUEST_ID_REUSED: _FeaturesErrorReason.ValueType  # 14
+    """ALREADY_EXISTS: the request_id was used with another body."""
+    FEATURES_ERROR_REASON_STORAGE_FULL: _FeaturesErrorReason.ValueType  # 15
+    """RESOURCE_EXHAUSTED: the disk is full."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -152,6 +156,10 @@ FEATURES_ERROR_REASON_TOO_MANY_OUTSTANDING: FeaturesErrorReason.ValueType  # 12
 """RESOURCE_EXHAUSTED: more unacknowledged rows than allowed."""
 FEATURES_ERROR_REASON_JOB_ENDED: FeaturesErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the job has ended."""
+FEATURES_ERROR_REASON_REQUEST_ID_REUSED: FeaturesErrorReason.ValueType  # 14
+"""ALREADY_EXISTS: the request_id was used with another body."""
+FEATURES_ERROR_REASON_STORAGE_FULL: FeaturesErrorReason.ValueType  # 15
+"""RESOURCE_EXHAUSTED: the disk is full."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final
