@@ -1,1 +1,1 @@
-"""The rules of features: what views hold, and what their values are as of a time."""
+"""The features service's rules in its own nouns: no transport, no stub, no store."""

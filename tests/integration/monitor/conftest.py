@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import pytest
@@ -23,8 +24,10 @@ class Monitor:
 
 
 @pytest.fixture
-async def monitor() -> AsyncIterator[Monitor]:
-    settings = Settings(port_offset=free_offset(), drain_delay_s=0, drain_grace_s=5, prediction_count_limit=50)
+async def monitor(tmp_path: Path) -> AsyncIterator[Monitor]:
+    settings = Settings(
+        state_dir=tmp_path, port_offset=free_offset(), drain_delay_s=0, drain_grace_s=5, prediction_count_limit=50
+    )
     async with (
         serving("monitor", settings, build, ["127.0.0.1:0"]) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel,

@@ -1,0 +1,92 @@
+"""What features refuses and why; `reason` is a value of the contract's FeaturesErrorReason."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from services.common.errors import (
+    DEPENDENCY_UNAVAILABLE,
+    INVALID_FIELD,
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Violation,
+    echo,
+)
+
+INVALID_DEFINITION: Final = "INVALID_DEFINITION"
+
+
+class InvalidRequest(InvalidArgument):
+    """One or more fields break the contract; all of them are listed."""
+
+    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(
+            f"{first.field}: {first.description}{more}",
+            reason=reason,
+            metadata={"field": first.field},
+            violations=violations,
+        )
+
+
+def refuse(violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
+    """Raise InvalidRequest when there is a violation."""
+    if violations:
+        raise InvalidRequest(violations, reason)
+
+
+class ResourceNotFound(NotFound):
+    """No view, feature, entity or job of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
+
+
+class EtagMismatch(Aborted):
+    """Somebody changed the resource since the caller read it."""
+
+    def __init__(self, name: str, want: str, got: str) -> None:
+        super().__init__(
+            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"name": name, "etag": want},
+        )
+
+
+class DefinitionInUse(FailedPrecondition):
+    """A registered version depends on what would change or go."""
+
+    def __init__(self, resource: str, versions: Sequence[str]) -> None:
+        more = f" and {len(versions) - 1} more" if len(versions) > 1 else ""
+        super().__init__(
+            f"{resource} cannot change so: {versions[0]}{more} would be broken",
+            reason="DEFINITION_IN_USE",
+            metadata={"resource": resource, "model_versions": ", ".join(versions), "count": str(len(versions))},
+        )
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry cannot be asked who depends on a definition."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the registry does not answer, so nobody knows which versions depend on this; nothing was changed",
+            reason=DEPENDENCY_UNAVAILABLE,
+            metadata={"service": "registry"},
+            retry_after_s=1.0,
+        )
+
+
+class RequestIdReused(AlreadyExists):
+    """The idempotency key was used with another body."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            "request_id: want a new UUID for a new request, got one that was used with another body",
+            reason="REQUEST_ID_REUSED",
+            metadata={"request_id": request_id},
+        )
