@@ -9,26 +9,16 @@ are DOUBLE; floor and ceil are INT64.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Final
+from typing import Final, NoReturn
+
+from services.features.domain.definitions import FeatureType, Scalar
 
 MAX_EXPRESSION_CHARS: Final = 2_000
 MAX_EXPRESSION_DEPTH: Final = 100
+MAX_EXPRESSION_NESTING: Final = 50
 INT64_MAX: Final = 2**63 - 1
 
-Scalar = float | int | str | bool
-
-
-class ValueType(Enum):
-    """Type of a value, by its name in the contract's FeatureType."""
-
-    DOUBLE = "DOUBLE"
-    INT64 = "INT64"
-    STRING = "STRING"
-    BOOL = "BOOL"
-
-
-_NUMBERS: Final = (ValueType.DOUBLE, ValueType.INT64)
+_NUMBERS: Final = (FeatureType.DOUBLE, FeatureType.INT64)
 
 
 class ExpressionError(Exception):
@@ -46,7 +36,7 @@ class Node:
     """One node of a checked tree. `kind` is an operator or function, "literal" or "input"; None is the type of null."""
 
     kind: str
-    type: ValueType | None
+    type: FeatureType | None
     position: int
     operands: tuple["Node", ...] = ()
     value: Scalar | None = None
@@ -70,10 +60,11 @@ _TOKEN: Final = re.compile(
 )
 _COMPARISONS: Final = ("==", "!=", "<", "<=", ">", ">=")
 _CONSTANTS: Final[Mapping[str, bool | None]] = {"true": True, "false": False, "null": None}
+RESERVED_WORDS: Final = frozenset({"and", "or", "not", *_CONSTANTS})
 _END: Final = "end of expression"
 
 
-def parse_expression(text: str, inputs: Mapping[str, ValueType], result: ValueType) -> Node:
+def parse_expression(text: str, inputs: Mapping[str, FeatureType], result: FeatureType) -> Node:
     """Return the checked tree of an expression over these inputs whose value has the type `result`.
 
     Raises ExpressionError: the first thing that is wrong. An INT64 expression is good for a DOUBLE result.
@@ -83,9 +74,9 @@ def parse_expression(text: str, inputs: Mapping[str, ValueType], result: ValueTy
             MAX_EXPRESSION_CHARS + 1, f"at most {MAX_EXPRESSION_CHARS} characters", f"{len(text)} characters"
         )
     root = _Parser(_tokens(text), inputs).parse()
-    if root.type is not result and (root.type, result) != (ValueType.INT64, ValueType.DOUBLE):
+    if root.type is not result and (root.type, result) != (FeatureType.INT64, FeatureType.DOUBLE):
         raise ExpressionError(root.position, f"an expression of type {result.value}", _type_name(root.type))
-    return _as_double(root) if result is ValueType.DOUBLE else root
+    return _as_double(root) if result is FeatureType.DOUBLE else root
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -102,17 +93,27 @@ def _tokens(text: str) -> list[_Token]:
     return tokens
 
 
-class _Parser:
-    """Precedence climbing, one method for each level."""
+_LEFT_POWERS: Final[Mapping[str, int]] = {
+    "or": 1,
+    "and": 2,
+    **dict.fromkeys(_COMPARISONS, 4),
+    **dict.fromkeys(("+", "-"), 5),
+    **dict.fromkeys(("*", "/", "%"), 6),
+}
+_PREFIXES: Final[Mapping[str, tuple[str, int]]] = {"not": ("not", 3), "-": ("negate", 7)}
 
-    def __init__(self, tokens: Sequence[_Token], inputs: Mapping[str, ValueType]) -> None:
+
+class _Parser:
+    """Precedence climbing (Pratt 1973, Top down operator precedence)."""
+
+    def __init__(self, tokens: Sequence[_Token], inputs: Mapping[str, FeatureType]) -> None:
         self._tokens = tokens
         self._inputs = inputs
         self._next = 0
         self._open = 0
 
     def parse(self) -> Node:
-        root = self._either()
+        root = self._expression(0)
         if self._peek.kind != "end":
             self._fail("an operator or the end")
         return root
@@ -128,76 +129,50 @@ class _Parser:
             return token
         return None
 
-    def _fail(self, want: str) -> None:
+    def _fail(self, want: str) -> NoReturn:
         got = self._peek.text if self._peek.kind == "end" else repr(self._peek.text[:40])
         raise ExpressionError(self._peek.position, want, got)
 
-    def _either(self) -> Node:
+    def _expression(self, power: int) -> Node:
+        """Take an expression whose operators bind tighter than `power`."""
         self._open += 1
-        if self._open > MAX_EXPRESSION_DEPTH:
-            self._fail(f"at most {MAX_EXPRESSION_DEPTH} levels of nesting")
-        node = self._chain(("or",), lambda: self._chain(("and",), self._negation))
+        if self._open > MAX_EXPRESSION_NESTING:
+            self._fail(f"at most {MAX_EXPRESSION_NESTING} levels of nesting")
+        node = self._operand()
+        while _LEFT_POWERS.get(self._peek.text, 0) > power and self._peek.kind != "text":
+            token = self._peek
+            self._next += 1
+            node = _operation(token, (node, self._expression(_LEFT_POWERS[token.text])))
+            if token.text in _COMPARISONS and self._peek.text in _COMPARISONS:
+                self._fail("'and' between two comparisons")
         self._open -= 1
         return node
 
-    def _chain(self, operators: tuple[str, ...], operand: Callable[[], Node]) -> Node:
-        node = operand()
-        while token := self._take(*operators):
-            node = _operation(token, (node, operand()))
-        return node
-
-    def _negation(self) -> Node:
-        tokens = []
-        while token := self._take("not"):
-            tokens.append(token)
-        node = self._comparison()
-        for token in reversed(tokens):
-            node = _operation(token, (node,))
-        return node
-
-    def _comparison(self) -> Node:
-        node = self._sum()
-        if token := self._take(*_COMPARISONS):
-            node = _operation(token, (node, self._sum()))
-            if self._peek.text in _COMPARISONS:
-                self._fail("'and' between two comparisons")
-        return node
-
-    def _sum(self) -> Node:
-        return self._chain(("+", "-"), lambda: self._chain(("*", "/", "%"), self._unary))
-
-    def _unary(self) -> Node:
-        tokens = []
-        while token := self._take("-"):
-            tokens.append(token)
-        node = self._atom()
-        for token in reversed(tokens):
-            node = _operation(_Token("operator", "negate", token.position), (node,))
-        return node
-
-    def _atom(self) -> Node:
+    def _operand(self) -> Node:
         token = self._peek
-        self._next += token.kind != "end"
+        if token.kind != "text" and token.text in _PREFIXES:
+            self._next += 1
+            name, power = _PREFIXES[token.text]
+            return _operation(_Token("operator", name, token.position), (self._expression(power),))
+        if token.kind == "end" or (token.kind == "operator" and token.text != "("):
+            self._fail("a value")
+        self._next += 1
         if token.kind == "number":
             return _number(token)
         if token.kind == "text":
-            return Node("literal", ValueType.STRING, token.position, value=token.text[1:-1])
+            return Node("literal", FeatureType.STRING, token.position, value=token.text[1:-1])
         if token.kind == "name":
             return self._named(token)
-        if token.text == "(" and token.kind == "operator":
-            node = self._either()
-            self._expect(")")
-            return node
-        self._next -= token.kind != "end"
-        self._fail("a value")
-        raise AssertionError
+        node = self._expression(0)
+        self._expect(")")
+        return node
 
     def _named(self, token: _Token) -> Node:
         if self._peek.text == "(" and self._peek.kind == "operator":
             return self._call(token)
         if token.text in _CONSTANTS:
             value = _CONSTANTS[token.text]
-            return Node("literal", None if value is None else ValueType.BOOL, token.position, value=value)
+            return Node("literal", None if value is None else FeatureType.BOOL, token.position, value=value)
         if token.text not in self._inputs:
             known = ", ".join(sorted(self._inputs)[:10])
             raise ExpressionError(token.position, f"an input ({known})", repr(token.text[:40]))
@@ -207,9 +182,9 @@ class _Parser:
         if token.text not in FUNCTIONS:
             raise ExpressionError(token.position, f"a function ({', '.join(FUNCTIONS)})", repr(token.text[:40]))
         self._expect("(")
-        operands = [self._either()]
+        operands = [self._expression(0)]
         while self._take(","):
-            operands.append(self._either())
+            operands.append(self._expression(0))
         self._expect(")")
         return _operation(token, tuple(operands))
 
@@ -223,15 +198,16 @@ def _number(token: _Token) -> Node:
         # The length first: turning a huge text into a number is slow, and Python refuses it with another error.
         if len(token.text) > 19 or int(token.text) > INT64_MAX:
             raise ExpressionError(token.position, f"a whole number up to {INT64_MAX}", repr(token.text[:40]))
-        return Node("literal", ValueType.INT64, token.position, value=int(token.text))
+        return Node("literal", FeatureType.INT64, token.position, value=int(token.text))
     value = float(token.text)
     if value == float("inf"):
         raise ExpressionError(token.position, "a number that fits into DOUBLE", repr(token.text[:40]))
-    return Node("literal", ValueType.DOUBLE, token.position, value=value)
+    return Node("literal", FeatureType.DOUBLE, token.position, value=value)
 
 
 def _operation(token: _Token, operands: tuple[Node, ...]) -> Node:
-    depth = 1 + max(operand.depth for operand in operands)
+    # The code of coalesce has one level for each argument.
+    depth = max(operand.depth for operand in operands) + (len(operands) if token.text == "coalesce" else 1)
     if depth > MAX_EXPRESSION_DEPTH:
         raise ExpressionError(token.position, f"at most {MAX_EXPRESSION_DEPTH} levels of operations", f"{depth}")
     rule, least, most = _RULES[token.text]
@@ -242,7 +218,7 @@ def _operation(token: _Token, operands: tuple[Node, ...]) -> Node:
     return Node(token.text, result, token.position, operands, depth=depth)
 
 
-_Typed = tuple[ValueType | None, tuple[Node, ...]]
+_Typed = tuple[FeatureType | None, tuple[Node, ...]]
 
 
 def _arithmetic(token: _Token, operands: tuple[Node, ...]) -> _Typed:
@@ -251,12 +227,12 @@ def _arithmetic(token: _Token, operands: tuple[Node, ...]) -> _Typed:
 
 def _to_double(token: _Token, operands: tuple[Node, ...]) -> _Typed:
     _numeric(operands, token.text)
-    return ValueType.DOUBLE, operands
+    return FeatureType.DOUBLE, operands
 
 
 def _to_whole(token: _Token, operands: tuple[Node, ...]) -> _Typed:
     _numeric(operands, token.text)
-    return ValueType.INT64, operands
+    return FeatureType.INT64, operands
 
 
 def _extreme(token: _Token, operands: tuple[Node, ...]) -> _Typed:
@@ -266,20 +242,20 @@ def _extreme(token: _Token, operands: tuple[Node, ...]) -> _Typed:
 
 def _logic(token: _Token, operands: tuple[Node, ...]) -> _Typed:
     for operand in operands:
-        _want(operand, (ValueType.BOOL,), token.text)
-    return ValueType.BOOL, operands
+        _want(operand, (FeatureType.BOOL,), token.text)
+    return FeatureType.BOOL, operands
 
 
 def _compared(token: _Token, operands: tuple[Node, ...]) -> _Typed:
     _common_type(operands)
     if token.text not in ("==", "!="):
         for operand in operands:
-            _want(operand, (*_NUMBERS, ValueType.STRING), token.text)
-    return ValueType.BOOL, operands
+            _want(operand, (*_NUMBERS, FeatureType.STRING), token.text)
+    return FeatureType.BOOL, operands
 
 
 def _condition(token: _Token, operands: tuple[Node, ...]) -> _Typed:
-    _want(operands[0], (ValueType.BOOL,), token.text)
+    _want(operands[0], (FeatureType.BOOL,), token.text)
     kind = _common_type(operands[1:])
     return kind, (operands[0], *_unified(operands[1:], kind))
 
@@ -308,41 +284,41 @@ _RULES: Final[Mapping[str, tuple[Callable[[_Token, tuple[Node, ...]], _Typed], i
 FUNCTIONS: Final = ("if", "coalesce", "abs", "min", "max", "log", "exp", "floor", "ceil")
 
 
-def _want(operand: Node, types: tuple[ValueType, ...], where: str) -> None:
+def _want(operand: Node, types: tuple[FeatureType, ...], where: str) -> None:
     if operand.type is not None and operand.type not in types:
         names = " or ".join(kind.value for kind in types)
         raise ExpressionError(operand.position, f"{names} for {where!r}", _type_name(operand.type))
 
 
-def _numeric(operands: tuple[Node, ...], where: str) -> ValueType:
+def _numeric(operands: tuple[Node, ...], where: str) -> FeatureType:
     for operand in operands:
         _want(operand, _NUMBERS, where)
-    whole = all(operand.type is ValueType.INT64 for operand in operands)
-    return ValueType.INT64 if whole else ValueType.DOUBLE
+    whole = all(operand.type is FeatureType.INT64 for operand in operands)
+    return FeatureType.INT64 if whole else FeatureType.DOUBLE
 
 
-def _common_type(operands: tuple[Node, ...]) -> ValueType | None:
+def _common_type(operands: tuple[Node, ...]) -> FeatureType | None:
     """Return the type that all of them can have; null goes with any."""
-    common: ValueType | None = None
+    common: FeatureType | None = None
     for operand in operands:
         if common is None or operand.type is None or operand.type is common:
             common = common or operand.type
         elif common in _NUMBERS and operand.type in _NUMBERS:
-            common = ValueType.DOUBLE
+            common = FeatureType.DOUBLE
         else:
             raise ExpressionError(operand.position, f"{common.value}, as before it", _type_name(operand.type))
     return common
 
 
-def _unified(operands: tuple[Node, ...], kind: ValueType | None) -> tuple[Node, ...]:
-    return tuple(map(_as_double, operands)) if kind is ValueType.DOUBLE else operands
+def _unified(operands: tuple[Node, ...], kind: FeatureType | None) -> tuple[Node, ...]:
+    return tuple(map(_as_double, operands)) if kind is FeatureType.DOUBLE else operands
 
 
 def _as_double(node: Node) -> Node:
-    if node.type is not ValueType.INT64:
+    if node.type is not FeatureType.INT64:
         return node
-    return Node("double", ValueType.DOUBLE, node.position, (node,), depth=node.depth)
+    return Node("double", FeatureType.DOUBLE, node.position, (node,), depth=node.depth)
 
 
-def _type_name(kind: ValueType | None) -> str:
+def _type_name(kind: FeatureType | None) -> str:
     return "null" if kind is None else kind.value

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final, cast
 
-from services.features.domain.expression import ExpressionError, Node, Scalar, ValueType, parse_expression
+from services.common.errors import Violation, echo
+from services.features.domain.definitions import FeatureType, FeatureView, OnDemandSource, Scalar
+from services.features.domain.expression import RESERVED_WORDS, ExpressionError, Node, parse_expression
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -62,7 +64,7 @@ class CompiledExpression:
     `inputs` are the names that it uses, sorted.
     """
 
-    def __init__(self, text: str, inputs: Mapping[str, ValueType], result: ValueType) -> None:
+    def __init__(self, text: str, inputs: Mapping[str, FeatureType], result: FeatureType) -> None:
         """Raises ExpressionError: the first thing that is wrong with the text."""
         root = parse_expression(text, inputs, result)
         self.text = text
@@ -91,9 +93,9 @@ class OnDemandPlan:
     """All expressions of a view, by feature name."""
 
     def __init__(
-        self, inputs: Mapping[str, ValueType], expressions: Mapping[str, str], types: Mapping[str, ValueType]
+        self, inputs: Mapping[str, FeatureType], expressions: Mapping[str, str], types: Mapping[str, FeatureType]
     ) -> None:
-        """Compile them; raises ExpressionError for the first that is wrong (`check_expressions` finds all)."""
+        """Compile them; raises ExpressionError for the first that is wrong."""
         self.inputs = dict(inputs)
         self.expressions = {
             feature: CompiledExpression(text, inputs, types[feature]) for feature, text in expressions.items()
@@ -136,18 +138,51 @@ class OnDemandPlan:
         return [self.expressions[feature].evaluate(columns, len(rows)) for feature in features]
 
 
-def check_expressions(
-    inputs: Mapping[str, ValueType], expressions: Mapping[str, str], types: Mapping[str, ValueType]
-) -> Iterator[tuple[str, ExpressionError]]:
-    """Yield every expression that is wrong, by feature name, with its first error; `types` has every feature's."""
-    for feature, text in sorted(expressions.items()):
+def compile_source(view: FeatureView) -> OnDemandPlan:
+    """Return the expressions of a sound on-demand view, ready to run."""
+    inputs, expressions, types = _parts(view)
+    return OnDemandPlan(inputs, expressions, types)
+
+
+def check_expressions(view: FeatureView, path: str = "") -> Iterator[Violation]:
+    """Yield what is wrong with the inputs and expressions of an on-demand view; `path` stands before every field.
+
+    Every feature has one expression, of its type; the first error of each is told, with its position.
+    """
+    inputs, expressions, types = _parts(view)
+    for name in sorted(RESERVED_WORDS.intersection(inputs)):
+        yield Violation(
+            f"{path}on_demand_source.inputs", f"want a name that is no word of expressions, got {echo(name)}"
+        )
+    for feature in view.features:
+        if feature.is_list:
+            yield Violation(
+                f"{path}features[{echo(feature.name)}].is_list", "want false for an on-demand feature, got true"
+            )
+        if feature.name not in expressions:
+            yield Violation(f"{path}on_demand_source.expressions", f"want one for {echo(feature.name)}, got none")
+    for feature_name, text in sorted(expressions.items()):
+        field = f"{path}on_demand_source.expressions[{echo(feature_name)}]"
+        if feature_name not in types:
+            yield Violation(field, f"want the name of a feature with a type, got {echo(feature_name)}")
+            continue
         try:
-            CompiledExpression(text, inputs, types[feature])
+            CompiledExpression(text, inputs, types[feature_name])
         except ExpressionError as error:
-            yield feature, error
+            yield Violation(field, str(error))
 
 
-def conform(value: object, want: ValueType) -> Scalar | None:
+def _parts(view: FeatureView) -> tuple[dict[str, FeatureType], Mapping[str, str], dict[str, FeatureType]]:
+    """Return inputs, expressions and types of features; those without a legal type are left out."""
+    source = view.source
+    if not isinstance(source, OnDemandSource):
+        return {}, {}, {}
+    inputs = {field.name: field.type for field in source.inputs if field.type is not None}
+    types = {feature.name: feature.type for feature in view.features if feature.type is not None}
+    return inputs, source.expressions, types
+
+
+def conform(value: object, want: FeatureType) -> Scalar | None:
     """Return a value as its type holds it; None stays None.
 
     A whole number is good for DOUBLE, a number without a fraction for INT64. Raises ValueError that says what came.
@@ -161,9 +196,9 @@ def conform(value: object, want: ValueType) -> Scalar | None:
         if kind is int and not INT64_MIN <= cast("int", value) <= INT64_MAX:
             raise ValueError("a whole number beyond INT64")
         return cast("Scalar | None", value)
-    if want is ValueType.DOUBLE and kind is int:
+    if want is FeatureType.DOUBLE and kind is int:
         return float(cast("int", value))
-    if want is ValueType.INT64 and kind is float:
+    if want is FeatureType.INT64 and kind is float:
         number = cast("float", value)
         if -(2.0**63) <= number < 2.0**63 and number.is_integer():
             return int(number)
@@ -171,17 +206,22 @@ def conform(value: object, want: ValueType) -> Scalar | None:
     raise ValueError(_TYPE_NAMES.get(kind, kind.__name__))
 
 
-_PYTHON_TYPES: Final = {ValueType.DOUBLE: float, ValueType.INT64: int, ValueType.STRING: str, ValueType.BOOL: bool}
+_PYTHON_TYPES: Final = {
+    FeatureType.DOUBLE: float,
+    FeatureType.INT64: int,
+    FeatureType.STRING: str,
+    FeatureType.BOOL: bool,
+}
 _TYPE_NAMES: Final[Mapping[type, str]] = {kind: name.value for name, kind in _PYTHON_TYPES.items()}
 
 
-def _has_type(column: Column, want: ValueType) -> bool:
+def _has_type(column: Column, want: FeatureType) -> bool:
     """Return whether nothing of it needs a look of its own: the fast way for columns of many rows."""
     if any(kind is not _PYTHON_TYPES[want] for kind in set(map(type, column))):
         return False
-    if want is ValueType.DOUBLE:
+    if want is FeatureType.DOUBLE:
         return all(map(math.isfinite, cast("Sequence[float]", column)))
-    if want is ValueType.INT64:
+    if want is FeatureType.INT64:
         whole = cast("Sequence[int]", column)
         return not column or (min(whole) >= INT64_MIN and max(whole) <= INT64_MAX)
     return True
@@ -317,7 +357,7 @@ class _Code:
 
     def _limited(self, node: Node, value: ast.expr) -> ast.expr:
         """The value if its type can hold it; else null, or for a whole number an error."""
-        whole = node.type is ValueType.INT64
+        whole = node.type is FeatureType.INT64
         least, most = (INT64_MIN, INT64_MAX) if whole else (-DOUBLE_MAX, DOUBLE_MAX)
         name = self._temporary()
         bound = ast.NamedExpr(ast.Name(name, ast.Store()), value)
