@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from interlock.registry.v1 import registry_service_pb2 as registry_pb
@@ -22,6 +22,12 @@ from interlock.types.v1.signature_pb2 import (
     Signature,
 )
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_BYTES, DATA_TYPE_FP32, DATA_TYPE_FP64, TensorSpec
+
+if TYPE_CHECKING:
+    # The stub's servicer is abstract, and this registry knows two methods only.
+    _Servicer = object
+else:
+    _Servicer = registry_rpc.RegistryServiceServicer
 
 LABELS = ("fine", "fraud")
 
@@ -78,7 +84,7 @@ def model_version(
     return made
 
 
-class FakeRegistry(registry_rpc.RegistryServiceServicer):
+class FakeRegistry(_Servicer):
     """Knows some versions; counts how often it is asked."""
 
     def __init__(self, versions: Iterable[ModelVersion] = ()) -> None:
@@ -110,7 +116,7 @@ class FakeRegistry(registry_rpc.RegistryServiceServicer):
 async def serve_registry(fake: FakeRegistry, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
     """Serve a fake; yields its address."""
     server = grpc.aio.server()
-    registry_rpc.add_RegistryServiceServicer_to_server(fake, server)
+    registry_rpc.add_RegistryServiceServicer_to_server(cast("Any", fake), server)
     port = server.add_insecure_port(address)
     await server.start()
     try:
