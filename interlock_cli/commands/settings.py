@@ -14,6 +14,7 @@ from services.common.edge.settings import EdgeSettings
 from services.common.settings import CommonSettings
 from services.features.settings import Settings as FeaturesSettings
 from services.inference.settings import InferenceSettings
+from services.monitor.settings import Settings as MonitorSettings
 from services.registry.settings import RegistrySettings
 from services.router.settings import Settings as RouterSettings
 
@@ -24,6 +25,7 @@ _READERS: Final[Mapping[str, type[CommonSettings]]] = {
     "inference": InferenceSettings,
     "registry": RegistrySettings,
     "features": FeaturesSettings,
+    "monitor": MonitorSettings,
     "`interlock up` and its siblings": StackSettings,
 }
 
