@@ -20,12 +20,13 @@ from interlock.registry.v1alpha1 import (
 
 from services.common.call import Binding
 from services.common.errors import ServiceError
+from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
 from services.registry.adapters.artifact_store import FsspecArtifactStore
 from services.registry.adapters.bell import Bell
-from services.registry.adapters.database import Database
-from services.registry.adapters.migration import migrate
+from services.registry.adapters.features_client import GrpcFeatureGate
+from services.registry.adapters.migrations import MIGRATIONS
 from services.registry.adapters.sql_feed import SqlChangeFeed
 from services.registry.adapters.sql_store import SqlStore
 from services.registry.domain.audit import Author
@@ -55,20 +56,29 @@ async def build(settings: RegistrySettings, runtime: Runtime[RegistrySettings]) 
     bell = Bell()
     runtime.on_drain(bell.close)
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(_open_database(settings))
+        database = await stack.enter_async_context(
+            open_database(
+                settings.database,
+                MIGRATIONS,
+                service="registry",
+                statement_timeout_s=settings.database_statement_timeout_s,
+            )
+        )
         store = SqlStore(database, bell)
         await store.begin()
         async with store.change(_OURSELVES) as change:
             await create_first_environments(change)
         feed = await SqlChangeFeed.open(database, bell)
         artifacts = await _open_artifacts(settings, runtime)
+        features = GrpcFeatureGate(settings.features_address)
+        stack.push_async_callback(features.close)
         for name, work in (
             ("poll-changes", feed.poll(settings.watch_poll_s)),
             ("housekeeping", _keep_house(settings, store, artifacts)),
         ):
             await stack.enter_async_context(_in_background(runtime, work, name))
         yield (
-            Binding(_full_name(registry_service_pb2, "RegistryService"), RegistryServicer(store, artifacts)),
+            Binding(_full_name(registry_service_pb2, "RegistryService"), RegistryServicer(store, artifacts, features)),
             Binding(
                 _full_name(artifact_service_pb2, "ArtifactService"),
                 ArtifactServicer(artifacts, idle_timeout_s=settings.upload_idle_timeout_s),
@@ -79,18 +89,6 @@ async def build(settings: RegistrySettings, runtime: Runtime[RegistrySettings]) 
             ),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
-
-
-@asynccontextmanager
-async def _open_database(settings: RegistrySettings) -> AsyncIterator[Database]:
-    if not settings.database_url:
-        (settings.state_dir / "registry").mkdir(parents=True, exist_ok=True)
-    database = Database(settings.database, statement_timeout_s=settings.database_statement_timeout_s)
-    try:
-        await migrate(database)
-        yield database
-    finally:
-        await database.close()
 
 
 async def _open_artifacts(settings: RegistrySettings, runtime: Runtime[RegistrySettings]) -> FsspecArtifactStore:

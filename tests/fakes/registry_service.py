@@ -32,8 +32,8 @@ from interlock.types.v1.signature_pb2 import (
 )
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_FP32, Tensor, TensorSpec
 
+from services.common.database import Database
 from services.common.server import serving
-from services.registry.adapters.database import Database
 from services.registry.app import build
 from services.registry.settings import RegistrySettings
 from tests.fakes.ports import free_offset
@@ -116,7 +116,7 @@ async def running_registry(state_dir: Path, database_url: str = "", **settings: 
 
 async def execute(database_url: str, statement: str) -> None:
     """Change the database behind the registry's back."""
-    database = Database(database_url)
+    database = Database(database_url, service="registry")
     async with database.write() as connection:
         await connection.exec_driver_sql(statement)
     await database.close()

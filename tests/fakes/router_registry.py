@@ -103,6 +103,9 @@ class FakeControl(registry_rpc.ControlServiceServicer):
     async def ReportReplica(self, request: registry_pb.ReportReplicaRequest, context: Any) -> NoReturn:
         raise AssertionError("a router reports no replica")
 
+    async def ListFeatureBindings(self, request: registry_pb.ListFeatureBindingsRequest, context: Any) -> NoReturn:
+        raise AssertionError("a router asks for no bindings")
+
 
 async def serve_control(fake: FakeControl, address: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server()

@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from prometheus_client import CollectorRegistry, Counter
 
 from services.common.errors import Violation
+from services.common.storage_failure import StorageFull
 from services.registry.adapters.blocking import in_thread
 from services.registry.adapters.part_file import (
     LockedPart,
@@ -33,7 +34,6 @@ from services.registry.domain.failure import (
     DigestMismatch,
     InvalidRequest,
     ResourceNotFound,
-    StorageFull,
     UploadBusy,
     WrongOffset,
 )
@@ -162,7 +162,7 @@ class FsspecArtifactStore:
     def _refuse_full(self, more_bytes: int) -> None:
         usage = shutil.disk_usage(self._uploads)
         if usage.free - more_bytes < usage.total * self._least_free_share:
-            raise StorageFull
+            raise StorageFull("registry")
 
     async def _publish(self, part: Path, digest: str) -> None:
         await in_thread(self._move_in, part, digest)

@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from services.registry.domain.failure import StorageFull, StoreUnavailable
+from services.common.storage_failure import StorageFull
+from services.registry.domain.failure import StoreUnavailable
 
 _T = TypeVar("_T")
 _LOG: Final = structlog.get_logger(part="artifacts")
@@ -39,4 +40,4 @@ def _translated() -> Iterator[None]:
         raise
     except OSError as error:
         _LOG.error("artifact_store_failed", error=str(error))
-        raise (StorageFull() if error.errno in _NO_ROOM else StoreUnavailable()) from error
+        raise (StorageFull("registry") if error.errno in _NO_ROOM else StoreUnavailable()) from error

@@ -8,8 +8,8 @@ from typing import Final
 
 from sqlalchemy import Select, delete, func, insert, select, update
 
+from services.common.database import Database
 from services.registry.adapters.bell import Bell
-from services.registry.adapters.database import Database
 from services.registry.adapters.row import ROUTE_KIND, audit_entry_of, typed
 from services.registry.adapters.sql_change import ANSWER_WINDOW, SqlChange
 from services.registry.adapters.sql_view import SqlView, read_head

@@ -5,48 +5,37 @@
 
 from typing import Final
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    PrimaryKeyConstraint,
-    String,
-    Table,
-)
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, MetaData, PrimaryKeyConstraint, Table
+
+from services.common.database import TEXT
 
 METADATA: Final = MetaData()
-# Names sort by bytes in every database, whatever its locale.
-_TEXT: Final = String().with_variant(String(collation="C"), "postgresql")
 
 HEAD: Final = Table(
     "head",
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("registry_id", _TEXT, nullable=False),
+    Column("registry_id", TEXT, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("time_us", BigInteger, nullable=False),
     Column("kept_after", BigInteger, nullable=False),
     Column("audit_sequence", BigInteger, nullable=False),
-    Column("audit_hash", _TEXT, nullable=False),
+    Column("audit_hash", TEXT, nullable=False),
 )
 
 RESOURCE: Final = Table(
     "resource",
     METADATA,
-    Column("name", _TEXT, primary_key=True),
-    Column("folded_name", _TEXT, nullable=False, unique=True),
-    Column("other_name", _TEXT, nullable=True),
-    Column("folded_other_name", _TEXT, nullable=True, unique=True),
-    Column("kind", _TEXT, nullable=False),
-    Column("sort_key", _TEXT, nullable=False),
-    Column("model", _TEXT, nullable=False),
-    Column("model_version", _TEXT, nullable=False),
-    Column("environment", _TEXT, nullable=False),
-    Column("pool", _TEXT, nullable=False),
+    Column("name", TEXT, primary_key=True),
+    Column("folded_name", TEXT, nullable=False, unique=True),
+    Column("other_name", TEXT, nullable=True),
+    Column("folded_other_name", TEXT, nullable=True, unique=True),
+    Column("kind", TEXT, nullable=False),
+    Column("sort_key", TEXT, nullable=False),
+    Column("model", TEXT, nullable=False),
+    Column("model_version", TEXT, nullable=False),
+    Column("environment", TEXT, nullable=False),
+    Column("pool", TEXT, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Index("resource_by_kind", "kind", "model", "sort_key"),
     Index("resource_by_environment", "kind", "environment"),
@@ -55,16 +44,28 @@ RESOURCE: Final = Table(
     Index("resource_by_other_name", "other_name"),
 )
 
+# What versions fetch from feature views, so that nobody reads every version to learn it.
+FEATURE_BINDING: Final = Table(
+    "feature_binding",
+    METADATA,
+    Column("model_version", TEXT, nullable=False),
+    Column("feature", TEXT, nullable=False),
+    Column("view", TEXT, nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("model_version", "feature"),
+    Index("feature_binding_by_view", "view", "model_version", "feature"),
+)
+
 CHANGE: Final = Table(
     "change",
     METADATA,
     Column("epoch", BigInteger, nullable=False),
     Column("ordinal", Integer, nullable=False),
     Column("time_us", BigInteger, nullable=False),
-    Column("kind", _TEXT, nullable=False),
-    Column("name", _TEXT, nullable=False),
-    Column("environment", _TEXT, nullable=False),
-    Column("pool", _TEXT, nullable=False),
+    Column("kind", TEXT, nullable=False),
+    Column("name", TEXT, nullable=False),
+    Column("environment", TEXT, nullable=False),
+    Column("pool", TEXT, nullable=False),
     Column("gone", Boolean, nullable=False),
     # Absent for versions, which never change: their one body is in `resource`.
     Column("body", LargeBinary, nullable=True),
@@ -79,24 +80,24 @@ AUDIT: Final = Table(
     METADATA,
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("time_us", BigInteger, nullable=False),
-    Column("principal", _TEXT, nullable=False),
-    Column("action", _TEXT, nullable=False),
-    Column("resource", _TEXT, nullable=False),
-    Column("before_digest", _TEXT, nullable=False),
-    Column("after_digest", _TEXT, nullable=False),
-    Column("request_id", _TEXT, nullable=False),
-    Column("previous_hash", _TEXT, nullable=False),
-    Column("hash", _TEXT, nullable=False),
+    Column("principal", TEXT, nullable=False),
+    Column("action", TEXT, nullable=False),
+    Column("resource", TEXT, nullable=False),
+    Column("before_digest", TEXT, nullable=False),
+    Column("after_digest", TEXT, nullable=False),
+    Column("request_id", TEXT, nullable=False),
+    Column("previous_hash", TEXT, nullable=False),
+    Column("hash", TEXT, nullable=False),
     Index("audit_entry_by_resource", "resource", "sequence"),
 )
 
 REPORT: Final = Table(
     "replica_report",
     METADATA,
-    Column("deployment", _TEXT, nullable=False),
-    Column("replica_id", _TEXT, nullable=False),
-    Column("state", _TEXT, nullable=False),
-    Column("message", _TEXT, nullable=False),
+    Column("deployment", TEXT, nullable=False),
+    Column("replica_id", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("message", TEXT, nullable=False),
     Column("time_us", BigInteger, nullable=False),
     Column("expire_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("deployment", "replica_id"),
@@ -107,9 +108,9 @@ REPORT: Final = Table(
 ANSWER: Final = Table(
     "answer",
     METADATA,
-    Column("principal", _TEXT, nullable=False),
-    Column("request_id", _TEXT, nullable=False),
-    Column("fingerprint", _TEXT, nullable=False),
+    Column("principal", TEXT, nullable=False),
+    Column("request_id", TEXT, nullable=False),
+    Column("fingerprint", TEXT, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("time_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("principal", "request_id"),

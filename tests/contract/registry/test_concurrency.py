@@ -10,8 +10,9 @@ from interlock.registry.v1 import control_service_pb2 as control_pb
 from interlock.registry.v1 import registry_service_pb2 as pb
 from sqlalchemy import Connection
 
-from services.registry.adapters.database import Database
-from services.registry.adapters.migration import migrate
+from services.common.database import Database
+from services.common.migration import migrate
+from services.registry.adapters.migrations import MIGRATIONS
 from services.registry.adapters.table import METADATA
 from tests.fakes.registry_service import Registry, new_id, running_registry
 
@@ -102,10 +103,10 @@ async def test_a_caller_that_gives_up_leaves_the_registry_working(registry: Regi
 
 
 async def test_migrations_make_the_tables_that_the_code_expects(database_url: str) -> None:
-    database = Database(database_url)
+    database = Database(database_url, service="registry")
     try:
-        await migrate(database)
-        await migrate(database)
+        await migrate(database, MIGRATIONS)
+        await migrate(database, MIGRATIONS)
 
         def compare(connection: Connection) -> list[object]:
             differences: list[object] = compare_metadata(MigrationContext.configure(connection), METADATA)
@@ -120,7 +121,7 @@ async def test_migrations_make_the_tables_that_the_code_expects(database_url: st
 async def test_a_database_that_a_newer_release_migrated_is_used_as_it_is(database_url: str, tmp_path: Path) -> None:
     async with running_registry(tmp_path, database_url) as registry:
         await registry.create_model("fraud")
-    database = Database(database_url)
+    database = Database(database_url, service="registry")
     async with database.write() as connection:
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'r9999'")
         await connection.exec_driver_sql("ALTER TABLE resource ADD COLUMN of_the_future INTEGER")

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from services.common.database import Database
+from services.common.migration import migrate
+from services.common.storage_failure import DatabaseUnavailable, StorageFull
 from services.registry.adapters.bell import Bell
-from services.registry.adapters.database import Database
-from services.registry.adapters.migration import migrate
+from services.registry.adapters.migrations import MIGRATIONS
 from services.registry.adapters.sql_store import SqlStore
 from services.registry.domain.audit import Author
 from services.registry.domain.catalog import create_model
-from services.registry.domain.failure import DatabaseUnavailable, StorageFull
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import Model
 
@@ -22,8 +23,8 @@ AUTHOR = Author("test", "CreateModel", "call-1")
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    found = Database(f"sqlite:///{tmp_path / 'registry.db'}", statement_timeout_s=0.2)
-    await migrate(found)
+    found = Database(f"sqlite:///{tmp_path / 'registry.db'}", service="registry", statement_timeout_s=0.2)
+    await migrate(found, MIGRATIONS)
     yield found
     await found.close()
 
@@ -64,7 +65,7 @@ async def test_a_full_disk_refuses_writes_keeps_reads_and_recovers(database: Dat
 async def test_a_file_that_another_process_holds_is_unavailable_and_not_locked(
     database: Database, store: SqlStore
 ) -> None:
-    other = Database(str(database.url))
+    other = Database(str(database.url), service="registry")
     try:
         async with other.write():
             with pytest.raises(DatabaseUnavailable) as caught:
@@ -113,7 +114,7 @@ async def test_sqlite_is_opened_to_survive_a_crash(database: Database) -> None:
 
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    database = Database(f"postgresql://postgres@/postgres?host={tmp_path}", statement_timeout_s=1)
+    database = Database(f"postgresql://postgres@/postgres?host={tmp_path}", service="registry", statement_timeout_s=1)
     try:
         with pytest.raises(DatabaseUnavailable):
             async with database.read():

@@ -8,7 +8,7 @@ from interlock.monitor.v1 import prediction_event_pb2 as event_pb
 from interlock.types.v1 import tensor_pb2
 
 from services.common.errors import InvalidArgument
-from services.monitor.convert import batch_from_proto, model_filter_from_proto
+from services.monitor.convert.prediction_batch import batch_from_proto, model_filter_from_proto
 from services.monitor.domain.prediction_counts import VariantKey
 from tests.fakes.prediction_events import events
 

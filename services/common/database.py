@@ -1,4 +1,4 @@
-"""The database behind the registry: SQLite or Postgres, one writer at a time, failures in the registry's words.
+"""The database behind a service: SQLite or Postgres, one writer at a time, failures in words for callers.
 
 Time is the database's: the server's clock on Postgres, the host's on SQLite, which has none of its own.
 """
@@ -10,13 +10,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, String, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from services.registry.domain.failure import DatabaseUnavailable, StorageFull
+from services.common.storage_failure import DatabaseUnavailable, StorageFull
 
+# Names sort by bytes in every database, whatever its locale.
+TEXT: Final = String().with_variant(String(collation="C"), "postgresql")
 _LOG: Final = structlog.get_logger(part="database")
 _READERS: Final = 8
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
@@ -25,10 +27,15 @@ _DISK_FULL_SQLSTATE: Final = "53100"
 
 
 class Database:
-    """Connections to one database: `read` for a consistent state, `write` for a transaction that nobody interferes with."""
+    """Connections to one database: `read` for a consistent state, `write` for a transaction that nobody interferes with.
 
-    def __init__(self, url: str, *, statement_timeout_s: float = 5.0) -> None:
+    `service` is whose database it is, for failures and for the server's list of sessions. Statements, locks and free
+    connections are waited for `statement_timeout_s` seconds.
+    """
+
+    def __init__(self, url: str, *, service: str, statement_timeout_s: float = 5.0) -> None:
         self.url = _async_url(url)
+        self._service = service
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._writing = asyncio.Lock()
         timeout_ms = round(statement_timeout_s * 1000)
@@ -36,12 +43,12 @@ class Database:
             self._readers = _sqlite_engine(self.url, "BEGIN", _READERS, timeout_ms)
             self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, timeout_ms)
         else:
-            self._readers = self._writer = _postgres_engine(self.url, timeout_ms)
+            self._readers = self._writer = _postgres_engine(self.url, timeout_ms, service)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a consistent state to read from."""
-        async with _in_our_words(), AsyncExitStack() as stack:
+        async with _in_our_words(self._service), AsyncExitStack() as stack:
             connection = await stack.enter_async_context(self._readers.connect())
             if not self.is_sqlite:
                 await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -51,7 +58,7 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction; it commits when the block ends without an error. Writers of this process queue here."""
-        async with _in_our_words(), self._writing, self._writer.begin() as connection:
+        async with _in_our_words(self._service), self._writing, self._writer.begin() as connection:
             yield connection
 
     async def now_us(self, connection: AsyncConnection) -> int:
@@ -72,7 +79,7 @@ def _async_url(text: str) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
-def _postgres_engine(url: URL, timeout_ms: int) -> AsyncEngine:
+def _postgres_engine(url: URL, timeout_ms: int, service: str) -> AsyncEngine:
     return create_async_engine(
         url,
         pool_size=_READERS + 1,
@@ -82,7 +89,7 @@ def _postgres_engine(url: URL, timeout_ms: int) -> AsyncEngine:
         pool_pre_ping=True,
         connect_args={
             "timeout": timeout_ms / 1000,
-            "server_settings": {"statement_timeout": str(timeout_ms), "application_name": "interlock-registry"},
+            "server_settings": {"statement_timeout": str(timeout_ms), "application_name": f"interlock-{service}"},
         },
     )
 
@@ -109,13 +116,13 @@ def _sqlite_engine(url: URL, begin: str, pool_size: int, timeout_ms: int) -> Asy
 
 
 @asynccontextmanager
-async def _in_our_words() -> AsyncIterator[None]:
-    with _translated():
+async def _in_our_words(service: str) -> AsyncIterator[None]:
+    with _translated(service):
         yield
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(service: str) -> Iterator[None]:
     """Turn what the database cannot do into an error for the caller; what we did wrong stays what it is."""
     try:
         yield
@@ -123,7 +130,7 @@ def _translated() -> Iterator[None]:
         raise
     except (SQLAlchemyError, OSError) as error:
         _LOG.error("database_failed", error=str(error))
-        raise (StorageFull() if _is_full(error) else DatabaseUnavailable()) from error
+        raise (StorageFull(service) if _is_full(error) else DatabaseUnavailable(service)) from error
 
 
 def _is_full(error: Exception) -> bool:

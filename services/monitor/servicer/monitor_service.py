@@ -1,26 +1,14 @@
-"""The monitor's methods."""
+"""Prediction events come in, counts go out."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from interlock.monitor.v1 import (
-    alert_service_pb2,
-    analysis_service_pb2,
-    feedback_service_pb2,
-    http_service_pb2,
-    monitoring_policy_service_pb2,
-    prediction_log_service_pb2,
-    report_service_pb2,
-)
 from interlock.monitor.v1 import monitor_service_pb2 as pb
-from interlock.monitor.v1alpha1 import analysis_service_pb2 as alpha_analysis_service_pb2
-from interlock.monitor.v1alpha1 import verdict_service_pb2
 
-from services.common.call import Binding, Call
+from services.common.call import Call
 from services.common.errors import DRAINING, Unavailable
-from services.common.unimplemented import unimplemented_bindings
-from services.monitor.convert import (
+from services.monitor.convert.prediction_batch import (
     batch_from_proto,
     counts_to_proto,
     model_filter_from_proto,
@@ -28,8 +16,6 @@ from services.monitor.convert import (
 )
 from services.monitor.domain.event_stream import EventStream, SequenceBroken, StreamTotals
 from services.monitor.domain.prediction_counts import PredictionCounts
-
-MONITOR_SERVICE = "interlock.monitor.v1.MonitorService"
 
 
 class MonitorServicer:
@@ -68,24 +54,6 @@ class MonitorServicer:
             raise sequence_refusal(str(error)) from None
         if batch is not None:
             self._counts.add(batch.key, ok_count=batch.ok_count, error_count=batch.error_count)
-
-
-def monitor_bindings(servicer: MonitorServicer) -> tuple[Binding, ...]:
-    """Return the bindings of all services of the contract."""
-    return (
-        Binding(MONITOR_SERVICE, servicer),
-        *unimplemented_bindings(
-            alert_service_pb2.DESCRIPTOR,
-            analysis_service_pb2.DESCRIPTOR,
-            feedback_service_pb2.DESCRIPTOR,
-            monitoring_policy_service_pb2.DESCRIPTOR,
-            prediction_log_service_pb2.DESCRIPTOR,
-            report_service_pb2.DESCRIPTOR,
-            http_service_pb2.DESCRIPTOR,
-            alpha_analysis_service_pb2.DESCRIPTOR,
-            verdict_service_pb2.DESCRIPTOR,
-        ),
-    )
 
 
 async def _until(

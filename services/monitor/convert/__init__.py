@@ -1,0 +1,1 @@
+"""Between the contract and the domain; reading a message checks it."""

@@ -1,0 +1,1 @@
+"""The monitor's methods, one module for each service of the contract."""
