@@ -108,7 +108,8 @@ def predict(probabilities: Floats, threshold: float | None) -> Floats:
     """Return the class index of each row, as the router reads it; probabilities (count, labels)."""
     if threshold is not None and probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= threshold).astype(np.float64)
-    return probabilities.argmax(axis=1).astype(np.float64)
+    winners: Floats = probabilities.argmax(axis=1).astype(np.float64)
+    return winners
 
 
 def _features(inputs: Sequence[RawTensor], info: VersionInfo | None) -> Iterator[tuple[str, FeatureColumn]]:
@@ -118,9 +119,9 @@ def _features(inputs: Sequence[RawTensor], info: VersionInfo | None) -> Iterator
             yield from tensor.unnamed()
         return
     for feature in info.features:
-        tensor = tensors.get(feature.tensor)
-        if tensor is not None and feature.column < tensor.width:
-            column = tensor.column(feature.column)
+        found = tensors.get(feature.tensor)
+        if found is not None and feature.column < found.width:
+            column = found.column(feature.column)
             yield feature.name, _truths(column) if feature.kind is FeatureKind.BOOL else column
 
 
