@@ -97,7 +97,7 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     FEATURES_ERROR_REASON_RESOURCE_NOT_FOUND: _FeaturesErrorReason.ValueType  # 1
     """NOT_FOUND: no such view, feature, entity or job."""
     FEATURES_ERROR_REASON_INVALID_ENTITY_KEY: _FeaturesErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT: a key is missing, malformed or of the wrong type."""
+    """INVALID_ARGUMENT: a key is missing in a push, malformed, of the wrong type, or of no known entity."""
     FEATURES_ERROR_REASON_INVALID_VALUE: _FeaturesErrorReason.ValueType  # 3
     """INVALID_ARGUMENT: a value does not have the feature's type."""
     FEATURES_ERROR_REASON_INVALID_EVENT_TIME: _FeaturesErrorReason.ValueType  # 4
@@ -133,7 +133,7 @@ FEATURES_ERROR_REASON_UNSPECIFIED: FeaturesErrorReason.ValueType  # 0
 FEATURES_ERROR_REASON_RESOURCE_NOT_FOUND: FeaturesErrorReason.ValueType  # 1
 """NOT_FOUND: no such view, feature, entity or job."""
 FEATURES_ERROR_REASON_INVALID_ENTITY_KEY: FeaturesErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT: a key is missing, malformed or of the wrong type."""
+"""INVALID_ARGUMENT: a key is missing in a push, malformed, of the wrong type, or of no known entity."""
 FEATURES_ERROR_REASON_INVALID_VALUE: FeaturesErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: a value does not have the feature's type."""
 FEATURES_ERROR_REASON_INVALID_EVENT_TIME: FeaturesErrorReason.ValueType  # 4
@@ -256,7 +256,9 @@ class ReadRow(_message.Message):
     REQUEST_VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Keys by entity id, for every entity of the views asked. A key is at most 512 bytes."""
+        """Keys by entity id. Features of a view whose entity has no key here, or an empty one, are MISSING. A key is at most
+        512 bytes.
+        """
 
     @_builtins.property
     def request_values(self) -> _containers.MessageMap[_builtins.str, _feature_value_pb2.FeatureValue]:

@@ -167,7 +167,9 @@ class PredictRequest(_message.Message):
 
     @_builtins.property
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Keys by entity name, for features that are fetched."""
+        """Keys by entity name, for features that are fetched. A feature whose entity is not here is missing: its
+        missing_policy decides.
+        """
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
