@@ -22,9 +22,7 @@ from services.monitor.domain.prediction_counts import PredictionCounts
 class MonitorServicer:
     """Takes prediction events, hands them on, and tells what it has counted."""
 
-    def __init__(
-        self, counts: PredictionCounts, totals: StreamTotals, intake: Intake, draining: asyncio.Event
-    ) -> None:
+    def __init__(self, counts: PredictionCounts, totals: StreamTotals, intake: Intake, draining: asyncio.Event) -> None:
         self._counts = counts
         self._totals = totals
         self._intake = intake
