@@ -124,6 +124,8 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """ALREADY_EXISTS: the request_id was used with another body."""
     FEATURES_ERROR_REASON_STORAGE_FULL: _FeaturesErrorReason.ValueType  # 15
     """RESOURCE_EXHAUSTED: the disk is full."""
+    FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: _FeaturesErrorReason.ValueType  # 16
+    """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -160,6 +162,8 @@ FEATURES_ERROR_REASON_REQUEST_ID_REUSED: FeaturesErrorReason.ValueType  # 14
 """ALREADY_EXISTS: the request_id was used with another body."""
 FEATURES_ERROR_REASON_STORAGE_FULL: FeaturesErrorReason.ValueType  # 15
 """RESOURCE_EXHAUSTED: the disk is full."""
+FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: FeaturesErrorReason.ValueType  # 16
+"""FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final
