@@ -28,10 +28,11 @@ class QualityWindow:
 
     def merge(self, other: "QualityWindow") -> None:
         """Add what another has seen."""
-        if isinstance(self.quality, ClassificationQuality) and isinstance(other.quality, ClassificationQuality):
-            self.quality.merge(other.quality)
-        elif isinstance(self.quality, RegressionQuality) and isinstance(other.quality, RegressionQuality):
-            self.quality.merge(other.quality)
+        match self.quality, other.quality:
+            case ClassificationQuality() as mine, ClassificationQuality() as theirs:
+                mine.merge(theirs)
+            case RegressionQuality() as own, RegressionQuality() as others:
+                own.merge(others)
         merge_groups(self.groups, other.groups)
 
     def to_bytes(self) -> bytes:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+import numpy as np
+
 from services.monitor.domain.category_sketch import CategorySketch
 from services.monitor.domain.fairness import GroupCounts
 from services.monitor.domain.label_free import ScoreSketch
@@ -109,8 +111,7 @@ class WindowSketch:
             "stale": self.stale,
             "groups": groups_to_json(self.groups),
             "sketches": [
-                [place, name, kind, len(blob)]
-                for (place, name, kind, _), blob in zip(sketches, blobs, strict=True)
+                [place, name, kind, len(blob)] for (place, name, kind, _), blob in zip(sketches, blobs, strict=True)
             ],
             "scores": len(scores),
         }
@@ -198,13 +199,11 @@ def _entries(place: str, sketches: Mapping[str, Sketch]) -> Iterable[tuple[str, 
 
 def _merge_sketches(mine: dict[str, Sketch], other: Mapping[str, Sketch]) -> None:
     for name, sketch in other.items():
-        found = mine.get(name)
-        if found is None:
-            # A copy: what was merged from may go on growing.
-            mine[name] = type(sketch).from_bytes(sketch.to_bytes())
-        elif isinstance(found, NumericSketch) and isinstance(sketch, NumericSketch):
-            if found.edges.shape == sketch.edges.shape and bool((found.edges == sketch.edges).all()):
+        match mine.get(name), sketch:
+            case None, _:
+                # A copy: what was merged from may go on growing.
+                mine[name] = type(sketch).from_bytes(sketch.to_bytes())
+            case NumericSketch() as found, NumericSketch() if np.array_equal(found.edges, sketch.edges):
                 found.merge(sketch)
-        elif isinstance(found, CategorySketch) and isinstance(sketch, CategorySketch):
-            if found.categories == sketch.categories:
+            case CategorySketch() as found, CategorySketch() if found.categories == sketch.categories:
                 found.merge(sketch)
