@@ -1,9 +1,10 @@
 """Where windows are kept, as the rules need it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.monitor.domain.columns import PredictionColumns
 from services.monitor.domain.quality_window import QualityWindow
 from services.monitor.domain.version_info import VersionInfo
 from services.monitor.domain.window import WindowKey, WindowSketch
@@ -53,6 +54,13 @@ class WindowStore(Protocol):
 
     async def clean(self, before_us: int) -> None:
         """Drop windows that ended before a time."""
+
+
+class Replay(Protocol):
+    """Gives predictions back from the log."""
+
+    def since(self, after_us: int) -> AsyncIterator[tuple[Sequence[PredictionColumns], int]]:
+        """Yield what was received after a time, in pieces: predictions, and by when all is given with the piece."""
 
 
 class VersionFinder(Protocol):
