@@ -90,3 +90,15 @@ class RequestIdReused(AlreadyExists):
             reason="REQUEST_ID_REUSED",
             metadata={"request_id": request_id},
         )
+
+
+class SourceUnreadable(FailedPrecondition):
+    """A batch source or a file of the history cannot be read, or lacks something; metadata names it."""
+
+    def __init__(self, source: str, why: str, column: str = "") -> None:
+        of_column = f", column {echo(column)}" if column else ""
+        super().__init__(
+            f"{echo(source)}{of_column}: {why}",
+            reason="SOURCE_UNREADABLE",
+            metadata={"source": source, "column": column} if column else {"source": source},
+        )

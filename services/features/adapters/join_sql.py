@@ -1,0 +1,140 @@
+"""The SQL of point-in-time joins, in DuckDB's dialect.
+
+Times are BIGINT microseconds. A row of history can be seen from `valid_from` on, the later of event and known-at time. Of
+those that can be seen the greatest (event, known) counts, so a row of which a greater one could be seen earlier never
+counts: what remains is a staircase, `steps`, in which the last step before a row's time is the answer, an ASOF JOIN. Rows
+equal in both times are told apart by event id.
+"""
+
+from collections.abc import Container, Sequence
+from typing import Final
+
+from services.features.domain.definitions import FeatureType
+from services.features.domain.point_in_time import PlannedFeature, PlannedKey
+
+_TYPES: Final = {
+    FeatureType.DOUBLE: "DOUBLE",
+    FeatureType.INT64: "BIGINT",
+    FeatureType.STRING: "VARCHAR",
+    FeatureType.BOOL: "BOOLEAN",
+}
+# Room for a known-at time beside the event time in one 128-bit number.
+_KNOWN_AT_ROOM: Final = 2**63
+
+
+def quote(name: str) -> str:
+    """Return a name as SQL takes it whatever stands in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """Return a text as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def type_of(kind: FeatureType, *, is_list: bool = False) -> str:
+    """Return the SQL type of a value."""
+    return _TYPES[kind] + ("[]" if is_list else "")
+
+
+def key_column(entity: str) -> str:
+    """Return the column of an entity's key in tables of history."""
+    return f"entity__{entity}"
+
+
+def value_column(name: str) -> str:
+    """Return the column of a feature or field in our tables; no other column begins like that."""
+    return f"value__{name}"
+
+
+def key_columns(keys: Sequence[PlannedKey]) -> str:
+    """Return the columns of the keys, the same in `rows` and `history`, separated by commas."""
+    return ", ".join(quote(key_column(key.entity)) for key in keys)
+
+
+def history_columns(keys: Sequence[PlannedKey], values: Sequence[tuple[str, str]], present: Container[str]) -> str:
+    """Return what is read of a history file: keys, values (name and SQL type), both times, event id and `absent`.
+
+    A value without a column in the file, because the view got it later, counts as absent in every row.
+    """
+    columns = [f"CAST({name} AS {_TYPES[key.type]}) AS {name}" for key in keys for name in [quote(key_column(key.entity))]]
+    columns += [f"CAST({quote(name) if name in present else 'NULL'} AS {kind}) AS {quote(value_column(name))}" for name, kind in values]
+    missing = ", ".join(text(name) for name, _ in values if name not in present)
+    absent = f"list_concat(absent, [{missing}])" if missing else "absent"
+    times = "epoch_us(event_time) AS event_us, epoch_us(known_at) AS known_us"
+    return ", ".join([*columns, times, "event_id", f"{absent} AS absent"])
+
+
+def history_types(keys: Sequence[PlannedKey], values: Sequence[tuple[str, str]]) -> str:
+    """Return the column definitions of the table `history`."""
+    columns = [f"{quote(key_column(key.entity))} {_TYPES[key.type]}" for key in keys]
+    columns += [f"{quote(value_column(name))} {kind}" for name, kind in values]
+    return ", ".join([*columns, "event_us BIGINT", "known_us BIGINT", "event_id VARCHAR", "absent VARCHAR[]"])
+
+
+def only_needed(keys: Sequence[PlannedKey], query: str) -> str:
+    """Return the rows of a query on history that some row may see."""
+    mine = key_columns(keys)
+    return f"""
+        SELECT * FROM ({query}) SEMI JOIN (SELECT DISTINCT {mine} FROM rows) USING ({mine})
+        WHERE event_us <= (SELECT max(t) FROM rows)"""
+
+
+def is_set(feature: PlannedFeature) -> str:
+    """Return the condition that a row of history sets a feature."""
+    condition = f"NOT coalesce(list_contains(absent, {text(feature.name)}), false)"
+    return condition if feature.nullable else f"{condition} AND {quote(value_column(feature.name))} IS NOT NULL"
+
+
+def steps(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature], where: str, *, both_clocks: bool) -> str:
+    """Return the query for the staircase of `features`, which are set in the same rows of `history`."""
+    values = ", ".join(quote(value_column(feature.name)) for feature in features)
+    valid_from = "greatest(event_us, known_us)" if both_clocks else "event_us"
+    mine = key_columns(keys)
+    return f"""
+        SELECT {mine}, valid_from, event_us, {values} FROM (
+          SELECT *,
+            max(clock) OVER seen AS best_clock,
+            lead(valid_from) OVER seen AS next_valid_from
+          FROM (
+            SELECT {mine}, {values}, event_us, event_id, {valid_from} AS valid_from,
+              event_us::HUGEINT * {_KNOWN_AT_ROOM} + known_us AS clock
+            FROM history WHERE {where}
+          )
+          WINDOW seen AS (PARTITION BY {mine} ORDER BY valid_from, clock, event_id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+        )
+        WHERE clock = best_clock AND next_valid_from IS DISTINCT FROM valid_from"""
+
+
+def as_of(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature]) -> str:
+    """Return the query for the values of each row, from `steps`."""
+    values = ", ".join(f"{_young_enough(feature)} AS {quote(feature.output)}" for feature in features)
+    matches = " AND ".join(f"r.{name} = s.{name}" for key in keys for name in [quote(key_column(key.entity))])
+    return f"""
+        SELECT r.row, s.event_us, {values}
+        FROM rows r ASOF LEFT JOIN steps s ON {matches} AND r.t >= s.valid_from"""
+
+
+def _young_enough(feature: PlannedFeature) -> str:
+    value = f"s.{quote(value_column(feature.name))}"
+    if feature.max_age_us is None:
+        return value
+    return f"CASE WHEN r.t - s.event_us <= {feature.max_age_us} THEN {value} END"
+
+
+def newest_seen(keys: Sequence[PlannedKey], output: str, max_age_us: int) -> str:
+    """Return the query for the event time of each row's newest event, from `steps`; null for one that is too old."""
+    matches = " AND ".join(f"r.{name} = s.{name}" for key in keys for name in [quote(key_column(key.entity))])
+    return f"""
+        SELECT r.row, CASE WHEN r.t - s.event_us < {max_age_us} THEN s.event_us END AS {quote(output)}
+        FROM rows r ASOF LEFT JOIN steps s ON {matches} AND r.t >= s.valid_from"""
+
+
+def events(keys: Sequence[PlannedKey], allowed_lateness_us: int) -> str:
+    """Return the query for the events that count: in time, and of those with one id the one known first."""
+    mine = key_columns(keys)
+    return f"""
+        SELECT DISTINCT ON ({mine}, event_id) *
+        FROM history WHERE known_us - event_us <= {allowed_lateness_us}
+        ORDER BY {mine}, event_id, known_us, event_us"""
