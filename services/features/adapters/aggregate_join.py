@@ -38,7 +38,7 @@ def join_aggregates(db: duckdb.DuckDBPyConnection, view: AggregateView, table: s
     mine = sql.key_columns(view.keys)
     db.execute(f"CREATE TABLE counted AS {sql.events(view.keys, view.allowed_lateness_us)}")
     db.execute(f"CREATE TABLE codes AS SELECT row_number() OVER () - 1 AS code, * FROM (SELECT DISTINCT {mine} FROM counted)")
-    (total,) = db.execute("SELECT (SELECT count(*) FROM counted) + (SELECT count(*) FROM rows)").fetchone() or (0,)
+    [(total,)] = db.sql("SELECT (SELECT count(*) FROM counted) + (SELECT count(*) FROM rows)").fetchall()
     portions = 1 + total // _ROWS_A_PORTION
     for portion in range(portions):
         joined = _join_portion(db, view, plan, f"coalesce(code, 0) % {portions} = {portion}")
@@ -54,13 +54,13 @@ def _join_portion(db: duckdb.DuckDBPyConnection, view: AggregateView, plan: Join
     both = plan.clock is Clock.BOTH
     fields = "".join(f", {sql.quote(sql.value_column(field.name))}" for field in view.fields)
     # Of events of one moment the digest of the id decides which is newer, as it does online.
-    counted = db.execute(
+    counted = db.sql(
         f"SELECT code, event_us, known_us{fields} FROM counted JOIN codes USING ({mine}) WHERE {where} "
         "ORDER BY code, event_us, known_us, left(sha256(event_id), 32)"
-    ).fetch_arrow_table()
-    asked = db.execute(
+    ).to_arrow_table()
+    asked = db.sql(
         f"SELECT row, t, coalesce(code, -1) AS code FROM rows LEFT JOIN codes USING ({mine}) WHERE {where}"
-    ).fetch_arrow_table()
+    ).to_arrow_table()
     events = Events(*(_numbers(counted, name) for name in ("code", "event_us", "known_us")))
     rows = Rows(_numbers(asked, "code"), _numbers(asked, "t"))
     newest_us = newest_event_us(events, rows, max(map(_window_us, view.aggregates)), both_clocks=both)

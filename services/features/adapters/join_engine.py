@@ -225,7 +225,7 @@ class JoinEngine:
     def _presence_classes(self, view: ValueView) -> Iterator[tuple[Sequence[PlannedFeature], str]]:
         """Yield features that are set in the same rows, with the condition of that: all that every row sets, then each."""
         counts = ", ".join(f"count(*) FILTER (NOT ({sql.is_set(feature)}))" for feature in view.features)
-        row = self._db.execute(f"SELECT {counts} FROM history").fetchone() or ()
+        [row] = self._db.sql(f"SELECT {counts} FROM history").fetchall()
         always = [feature for feature, unset in zip(view.features, row, strict=True) if not unset]
         if always:
             yield always, "true"
@@ -237,7 +237,7 @@ class JoinEngine:
         if not tables:
             return _Results(None)
         joined = tables[0] + "".join(f" JOIN {table} USING (row)" for table in tables[1:])
-        reader = self._db.execute(f"SELECT * FROM {joined} ORDER BY row").fetch_record_batch(_ROWS_A_PIECE)
+        reader = self._db.sql(f"SELECT * FROM {joined} ORDER BY row").to_arrow_reader(_ROWS_A_PIECE)
         return _Results(reader)
 
     def _in_order(self, part: pa.RecordBatch, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
@@ -284,7 +284,7 @@ def _files_by_columns(db: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> dic
         return groups
     listed = ", ".join(map(sql.text, paths))
     try:
-        found = db.execute(
+        found = db.sql(
             f"SELECT file_name, list(DISTINCT name) FROM parquet_schema([{listed}]) GROUP BY file_name"
         ).fetchall()
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
@@ -301,7 +301,7 @@ def _readable(db: duckdb.DuckDBPyConnection, uri: str) -> str:
         return uri
     if protocol == "file":
         return rest
-    if not db.list_filesystems() or protocol not in db.list_filesystems():
+    if not db.filesystem_is_registered(protocol):
         db.register_filesystem(fsspec.filesystem(protocol))
     return uri
 

@@ -2,8 +2,8 @@
 
 Times are BIGINT microseconds. A row of history can be seen from `valid_from` on, the later of event and known-at time. Of
 those that can be seen the greatest (event, known) counts, so a row of which a greater one could be seen earlier never
-counts: what remains is a staircase, `steps`, in which the last step before a row's time is the answer, an ASOF JOIN. Rows
-equal in both times are told apart by event id.
+counts: what remains is a staircase, `steps`, in which the last step before a row's time is the answer, an ASOF JOIN. Of
+values equal in both times the greater one counts, null being the least, as in the online store.
 """
 
 from collections.abc import Container, Sequence
@@ -88,23 +88,27 @@ def is_set(feature: PlannedFeature) -> str:
 
 def steps(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature], where: str, *, both_clocks: bool) -> str:
     """Return the query for the staircase of `features`, which are set in the same rows of `history`."""
-    values = ", ".join(quote(value_column(feature.name)) for feature in features)
+    mine, names = key_columns(keys), [quote(value_column(feature.name)) for feature in features]
+    values, greatest = ", ".join(names), ", ".join(f"max({name}) AS {name}" for name in names)
     valid_from = "greatest(event_us, known_us)" if both_clocks else "event_us"
-    mine = key_columns(keys)
     return f"""
-        SELECT {mine}, valid_from, event_us, {values} FROM (
-          SELECT *,
-            max(clock) OVER seen AS best_clock,
-            lead(valid_from) OVER seen AS next_valid_from
-          FROM (
-            SELECT {mine}, {values}, event_us, event_id, {valid_from} AS valid_from,
-              event_us::HUGEINT * {_KNOWN_AT_ROOM} + known_us AS clock
-            FROM history WHERE {where}
+        WITH seen AS MATERIALIZED (
+          SELECT {mine}, valid_from, event_us, {values}, rivals FROM (
+            SELECT *,
+              max(clock) OVER (so_far RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS best,
+              count(*) OVER (so_far RANGE BETWEEN CURRENT ROW AND CURRENT ROW) AS rivals
+            FROM (
+              SELECT {mine}, {values}, event_us, {valid_from} AS valid_from,
+                event_us::HUGEINT * {_KNOWN_AT_ROOM} + known_us AS clock
+              FROM history WHERE {where}
+            )
+            WINDOW so_far AS (PARTITION BY {mine} ORDER BY valid_from)
           )
-          WINDOW seen AS (PARTITION BY {mine} ORDER BY valid_from, clock, event_id
-            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+          WHERE clock = best
         )
-        WHERE clock = best_clock AND next_valid_from IS DISTINCT FROM valid_from"""
+        SELECT {mine}, valid_from, event_us, {values} FROM seen WHERE rivals = 1
+        UNION ALL
+        SELECT {mine}, valid_from, any_value(event_us), {greatest} FROM seen WHERE rivals > 1 GROUP BY {mine}, valid_from"""
 
 
 def as_of(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature]) -> str:
@@ -121,14 +125,6 @@ def _young_enough(feature: PlannedFeature) -> str:
     if feature.max_age_us is None:
         return value
     return f"CASE WHEN r.t - s.event_us <= {feature.max_age_us} THEN {value} END"
-
-
-def newest_seen(keys: Sequence[PlannedKey], output: str, max_age_us: int) -> str:
-    """Return the query for the event time of each row's newest event, from `steps`; null for one that is too old."""
-    matches = " AND ".join(f"r.{name} = s.{name}" for key in keys for name in [quote(key_column(key.entity))])
-    return f"""
-        SELECT r.row, CASE WHEN r.t - s.event_us < {max_age_us} THEN s.event_us END AS {quote(output)}
-        FROM rows r ASOF LEFT JOIN steps s ON {matches} AND r.t >= s.valid_from"""
 
 
 def events(keys: Sequence[PlannedKey], allowed_lateness_us: int) -> str:

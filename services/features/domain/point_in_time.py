@@ -151,7 +151,7 @@ def _plan_view(
         PlannedKey(entity.id, entity.key_type or FeatureType.STRING, entity_columns.get(entity.id) or entity.id)
         for entity in view.entities
     )
-    planned = tuple(map(_plan_feature, features))
+    planned = tuple(_plan_feature(feature, view.retention_us) for feature in features)
     source = view.definition.source
     if isinstance(source, OnDemandSource):
         expressions = tuple(source.expressions[feature.name] for feature in planned)
@@ -165,13 +165,15 @@ def _plan_view(
     return ValueView(view.id, keys, planned, source if isinstance(source, BatchSource) else None)
 
 
-def _plan_feature(feature: CompiledFeature) -> PlannedFeature:
+def _plan_feature(feature: CompiledFeature, retention_us: int | None) -> PlannedFeature:
     spec = feature.spec
+    # What the online store no longer holds no model gets to see.
+    limits = [each for each in (feature.max_age_us, retention_us) if each is not None and each != ANY_AGE_US]
     return PlannedFeature(
         name=spec.name,
         type=spec.type or FeatureType.DOUBLE,
         output=output_column(feature.view, spec.name),
         is_list=spec.is_list,
         nullable=spec.nullable,
-        max_age_us=None if feature.max_age_us == ANY_AGE_US else feature.max_age_us,
+        max_age_us=min(limits, default=None),
     )
