@@ -54,14 +54,16 @@ def _join_portion(db: duckdb.DuckDBPyConnection, view: AggregateView, plan: Join
     both = plan.clock is Clock.BOTH
     fields = "".join(f", {sql.quote(sql.value_column(field.name))}" for field in view.fields)
     # Of events of one moment the digest of the id decides which is newer, as it does online.
+    digest = "('0x' || left(sha256(event_id), 16))::UBIGINT" if _orders(view) else "0::UBIGINT"
     counted = db.sql(
-        f"SELECT code, event_us, known_us{fields} FROM counted JOIN codes USING ({mine}) WHERE {where} "
-        "ORDER BY code, event_us, known_us, left(sha256(event_id), 32)"
+        f"SELECT code, event_us, known_us, {digest} AS digest{fields} FROM counted JOIN codes USING ({mine}) WHERE {where}"
     ).to_arrow_table()
     asked = db.sql(
         f"SELECT row, t, coalesce(code, -1) AS code FROM rows LEFT JOIN codes USING ({mine}) WHERE {where}"
     ).to_arrow_table()
-    events = Events(*(_numbers(counted, name) for name in ("code", "event_us", "known_us")))
+    events = Events(
+        *(_numbers(counted, name) for name in ("code", "event_us", "known_us")), counted.column("digest").to_numpy()
+    )
     rows = Rows(_numbers(asked, "code"), _numbers(asked, "t"))
     newest_us = newest_event_us(events, rows, max(map(_window_us, view.aggregates)), both_clocks=both)
     columns: dict[str, Any] = {"row": asked.column("row")}
@@ -149,6 +151,10 @@ def _extreme(
     places = np.searchsorted(distinct, np.array(field.fill_null("").to_pylist(), dtype=object)).astype(np.int64)
     found, there = extreme_in_window(events, places, present, rows, window_us, largest=largest, both_clocks=both)
     return pa.array(distinct.tolist(), pa.string()).take(pa.array(found, mask=~there))
+
+
+def _orders(view: AggregateView) -> bool:
+    return any(each.function is AggregateFunction.LAST_N for each in view.aggregates)
 
 
 def _window_us(aggregate: Aggregate) -> int:

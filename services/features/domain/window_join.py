@@ -23,11 +23,15 @@ _PAIRS_AT_A_TIME: Final = 4_000_000
 
 @dataclass(frozen=True)
 class Events:
-    """Events of many entities. `keys` are codes of entities, times microseconds; all of one length."""
+    """Events of many entities, all columns of one length: code of the entity, times in microseconds.
+
+    `digests` tell which of two events with the same times is the newer one.
+    """
 
     keys: Int64s
     event_us: Int64s
     known_us: Int64s
+    digests: npt.NDArray[np.uint64]
 
     def visible_us(self, *, both_clocks: bool) -> Int64s:
         """Return from when on each event may be seen."""
@@ -89,7 +93,8 @@ def pairs_in_window(
     `lengths[i]` events of the run's row i begin at `starts[i]` in the indexes.
     """
     chosen = np.flatnonzero(counts)
-    order = chosen[np.lexsort((events.known_us[chosen], events.event_us[chosen], events.keys[chosen]))]
+    by = (events.digests, events.known_us, events.event_us, events.keys)
+    order = chosen[np.lexsort([column[chosen] for column in by])]
     sorted_keys, sorted_times = events.keys[order], events.event_us[order]
     first = _positions(sorted_keys, sorted_times, rows.keys, rows.time_us - window_us)
     last = _positions(sorted_keys, sorted_times, rows.keys, rows.time_us)
