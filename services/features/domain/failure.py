@@ -51,6 +51,36 @@ class ResourceNotFound(NotFound):
         super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
 
 
+class SourceUnreadable(FailedPrecondition):
+    """A batch source or a file of the history cannot be read, or lacks something; metadata names it."""
+
+    def __init__(self, source: str, why: str, column: str = "") -> None:
+        of_column = f", column {echo(column)}" if column else ""
+        super().__init__(
+            f"{echo(source)}{of_column}: {why}",
+            reason="SOURCE_UNREADABLE",
+            metadata={"source": source, "column": column} if column else {"source": source},
+        )
+
+
+class JobEnded(FailedPrecondition):
+    """The job has ended: there is nothing to cancel."""
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(
+            f"{name} has ended: want a job that waits or runs, got one that is {state}",
+            reason="JOB_ENDED",
+            metadata={"name": name, "state": state},
+        )
+
+
+class NameTaken(AlreadyExists):
+    """Another job has the id."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name})
+
+
 class EtagMismatch(Aborted):
     """Somebody changed the resource since the caller read it."""
 
