@@ -42,15 +42,9 @@ def check_query(tree: Mapping[str, Any], catalog: Collection[str]) -> bool:
 
 
 def _check_node(node: Mapping[str, Any], own: Collection[str]) -> None:
-    kind = str(node.get("type", ""))
-    if kind.endswith("_NODE") and kind not in _QUERIES:
-        raise Refused(f"want a SELECT, got {kind.removesuffix('_NODE')}")
-    match kind:
+    match str(node.get("type", "")):
         case "BASE_TABLE":
-            name = str(node.get("table_name", ""))
-            qualified = node.get("schema_name") or node.get("catalog_name")
-            if qualified or name.lower() not in {VIEW, *own}:
-                raise Refused(f"want the view {VIEW} and nothing else to read from, got {name}")
+            _check_table(node, own)
         case "TABLE_FUNCTION":
             function = str((node.get("function") or {}).get("function_name", ""))
             if function.lower() not in _TABLE_FUNCTIONS:
@@ -58,10 +52,19 @@ def _check_node(node: Mapping[str, Any], own: Collection[str]) -> None:
         case "SHOW_REF":
             if node.get("table_name"):
                 raise Refused("want a SELECT, got SHOW")
+        case kind if kind.endswith("_NODE") and kind not in _QUERIES:
+            raise Refused(f"want a SELECT, got {kind.removesuffix('_NODE')}")
         case "FUNCTION" if str(node.get("function_name", "")).lower() in _REFUSED_FUNCTIONS:
             raise Refused(f"want functions of values, got {node['function_name']}")
         case _:
             return
+
+
+def _check_table(node: Mapping[str, Any], own: Collection[str]) -> None:
+    name = str(node.get("table_name", ""))
+    qualified = node.get("schema_name") or node.get("catalog_name")
+    if qualified or name.lower() not in {VIEW, *own}:
+        raise Refused(f"want the view {VIEW} and nothing else to read from, got {name}")
 
 
 def _names_of_subqueries(node: Mapping[str, Any]) -> Iterator[str]:
