@@ -17,30 +17,13 @@ from services.common.errors import ServiceError
 from services.monitor.adapters.table import FEEDBACK_ANSWER, LABEL
 from services.monitor.domain.failure import FeedbackQueueFull, RequestIdReused
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
+from services.monitor.domain.feedback_desk import Answered, Taken
 from services.monitor.domain.feedback import Feedback, Held, LabelState, Outcome, judge_all
 
 _DAY_US: Final = 24 * 3600 * 1_000_000
 _ONE_TRANSACTION: Final = 5_000
 _ONE_STATEMENT: Final = 500
 _C: Final = LABEL.c
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer that is kept with a request id, so that the same request gets the same one."""
-
-    request_id: str
-    digest: bytes
-    """Of the request's content."""
-    encode: Callable[[Sequence[Outcome]], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What became of a request; with `answer` it had been answered before."""
-
-    outcomes: tuple[Outcome, ...] = ()
-    answer: bytes | None = None
 
 
 @dataclass(slots=True)
