@@ -12,17 +12,20 @@ from interlock_cli.output import say
 from interlock_cli.settings import StackSettings
 from services.common.edge.settings import EdgeSettings
 from services.common.settings import CommonSettings
+from services.features.settings import Settings as FeaturesSettings
 from services.inference.settings import InferenceSettings
+from services.monitor.settings import Settings as MonitorSettings
 from services.registry.settings import RegistrySettings
 from services.router.settings import Settings as RouterSettings
 
-# Features and monitor read the common ones only.
 _READERS: Final[Mapping[str, type[CommonSettings]]] = {
     "every process": CommonSettings,
     "the edge": EdgeSettings,
     "router": RouterSettings,
     "inference": InferenceSettings,
     "registry": RegistrySettings,
+    "features": FeaturesSettings,
+    "monitor": MonitorSettings,
     "`interlock up` and its siblings": StackSettings,
 }
 

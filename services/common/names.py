@@ -68,6 +68,7 @@ ROUTE: Final = NameFormat("models/{model}/routes/{environment}")
 DEPLOYMENT: Final = NameFormat("deployments/{deployment}")
 ENVIRONMENT: Final = NameFormat("environments/{environment}")
 ARTIFACT: Final = NameFormat("artifacts/{digest}")
+ENTITY: Final = NameFormat("entities/{entity}")
 FEATURE_VIEW: Final = NameFormat("featureViews/{view}")
 
 

@@ -44,3 +44,20 @@ def _finish(task: asyncio.Task[Any]) -> None:
     error = task.exception()
     if error is not None:
         _LOG.error("task_failed", task=task.get_name(), exc_info=error)
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run short work to its end however often the caller is cancelled meanwhile; the cancellation goes on afterwards.
+
+    A statement that is cut in the middle costs its database connection.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()

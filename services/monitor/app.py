@@ -1,7 +1,9 @@
 """Puts the monitor together."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from interlock.monitor.v1 import (
@@ -18,19 +20,31 @@ from interlock.monitor.v1alpha1 import analysis_service_pb2 as alpha_analysis_se
 from interlock.monitor.v1alpha1 import verdict_service_pb2
 
 from services.common.call import Binding
+from services.common.channels import open_channel
+from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
+from services.monitor.adapters.log_compaction import LogCompaction
+from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_writer import LogWriter
+from services.monitor.adapters.migrations import MIGRATIONS
+from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
+from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
+from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
+from services.monitor.domain.intake import Intake
+from services.monitor.domain.policy import PolicyBook
+from services.monitor.domain.ports import LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
 from services.monitor.servicer.monitor_service import MonitorServicer
+from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.settings import Settings
 
 _WITHOUT_CODE: Final = (
     alert_service_pb2,
     analysis_service_pb2,
     feedback_service_pb2,
-    monitoring_policy_service_pb2,
     prediction_log_service_pb2,
     report_service_pb2,
     http_service_pb2,
@@ -38,17 +52,100 @@ _WITHOUT_CODE: Final = (
     verdict_service_pb2,
 )
 
+_LAST_BATCHES_S: Final = 5.0
+
 
 @asynccontextmanager
 async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
     """Open the adapters, and yield what the process serves."""
-    async with AsyncExitStack():
-        counts, totals = PredictionCounts(settings.prediction_count_limit), StreamTotals()
-        runtime.registry.register(CountsCollector(counts, totals))
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            open_database(
+                settings.monitor_database,
+                MIGRATIONS,
+                service="monitor",
+                statement_timeout_s=settings.monitor_database_statement_timeout_s,
+                version_table="alembic_version_monitor",
+            )
+        )
+        versions = RegistryVersions(
+            await stack.enter_async_context(open_channel(settings.registry_address, idempotent=IDEMPOTENT))
+        )
+        policies = PolicyStore(database, PolicyBook())
+        await policies.load()
+        counts, totals, drops = PredictionCounts(settings.prediction_count_limit), StreamTotals(), Drops()
+        log = await stack.enter_async_context(_open_log(settings, runtime, policies.book, drops))
+        sinks: dict[str, PredictionSink] = {"log": log.writer}
+        intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+        runtime.registry.register(CountsCollector(counts, totals, drops))
         yield (
-            _binding(monitor_service_pb2, MonitorServicer(counts, totals, runtime.draining)),
+            _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
+            _binding(monitoring_policy_service_pb2, MonitoringPolicyServicer(policies, policies.book, versions)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _PredictionLog:
+    files: LogFiles
+    writer: LogWriter
+
+
+@asynccontextmanager
+async def _open_log(
+    settings: Settings, runtime: Runtime[Settings], policies: LogPolicies, drops: Drops
+) -> AsyncIterator[_PredictionLog]:
+    files = LogFiles(settings.monitor_log)
+    writer = LogWriter(
+        files,
+        policies,
+        drops,
+        flush_rows=settings.monitor_log_flush_rows,
+        flush_interval_s=settings.monitor_log_flush_interval_s,
+        clock_tolerance_s=settings.clock_tolerance_s,
+    )
+    compaction = LogCompaction(files, policies, interval_s=settings.monitor_log_housekeeping_interval_s)
+    async with (
+        _in_background(runtime, compaction.run(), "log-compaction"),
+        _in_background(runtime, writer.run(), "log-writer"),
+    ):
+        yield _PredictionLog(files, writer)
+    await writer.flush()
+
+
+@asynccontextmanager
+async def _open_intake(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    versions: RegistryVersions,
+    sinks: Mapping[str, PredictionSink],
+    drops: Drops,
+) -> AsyncIterator[Intake]:
+    """Open what spreads predictions; when it ends, every sink has taken all of them."""
+    intake = Intake(
+        versions,
+        sinks,
+        drops,
+        limit_bytes=settings.monitor_intake_limit_bytes,
+        sink_limit_rows=settings.monitor_sink_limit_rows,
+    )
+    async with AsyncExitStack() as stack:
+        for name, work in intake.works():
+            await stack.enter_async_context(_in_background(runtime, work, name))
+        yield intake
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_BATCHES_S):
+                await intake.drained()
+
+
+@asynccontextmanager
+async def _in_background(runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    task = runtime.spawn(work, name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _binding(stub: Any, servicer: object) -> Binding:

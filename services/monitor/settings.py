@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from services.common.settings import CommonSettings
 
@@ -12,3 +12,38 @@ class Settings(CommonSettings):
 
     prediction_count_limit: Annotated[int, Field(ge=1, le=10_000)] = 10_000
     """Combinations of model, version and variant that are counted apart; further ones share one count."""
+
+    monitor_database_url: str = ""
+    """SQLAlchemy URL, sqlite:///<file> or postgresql://<user>@<host>/<database>. Empty: a file in the state folder."""
+    monitor_database_statement_timeout_s: PositiveFloat = 5.0
+    """Longest that one statement, a lock or a free connection is waited for. Seconds."""
+    monitor_intake_limit_bytes: PositiveInt = 64 * 1024 * 1024
+    """Prediction events that wait to be decoded. Bytes; what does not fit is dropped and counted."""
+    monitor_sink_limit_rows: PositiveInt = 100_000
+    """Decoded predictions that wait for the log, or for the windows; what does not fit is dropped and counted."""
+    monitor_log_uri: str = ""
+    """fsspec URL of the folder of the prediction log. Empty: a folder in the state folder."""
+    monitor_log_flush_rows: PositiveInt = 100_000
+    """Predictions after which the log is written before its time. Four times as many are held while it cannot be."""
+    monitor_log_flush_interval_s: PositiveFloat = 5.0
+    """How often the log is written. Seconds; what is newer is lost in a crash."""
+    monitor_log_housekeeping_interval_s: PositiveFloat = 60.0
+    """How often closed hours of the log are merged, and those past their time removed. Seconds."""
+    monitor_window_interval_s: PositiveFloat = 5.0
+    """How often what came in is added to the windows in the database. Seconds; what is newer is in memory only."""
+    monitor_window_limit: PositiveInt = 2_000
+    """Windows (of a version, environment, variant and slice) that are held in memory until they are added."""
+    monitor_window_retention_s: PositiveFloat = 90 * 24 * 3600.0
+    """How long windows are kept. Seconds; a prediction older than that is not analysed."""
+    monitor_feature_limit: PositiveInt = 500
+    """Features and outputs of one version that are analysed; further ones are counted as not analysed."""
+
+    @property
+    def monitor_database(self) -> str:
+        """URL of the database."""
+        return self.monitor_database_url or f"sqlite:///{self.state_dir.absolute() / 'monitor' / 'monitor.db'}"
+
+    @property
+    def monitor_log(self) -> str:
+        """URL of the folder of the prediction log."""
+        return self.monitor_log_uri or f"file://{self.state_dir.absolute() / 'monitor' / 'log'}"

@@ -30,9 +30,9 @@ def is_foreign_shape(rpc: Rpc) -> bool:
 def test_there_is_a_contract() -> None:
     assert {rpc.package for rpc in RPCS} >= {
         "inference",
+        "interlock.features.v1",
         "interlock.router.v1",
         "interlock.registry.v1",
-        "interlock.features.v1alpha1",
     }
 
 

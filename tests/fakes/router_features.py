@@ -69,7 +69,7 @@ class FakeFeatures(features_rpc.FeatureServiceServicer):
         column = features_pb.FeatureColumn(feature=source)
         entity = self.entity_of[source.partition(".")[0]]
         for row in request.rows:
-            found = self.values.get((source, row.entities[entity]))
+            found = self.values.get((source, row.entities.get(entity, "")))
             missing = found is None or found.status == MISSING
             column.values.append(FeatureValue(null_value=0) if found is None else found.value)  # type: ignore[arg-type]
             column.statuses.append(MISSING if found is None else found.status)
@@ -85,14 +85,14 @@ class FakeFeatures(features_rpc.FeatureServiceServicer):
             (index, entity)
             for index, row in enumerate(request.rows)
             for entity in sorted(wanted)
-            if row.entities.get(entity, "bad").startswith("bad")
+            if row.entities.get(entity, "").startswith("bad")
         ]
         if not wrong:
             return
         violations = [
             BadRequest.FieldViolation(
                 field=f"rows[{index}].entities.{entity}" if self.names_rows else "",
-                description="want a key, got nothing",
+                description="want a key, got a bad one",
             )
             for index, entity in wrong
         ]

@@ -6,7 +6,7 @@ import random
 import shutil
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -146,10 +146,15 @@ class World:
             await self.wait_ready()
         return running
 
-    async def wait_ready(self) -> None:
+    async def wait_ready(self, *models: str) -> None:
+        """Wait until all routed versions of these models, or of the standard ones, can run."""
         async with asyncio.timeout(15):
-            while (await self.get("ServerReady", http_pb.ServerReadyHttpRequest()))[0] != 200:
+            while not await self._ready(models or sorted({model for model, _ in STANDARD_READY})):
                 await asyncio.sleep(0.01)
+
+    async def _ready(self, models: Sequence[str]) -> bool:
+        asked = [self.get("ModelReady", http_pb.ModelReadyHttpRequest(model_name=model)) for model in models]
+        return all(status == 200 for status, _ in await asyncio.gather(*asked))
 
     async def stop_router(self) -> None:
         await self._router.aclose()

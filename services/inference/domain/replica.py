@@ -55,12 +55,6 @@ class Replica:
         """
         return self.configured and all(host.tried for host in self.hosts.values())
 
-    @property
-    def all_ready(self) -> bool:
-        """Whether every version that should be here answers, and the replica does not drain."""
-        wanted = {deployment.key for deployment in self._desired.deployments.values()}
-        return not self.draining and self.configured and all(self._is_ready(key) for key in wanted)
-
     def changed(self) -> asyncio.Event:
         """Return the event that the next change sets; take it before reading the state."""
         return self._changed

@@ -65,7 +65,7 @@ class OipServicer:
 
     async def ServerReady(self, request: oip.ServerReadyRequest, call: Call) -> oip.ServerReadyResponse:
         """Say whether every version that should be here answers."""
-        return oip.ServerReadyResponse(ready=self._replica.all_ready)
+        return oip.ServerReadyResponse(ready=self._replica.settled and not self._replica.draining)
 
     async def ModelReady(self, request: oip.ModelReadyRequest, call: Call) -> oip.ModelReadyResponse:
         """Say whether one version answers."""

@@ -1,7 +1,10 @@
 """What the monitor knows of a version: the part of its signature that gives columns their meaning."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from services.monitor.domain.baseline import Baseline
 
 Scalar = float | int | str | bool
 
@@ -35,6 +38,8 @@ class FeatureInfo:
     minimum: float | None = None
     maximum: float | None = None
     allowed: tuple[Scalar, ...] = ()
+    max_age_us: int | None = None
+    """How old a fetched value may be, microseconds; None = any age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +57,16 @@ class VersionInfo:
     """Class names in the order of that tensor's columns."""
     threshold: float | None = None
     """Of two labels: the probability of the second from which on it is the prediction."""
+    baseline: Baseline | None = None
+    """None when the version was registered without."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Figures of training and validation by name, as the lineage has them."""
+
+    @property
+    def name(self) -> str:
+        """Resource name."""
+        return f"models/{self.model}/versions/{self.version}"
+
+    def feature(self, name: str) -> FeatureInfo | None:
+        """Return a feature by its name, or None."""
+        return next((found for found in self.features if found.name == name), None)

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
 from services.common.storage_failure import DatabaseUnavailable
+from services.common.tasks import to_the_end
 from services.registry.adapters.bell import Bell
 from services.registry.adapters.row import KINDS, VERSION_KIND, resource_of
 from services.registry.adapters.sql_view import read_head
@@ -46,6 +47,10 @@ class SqlChangeFeed:
 
     async def snapshot(self, scope: Scope) -> Snapshot:
         """Return everything within the scope; ResourceNotFound for an unknown environment."""
+        # Watchers come and go at any moment.
+        return await to_the_end(self._snapshot(scope))
+
+    async def _snapshot(self, scope: Scope) -> Snapshot:
         async with self._database.read() as connection:
             head = await read_head(connection)
             await _require_environment(connection, scope)
@@ -54,6 +59,9 @@ class SqlChangeFeed:
 
     async def deltas(self, scope: Scope, after: int) -> tuple[list[Delta], int]:
         """Return what changed within the scope after an epoch, and the epoch up to which that is complete."""
+        return await to_the_end(self._deltas(scope, after))
+
+    async def _deltas(self, scope: Scope, after: int) -> tuple[list[Delta], int]:
         async with self._database.read() as connection:
             head = await read_head(connection)
             if not head.kept_after <= after <= head.epoch:

@@ -27,12 +27,15 @@ class Catalog:
         """Whether the router has had a configuration."""
         return self._table.applied
 
-    def all_ready(self) -> bool:
-        """Whether there is a configuration and every version with a share of the traffic can run."""
+    def ready(self) -> bool:
+        """Whether there is a configuration and, where anything is routed, some of it can run.
+
+        One model that cannot be loaded must not take the router out of its load balancer.
+        """
         if not self._table.applied:
             return False
-        models = self._table.current.models.values()
-        return all(self._inference.is_ready(target) for model in models for target in model.routed())
+        targets = [target for model in self._table.current.models.values() for target in model.routed()]
+        return not targets or any(self._inference.is_ready(target) for target in targets)
 
     def is_ready(self, model: str, version: str) -> bool:
         """Whether a deployed version, or every routed one when none is named, can run; raises when unknown."""

@@ -104,7 +104,7 @@ class RouterHttpServicer:
 
     async def ServerReady(self, request: pb.ServerReadyHttpRequest, call: Call) -> HttpBody:
         """GET /v2/health/ready."""
-        ready = self._catalog.all_ready() and not self._board.draining
+        ready = self._catalog.ready() and not self._board.draining
         return _verdict(call, {"ready": ready}, good=ready)
 
     async def Health(self, request: pb.HealthHttpRequest, call: Call) -> HttpBody:

@@ -36,7 +36,7 @@ class OipServicer:
 
     async def ServerReady(self, request: oip_pb.ServerReadyRequest, call: Call) -> oip_pb.ServerReadyResponse:
         """Say whether every routed version can run."""
-        return oip_pb.ServerReadyResponse(ready=self._catalog.all_ready())
+        return oip_pb.ServerReadyResponse(ready=self._catalog.ready())
 
     async def ModelReady(self, request: oip_pb.ModelReadyRequest, call: Call) -> oip_pb.ModelReadyResponse:
         """Say whether a model can run."""

@@ -1,6 +1,7 @@
 """The features service through the wire: healthy, and honest about what it cannot do yet."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -27,8 +28,8 @@ METHODS: list[MethodDescriptor] = [
 
 
 @pytest.fixture
-async def channel() -> AsyncIterator[grpc.aio.Channel]:
-    settings = Settings(port_offset=free_offset(), drain_delay_s=0)
+async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
+    settings = Settings(state_dir=tmp_path, port_offset=free_offset(), drain_delay_s=0)
     async with (
         serving("features", settings, build, ["127.0.0.1:0"]) as running,
         grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel,

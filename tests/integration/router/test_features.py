@@ -145,16 +145,15 @@ async def test_a_row_with_wrong_keys_is_told_so_and_costs_the_others_nothing(fil
     filled.overrides["features_timeout_s"] = 1.0
     await start(filled)
     rows = [pb.PredictRow(features=ask().features, entities=ENTITIES) for _ in range(20)]
-    del rows[3].entities["carrier"]
+    rows[3].entities["carrier"] = "bad"
     rows[11].entities["origin"] = "bad"
     answer = await filled.router.PredictRows(pb.PredictRowsRequest(model=LIVE, rows=rows), timeout=5)
     codes = [result.error.code for result in answer.results]
     assert codes == [3 if index in (3, 11) else 0 for index in range(20)]
     if names_rows:
-        assert "entities.carrier: want a key, got nothing" in answer.results[3].error.message
-    status, body = await filled.post(
-        "/v1/predict", {"model": LIVE, "features": {"hour": 9}, "entities": {"origin": "JFK"}}
-    )
+        assert "entities.carrier: want a key, got a bad one" in answer.results[3].error.message
+    body = {"model": LIVE, "features": {"hour": 9}, "entities": {"carrier": "bad", "origin": "JFK"}}
+    status, body = await filled.post("/v1/predict", body)
     assert (status, body["code"]) == (400, 3)
     assert "entities" in body["message"]
     assert filled.metric("interlock_router_features_breaker_open") == 0
@@ -162,14 +161,14 @@ async def test_a_row_with_wrong_keys_is_told_so_and_costs_the_others_nothing(fil
 
 async def test_a_default_stands_in_for_a_missing_and_for_an_old_value(filled: World) -> None:
     await start(filled)
-    for entities, age_ms in (({"carrier": "??", "origin": "JFK"}, 0), (ENTITIES, 60_001)):
+    for entities, age_ms in (({"carrier": "??", "origin": "JFK"}, 0), ({"origin": "JFK"}, 0), (ENTITIES, 60_001)):
         filled.features.put("carriers.delay", "B6", 12.0, age_ms=age_ms)
         prediction = await predict(filled, entities=entities)
         assert prediction.prediction.double_value == 9_07_34_56
         assert (list(prediction.degraded), list(prediction.missing_features)) == (["features_default"], ["delay"])
     filled.features.put("carriers.delay", "B6", 12.0, age_ms=60_000)
     assert (await predict(filled)).prediction.double_value == 9_12_34_56
-    assert filled.metric("interlock_router_degraded_predictions_total", model=LIVE, how="features_default") == 2
+    assert filled.metric("interlock_router_degraded_predictions_total", model=LIVE, how="features_default") == 3
 
 
 async def test_values_are_held_to_the_signature_s_limits(filled: World) -> None:

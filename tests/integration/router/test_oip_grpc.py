@@ -1,5 +1,6 @@
 """inference.GRPCInferenceService at the router."""
 
+import asyncio
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -276,18 +277,23 @@ async def test_server_live_with_a_malformed_message(world: World) -> None:
 @pytest.mark.rpc(OIP + "ServerReady", "happy")
 async def test_server_ready_follows_the_replicas(world: World) -> None:
     assert (await world.oip.ServerReady(oip_pb.ServerReadyRequest(), timeout=5)).ready
-    world.replica.set_ready({(PAIR, "1")})
 
-    async def ready() -> bool:
+    async def server_ready() -> bool:
         return (await world.oip.ServerReady(oip_pb.ServerReadyRequest(), timeout=5)).ready
 
-    for _ in range(200):
-        if not await ready():
-            break
-    assert not await ready()
-    asked = oip_pb.ModelReadyRequest(name=PAIR)
-    assert (await world.oip.ModelReady(asked, timeout=5)).ready
-    assert not (await world.oip.ModelReady(oip_pb.ModelReadyRequest(name=FLIGHT), timeout=5)).ready
+    async def model_ready(name: str) -> bool:
+        return (await world.oip.ModelReady(oip_pb.ModelReadyRequest(name=name), timeout=5)).ready
+
+    world.replica.set_ready({(PAIR, "1")})
+    async with asyncio.timeout(15):
+        while await model_ready(FLIGHT):
+            await asyncio.sleep(0.01)
+    assert await model_ready(PAIR)
+    assert await server_ready(), "one model that cannot run takes nothing else down"
+    world.replica.set_ready(set())
+    async with asyncio.timeout(15):
+        while await server_ready():
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.rpc(OIP + "ServerReady", "error")

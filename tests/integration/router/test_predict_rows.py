@@ -56,7 +56,7 @@ async def test_rows_are_assigned_each_by_its_user(world: World) -> None:
     world.control.publish(resources)
     world.replica.set_ready({(PAIR, "1"), (PAIR, "2")})
     await eventually(lambda: world.metric("interlock_router_config_epoch") == 2)
-    await world.wait_ready()
+    await world.wait_ready(PAIR)
     rows = [pb.PredictRow(features=pair_rows(1)[0].features, user_id=f"user-{index}") for index in range(60)]
     first = await world.router.PredictRows(pb.PredictRowsRequest(model=PAIR, rows=rows), timeout=5)
     second = await world.router.PredictRows(pb.PredictRowsRequest(model=PAIR, rows=rows), timeout=5)

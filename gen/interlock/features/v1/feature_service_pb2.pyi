@@ -97,7 +97,7 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     FEATURES_ERROR_REASON_RESOURCE_NOT_FOUND: _FeaturesErrorReason.ValueType  # 1
     """NOT_FOUND: no such view, feature, entity or job."""
     FEATURES_ERROR_REASON_INVALID_ENTITY_KEY: _FeaturesErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT: a key is missing, malformed or of the wrong type."""
+    """INVALID_ARGUMENT: a key is missing in a push, malformed, of the wrong type, or of no known entity."""
     FEATURES_ERROR_REASON_INVALID_VALUE: _FeaturesErrorReason.ValueType  # 3
     """INVALID_ARGUMENT: a value does not have the feature's type."""
     FEATURES_ERROR_REASON_INVALID_EVENT_TIME: _FeaturesErrorReason.ValueType  # 4
@@ -120,6 +120,20 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """RESOURCE_EXHAUSTED: more unacknowledged rows than allowed."""
     FEATURES_ERROR_REASON_JOB_ENDED: _FeaturesErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the job has ended."""
+    FEATURES_ERROR_REASON_REQUEST_ID_REUSED: _FeaturesErrorReason.ValueType  # 14
+    """ALREADY_EXISTS: the request_id was used with another body."""
+    FEATURES_ERROR_REASON_STORAGE_FULL: _FeaturesErrorReason.ValueType  # 15
+    """RESOURCE_EXHAUSTED: the disk is full."""
+    FEATURES_ERROR_REASON_RESOURCE_EXISTS: _FeaturesErrorReason.ValueType  # 16
+    """ALREADY_EXISTS: the id of the job is taken."""
+    FEATURES_ERROR_REASON_NOT_MATERIALIZABLE: _FeaturesErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION: the view has no batch source."""
+    FEATURES_ERROR_REASON_OUTPUT_UNUSABLE: _FeaturesErrorReason.ValueType  # 18
+    """FAILED_PRECONDITION: the folder for the result of a job is not empty, or cannot be written."""
+    FEATURES_ERROR_REASON_JOIN_TOO_LARGE: _FeaturesErrorReason.ValueType  # 19
+    """RESOURCE_EXHAUSTED: more bytes of rows than a join by stream may bring; a job has no such limit."""
+    FEATURES_ERROR_REASON_WORK_ENDED: _FeaturesErrorReason.ValueType  # 20
+    """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -129,7 +143,7 @@ FEATURES_ERROR_REASON_UNSPECIFIED: FeaturesErrorReason.ValueType  # 0
 FEATURES_ERROR_REASON_RESOURCE_NOT_FOUND: FeaturesErrorReason.ValueType  # 1
 """NOT_FOUND: no such view, feature, entity or job."""
 FEATURES_ERROR_REASON_INVALID_ENTITY_KEY: FeaturesErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT: a key is missing, malformed or of the wrong type."""
+"""INVALID_ARGUMENT: a key is missing in a push, malformed, of the wrong type, or of no known entity."""
 FEATURES_ERROR_REASON_INVALID_VALUE: FeaturesErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: a value does not have the feature's type."""
 FEATURES_ERROR_REASON_INVALID_EVENT_TIME: FeaturesErrorReason.ValueType  # 4
@@ -152,6 +166,20 @@ FEATURES_ERROR_REASON_TOO_MANY_OUTSTANDING: FeaturesErrorReason.ValueType  # 12
 """RESOURCE_EXHAUSTED: more unacknowledged rows than allowed."""
 FEATURES_ERROR_REASON_JOB_ENDED: FeaturesErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the job has ended."""
+FEATURES_ERROR_REASON_REQUEST_ID_REUSED: FeaturesErrorReason.ValueType  # 14
+"""ALREADY_EXISTS: the request_id was used with another body."""
+FEATURES_ERROR_REASON_STORAGE_FULL: FeaturesErrorReason.ValueType  # 15
+"""RESOURCE_EXHAUSTED: the disk is full."""
+FEATURES_ERROR_REASON_RESOURCE_EXISTS: FeaturesErrorReason.ValueType  # 16
+"""ALREADY_EXISTS: the id of the job is taken."""
+FEATURES_ERROR_REASON_NOT_MATERIALIZABLE: FeaturesErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION: the view has no batch source."""
+FEATURES_ERROR_REASON_OUTPUT_UNUSABLE: FeaturesErrorReason.ValueType  # 18
+"""FAILED_PRECONDITION: the folder for the result of a job is not empty, or cannot be written."""
+FEATURES_ERROR_REASON_JOIN_TOO_LARGE: FeaturesErrorReason.ValueType  # 19
+"""RESOURCE_EXHAUSTED: more bytes of rows than a join by stream may bring; a job has no such limit."""
+FEATURES_ERROR_REASON_WORK_ENDED: FeaturesErrorReason.ValueType  # 20
+"""RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final
@@ -248,7 +276,9 @@ class ReadRow(_message.Message):
     REQUEST_VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Keys by entity id, for every entity of the views asked. A key is at most 512 bytes."""
+        """Keys by entity id. Features of a view whose entity has no key here, or an empty one, are MISSING. A key is at most
+        512 bytes.
+        """
 
     @_builtins.property
     def request_values(self) -> _containers.MessageMap[_builtins.str, _feature_value_pb2.FeatureValue]:

@@ -60,7 +60,7 @@ class FeatureServiceServicer:
         """Reads features of many views for many rows of entity keys, in one round trip to the store. Every value says whether
         it is present, stale or missing, and its age: those are answers, not errors. Budget: 50 ms.
 
-        INVALID_ARGUMENT for a malformed key or a missing entity, NOT_FOUND for an unknown view or feature,
+        INVALID_ARGUMENT for a malformed key or a name that is no entity, NOT_FOUND for an unknown view or feature,
         UNAVAILABLE when the store does not answer, RESOURCE_EXHAUSTED under overload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

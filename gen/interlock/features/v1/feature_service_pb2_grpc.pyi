@@ -37,7 +37,7 @@ class FeatureServiceStub:
     """Reads features of many views for many rows of entity keys, in one round trip to the store. Every value says whether
     it is present, stale or missing, and its age: those are answers, not errors. Budget: 50 ms.
 
-    INVALID_ARGUMENT for a malformed key or a missing entity, NOT_FOUND for an unknown view or feature,
+    INVALID_ARGUMENT for a malformed key or a name that is no entity, NOT_FOUND for an unknown view or feature,
     UNAVAILABLE when the store does not answer, RESOURCE_EXHAUSTED under overload.
     """
     PushFeatures: _grpc.UnaryUnaryMultiCallable[_feature_service_pb2.PushFeaturesRequest, _feature_service_pb2.PushFeaturesResponse]
@@ -65,7 +65,7 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     """Reads features of many views for many rows of entity keys, in one round trip to the store. Every value says whether
     it is present, stale or missing, and its age: those are answers, not errors. Budget: 50 ms.
 
-    INVALID_ARGUMENT for a malformed key or a missing entity, NOT_FOUND for an unknown view or feature,
+    INVALID_ARGUMENT for a malformed key or a name that is no entity, NOT_FOUND for an unknown view or feature,
     UNAVAILABLE when the store does not answer, RESOURCE_EXHAUSTED under overload.
     """
     PushFeatures: _aio.UnaryUnaryMultiCallable[_feature_service_pb2.PushFeaturesRequest, _feature_service_pb2.PushFeaturesResponse]  # type: ignore[assignment]
@@ -96,7 +96,7 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads features of many views for many rows of entity keys, in one round trip to the store. Every value says whether
         it is present, stale or missing, and its age: those are answers, not errors. Budget: 50 ms.
 
-        INVALID_ARGUMENT for a malformed key or a missing entity, NOT_FOUND for an unknown view or feature,
+        INVALID_ARGUMENT for a malformed key or a name that is no entity, NOT_FOUND for an unknown view or feature,
         UNAVAILABLE when the store does not answer, RESOURCE_EXHAUSTED under overload.
         """
 

@@ -51,9 +51,13 @@ class _MonitorErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mo
     MONITOR_ERROR_REASON_ETAG_MISMATCH: _MonitorErrorReason.ValueType  # 11
     """ABORTED: the etag is not the current one."""
     MONITOR_ERROR_REASON_LOG_UNAVAILABLE: _MonitorErrorReason.ValueType  # 12
-    """UNAVAILABLE: the log cannot be written."""
+    """UNAVAILABLE: the log cannot be read or written."""
     MONITOR_ERROR_REASON_REPORT_NOT_READY: _MonitorErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the report is not ready, or failed."""
+    MONITOR_ERROR_REASON_QUEUE_FULL: _MonitorErrorReason.ValueType  # 14
+    """RESOURCE_EXHAUSTED: too many labels wait to be written."""
+    MONITOR_ERROR_REASON_STORAGE_FULL: _MonitorErrorReason.ValueType  # 15
+    """RESOURCE_EXHAUSTED: the disk is full."""
 
 class MonitorErrorReason(_MonitorErrorReason, metaclass=_MonitorErrorReasonEnumTypeWrapper):
     """Lists why the monitor refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -83,9 +87,13 @@ MONITOR_ERROR_REASON_RESOURCE_EXISTS: MonitorErrorReason.ValueType  # 10
 MONITOR_ERROR_REASON_ETAG_MISMATCH: MonitorErrorReason.ValueType  # 11
 """ABORTED: the etag is not the current one."""
 MONITOR_ERROR_REASON_LOG_UNAVAILABLE: MonitorErrorReason.ValueType  # 12
-"""UNAVAILABLE: the log cannot be written."""
+"""UNAVAILABLE: the log cannot be read or written."""
 MONITOR_ERROR_REASON_REPORT_NOT_READY: MonitorErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the report is not ready, or failed."""
+MONITOR_ERROR_REASON_QUEUE_FULL: MonitorErrorReason.ValueType  # 14
+"""RESOURCE_EXHAUSTED: too many labels wait to be written."""
+MONITOR_ERROR_REASON_STORAGE_FULL: MonitorErrorReason.ValueType  # 15
+"""RESOURCE_EXHAUSTED: the disk is full."""
 Global___MonitorErrorReason: _TypeAlias = MonitorErrorReason  # noqa: Y015
 
 @_typing.final

@@ -176,7 +176,8 @@ class PredictRequest(_message.Message):
     @_builtins.property
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Keys by entity name, for features that are fetched: all that any version of the route or its ladder needs; each takes
-        what it needs. At most 64, in PredictRows over all rows; a key is at most 512 bytes.
+        what it needs. A feature whose entity is not here is missing: its missing_policy decides. At most 64, in PredictRows
+        over all rows; a key is at most 512 bytes.
         """
 
     @_builtins.property

@@ -1,0 +1,1 @@
+"""What lies outside: the database of definitions, Redis, the history, other services."""

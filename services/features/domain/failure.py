@@ -1,0 +1,173 @@
+"""What features refuses and why; `reason` is a value of the contract's FeaturesErrorReason."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from services.common.errors import (
+    DEPENDENCY_UNAVAILABLE,
+    INVALID_FIELD,
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Violation,
+    echo,
+)
+
+INVALID_DEFINITION: Final = "INVALID_DEFINITION"
+INVALID_ENTITY_KEY: Final = "INVALID_ENTITY_KEY"
+INVALID_VALUE: Final = "INVALID_VALUE"
+INVALID_EVENT_TIME: Final = "INVALID_EVENT_TIME"
+
+
+class InvalidRequest(InvalidArgument):
+    """One or more fields break the contract; all of them are listed."""
+
+    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(
+            f"{first.field}: {first.description}{more}",
+            reason=reason,
+            metadata={"field": first.field},
+            violations=violations,
+        )
+
+
+def refuse(violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
+    """Raise InvalidRequest when there is a violation."""
+    if violations:
+        raise InvalidRequest(violations, reason)
+
+
+class ResourceNotFound(NotFound):
+    """No view, feature, entity or job of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
+
+
+class SourceUnreadable(FailedPrecondition):
+    """A batch source or a file of the history cannot be read, or lacks something; metadata names it."""
+
+    def __init__(self, source: str, why: str, column: str = "") -> None:
+        of_column = f", column {echo(column)}" if column else ""
+        super().__init__(
+            f"{echo(source)}{of_column}: {why}",
+            reason="SOURCE_UNREADABLE",
+            metadata={"source": source, "column": column} if column else {"source": source},
+        )
+
+
+class JobEnded(FailedPrecondition):
+    """The job has ended: there is nothing to cancel."""
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(
+            f"{name} has ended: want a job that waits or runs, got one that is {state}",
+            reason="JOB_ENDED",
+            metadata={"name": name, "state": state},
+        )
+
+
+class NameTaken(AlreadyExists):
+    """Another job has the id."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name})
+
+
+class EtagMismatch(Aborted):
+    """Somebody changed the resource since the caller read it."""
+
+    def __init__(self, name: str, want: str, got: str) -> None:
+        super().__init__(
+            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"name": name, "etag": want},
+        )
+
+
+class DefinitionInUse(FailedPrecondition):
+    """A registered version depends on what would change or go."""
+
+    def __init__(self, resource: str, versions: Sequence[str]) -> None:
+        more = f" and {len(versions) - 1} more" if len(versions) > 1 else ""
+        super().__init__(
+            f"{resource} cannot change so: {versions[0]}{more} would be broken",
+            reason="DEFINITION_IN_USE",
+            metadata={"resource": resource, "model_versions": ", ".join(versions), "count": str(len(versions))},
+        )
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry cannot be asked who depends on a definition."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the registry does not answer, so nobody knows which versions depend on this; nothing was changed",
+            reason=DEPENDENCY_UNAVAILABLE,
+            metadata={"service": "registry"},
+            retry_after_s=1.0,
+        )
+
+
+class RequestIdReused(AlreadyExists):
+    """The idempotency key was used with another body."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            "request_id: want a new UUID for a new request, got one that was used with another body",
+            reason="REQUEST_ID_REUSED",
+            metadata={"request_id": request_id},
+        )
+
+
+class NotPushable(FailedPrecondition):
+    """Clients do not push into the view."""
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"featureViews/{view} is not filled by push; want a view with a push_source or an aggregate_source",
+            reason="NOT_PUSHABLE",
+            metadata={"feature_view": f"featureViews/{view}"},
+        )
+
+
+class OnlineStoreUnavailable(Unavailable):
+    """Redis is down, slow or refuses."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the online store does not answer: {why}",
+            reason="ONLINE_STORE_UNAVAILABLE",
+            metadata={"why": why},
+            retry_after_s=0.5,
+        )
+
+
+class HistoryUnavailable(Unavailable):
+    """The history cannot be written."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the history cannot be written: {why}",
+            reason="HISTORY_UNAVAILABLE",
+            metadata={"why": why},
+            retry_after_s=1.0,
+        )
+
+
+class QueueFull(ResourceExhausted):
+    """More waits already than is taken."""
+
+    def __init__(self, what: str, waiting: int, limit: int) -> None:
+        super().__init__(
+            f"{waiting} {what} wait already, at most {limit} may",
+            reason="TOO_MANY_OUTSTANDING",
+            metadata={"waiting": str(waiting), "limit": str(limit)},
+            retry_after_s=0.1,
+        )

@@ -1,0 +1,119 @@
+"""The tables of the monitor. `METADATA` is whole once this module is imported."""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+)
+
+from services.common.database import TEXT
+
+METADATA: Final = MetaData()
+
+# Every change of a policy, for windows keep the policy that they began with. The highest revision is the current one.
+POLICY: Final = Table(
+    "monitoring_policy",
+    METADATA,
+    Column("model", TEXT, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    # Prediction time, microseconds, from which on it holds for windows.
+    Column("from_us", BigInteger, nullable=False),
+    Column("update_us", BigInteger, nullable=False),
+    Column("etag", TEXT, nullable=False),
+    Column("request_id", TEXT, nullable=False),
+    # JSON.
+    Column("body", TEXT, nullable=False),
+    PrimaryKeyConstraint("model", "revision"),
+    Index("monitoring_policy_by_request", "request_id"),
+)
+
+
+def _window_table(name: str) -> Table:
+    return Table(
+        name,
+        METADATA,
+        Column("model", TEXT, nullable=False),
+        Column("version", TEXT, nullable=False),
+        Column("environment", TEXT, nullable=False),
+        # Empty: everything.
+        Column("slice", TEXT, nullable=False),
+        # Empty: pinned.
+        Column("variant", TEXT, nullable=False),
+        Column("start_us", BigInteger, nullable=False),
+        Column("end_us", BigInteger, nullable=False),
+        Column("update_us", BigInteger, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        PrimaryKeyConstraint("model", "version", "environment", "slice", "variant", "start_us", "end_us"),
+        Index(f"{name}_by_end", "end_us"),
+    )
+
+
+# What predictions looked like, window by window.
+ANALYSIS_WINDOW: Final = _window_table("analysis_window")
+# What became of them once labels came.
+QUALITY_WINDOW: Final = _window_table("quality_window")
+
+# How far something has been taken, in the same transaction as what came of it: that is how nothing counts twice.
+POSITION: Final = Table(
+    "monitor_position",
+    METADATA,
+    Column("name", TEXT, nullable=False),
+    Column("value", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name"),
+)
+
+# What became of predictions. A row is one label (the metric is empty) or one reward; the newest event time holds.
+LABEL: Final = Table(
+    "label",
+    METADATA,
+    Column("prediction_id", LargeBinary, nullable=False),
+    Column("metric", TEXT, nullable=False),
+    # As it was sent: a number, or a text.
+    Column("number", Double),
+    Column("text", TEXT),
+    Column("event_us", BigInteger, nullable=False),
+    Column("source", TEXT, nullable=False),
+    # Rises with every change of the above.
+    Column("revision", BigInteger, nullable=False),
+    # A LabelState.
+    Column("state", SmallInteger, nullable=False),
+    # When to look for its prediction next, microseconds by the clock.
+    Column("due_us", BigInteger, nullable=False),
+    # Of the prediction, once it was found.
+    Column("model", TEXT, nullable=False, server_default=""),
+    Column("version", TEXT, nullable=False, server_default=""),
+    Column("variant", TEXT, nullable=False, server_default=""),
+    # Class index or number, and the name of the class.
+    Column("value", Double),
+    Column("name", TEXT),
+    # What was handed over last, and what is being handed over: batch, and the state of the row as the batch has it.
+    Column("joined_value", Double),
+    Column("batch", BigInteger),
+    Column("batch_value", Double),
+    Column("batch_event_us", BigInteger),
+    Column("batch_revision", BigInteger),
+    PrimaryKeyConstraint("prediction_id", "metric"),
+    Index("label_by_due", "state", "due_us"),
+    Index("label_by_batch", "batch"),
+    Index("label_by_model", "model", "prediction_id"),
+)
+
+# Answers to SendFeedback with a request id, for a day.
+FEEDBACK_ANSWER: Final = Table(
+    "feedback_answer",
+    METADATA,
+    Column("request_id", TEXT, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("request_id"),
+    Index("feedback_answer_by_create", "create_us"),
+)

@@ -1,0 +1,150 @@
+"""What the monitor refuses and why; `reason` is a value of the contract's MonitorErrorReason."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from services.common.errors import (
+    DEPENDENCY_UNAVAILABLE,
+    INVALID_FIELD,
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Violation,
+    echo,
+)
+
+INVALID_WINDOW: Final = "INVALID_WINDOW"
+UNKNOWN_METRIC: Final = "UNKNOWN_METRIC"
+_NEXT_ATTEMPT_S: Final = 1.0
+
+
+class InvalidRequest(InvalidArgument):
+    """One or more fields break the contract; all of them are listed."""
+
+    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(
+            f"{first.field}: {first.description}{more}",
+            reason=reason,
+            metadata={"field": first.field},
+            violations=violations,
+        )
+
+
+def refuse(violations: Iterable[Violation], reason: str = INVALID_FIELD) -> None:
+    """Raise InvalidRequest when there is a violation."""
+    found = list(violations)
+    if found:
+        raise InvalidRequest(found, reason)
+
+
+class ResourceNotFound(NotFound):
+    """No resource of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
+
+
+class EtagMismatch(Aborted):
+    """Somebody changed the resource since the caller read it."""
+
+    def __init__(self, name: str, want: str, got: str) -> None:
+        super().__init__(
+            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
+            reason="ETAG_MISMATCH",
+            metadata={"name": name, "etag": want},
+        )
+
+
+class RegistryUnavailable(Unavailable):
+    """The registry does not answer, and what it would say is not known here."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the registry does not answer; try again", reason=DEPENDENCY_UNAVAILABLE, retry_after_s=_NEXT_ATTEMPT_S
+        )
+
+
+class NoBaseline(FailedPrecondition):
+    """The version was registered without a baseline."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            f"{version} has no baseline; register one with the version, or give a reference scope",
+            reason="NO_BASELINE",
+            metadata={"model_version": version},
+        )
+
+
+class NotCalibrated(FailedPrecondition):
+    """Performance cannot be estimated from confidences that do not mean what they say."""
+
+    def __init__(self, version: str, why: str) -> None:
+        super().__init__(
+            f"the quality of {version} cannot be estimated: {why}",
+            reason="NOT_CALIBRATED",
+            metadata={"model_version": version},
+        )
+
+
+class RequestIdReused(InvalidArgument):
+    """A request id came again with another content."""
+
+    def __init__(self, request_id: str) -> None:
+        wrong = Violation("request_id", "want a new UUID for a new request, got one that was used with another body")
+        super().__init__(
+            f"{wrong.field}: {wrong.description}",
+            reason=INVALID_FIELD,
+            metadata={"request_id": request_id},
+            violations=[wrong],
+        )
+
+
+class FeedbackQueueFull(ResourceExhausted):
+    """Too many labels wait to be written."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"{count} labels wait to be written; try again", reason="QUEUE_FULL", retry_after_s=_NEXT_ATTEMPT_S
+        )
+
+
+class PredictionNotFound(NotFound):
+    """The log has no prediction of that id."""
+
+    def __init__(self, prediction_id: str) -> None:
+        super().__init__(
+            f"prediction {echo(prediction_id)} is not in the log",
+            reason="RESOURCE_NOT_FOUND",
+            metadata={"prediction_id": prediction_id},
+        )
+
+
+class InvalidQuery(InvalidArgument):
+    """The text is not one SELECT over the view `predictions`."""
+
+    def __init__(self, description: str) -> None:
+        wrong = Violation("sql", description)
+        super().__init__(f"sql: {description}", reason="INVALID_QUERY", violations=[wrong])
+
+
+class QueryTooLarge(ResourceExhausted):
+    """The query needs more than it may have."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description, reason="QUERY_TOO_LARGE")
+
+
+class LogUnavailable(Unavailable):
+    """The log cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prediction log cannot be read now; try again",
+            reason="LOG_UNAVAILABLE",
+            retry_after_s=_NEXT_ATTEMPT_S,
+        )
