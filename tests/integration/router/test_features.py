@@ -57,7 +57,8 @@ async def start(world: World, *rungs: object, **fields: Any) -> None:
     world.control.resources = resources(*rungs, **fields)
     for replica in world.replicas:
         replica.ready = {(LIVE, "1"), (LIVE, "2")}
-    await world.start_router()
+    await world.start_router(wait=False)
+    await world.wait_ready(LIVE)
 
 
 def ask(hour: int = 9, entities: dict[str, str] | None = None, **fields: Any) -> pb.PredictRequest:
