@@ -16,7 +16,10 @@ DAY_S: Final = 86_400.0
 MINIMUM_BLOCKS: Final = 8
 """Blocks of the same time of day from which their own spread is the null."""
 DRAWS: Final = 400
+SMALLEST_CHANGE: Final = 0.01
+"""Relative change of a statistic that is never surprising, whatever the windows before."""
 _NORMAL_DF: Final = 1_000.0
+_LOGARITHMIC: Final = frozenset({DriftMetric.KOLMOGOROV_SMIRNOV, DriftMetric.WASSERSTEIN})
 
 
 class NullSource(enum.StrEnum):
@@ -52,8 +55,6 @@ class Null:
 
     def p_value(self, value: float) -> float:
         """Return the probability of a value at least as large."""
-        if self.spread <= 0:
-            return 1.0 if scale(self.metric, np.array(value)) <= self.centre else 0.0
         score = (float(scale(self.metric, np.array(value))) - self.centre) / self.spread
         return float(stdtr(self.degrees_of_freedom, -score))
 
@@ -97,7 +98,7 @@ def fit_null(
         return _null_of_blocks(metric, reference, current, model, random)
     counts = _predicted_counts(reference, current, model, random)
     drawn = scale(metric, measure_counts(metric, reference, current, counts))
-    return Null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
+    return _null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
 
 
 def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> NullModel:
@@ -121,6 +122,12 @@ def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: floa
     return NullModel(NullSource.DESIGN_EFFECT, effect, (), degrees_of_freedom)
 
 
+def _null(metric: DriftMetric, centre: float, spread: float, degrees_of_freedom: float) -> Null:
+    # Where the blocks are all alike (the hour of the day, in windows of an hour) rounding would be significant.
+    least = SMALLEST_CHANGE if metric in _LOGARITHMIC else SMALLEST_CHANGE * max(centre, SMALLEST_CHANGE) / 3
+    return Null(metric, centre, max(spread, least), degrees_of_freedom)
+
+
 def _null_of_blocks(
     metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
 ) -> Null:
@@ -138,7 +145,7 @@ def _null_of_blocks(
     spread = math.sqrt(means.var(ddof=1) + variances.mean())
     # A new observation differs from the mean of m by 1 + 1/m variances.
     predictive = spread * math.sqrt(1 + 1 / means.size)
-    return Null(metric, float(means.mean()), predictive, model.degrees_of_freedom)
+    return _null(metric, float(means.mean()), predictive, model.degrees_of_freedom)
 
 
 def _predicted_counts(
