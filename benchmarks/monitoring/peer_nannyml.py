@@ -1,6 +1,6 @@
 """Runs in NannyML's own environment: gives the data that it ships, and its verdicts on them.
 
-    python peer_nannyml.py OUT      writes OUT/<set>.parquet (reference first) and OUT/nannyml.json
+python peer_nannyml.py OUT      writes OUT/<set>.parquet (reference first) and OUT/nannyml.json
 """
 
 import json
@@ -75,7 +75,13 @@ def quality(
         found[str(size)] = {
             metric: {
                 key: frame[metric, key].astype(float).tolist()
-                for key in ("value", "realized", "sampling_error", "lower_confidence_boundary", "upper_confidence_boundary")
+                for key in (
+                    "value",
+                    "realized",
+                    "sampling_error",
+                    "lower_confidence_boundary",
+                    "upper_confidence_boundary",
+                )
                 if (metric, key) in frame.columns
             }
             for metric in METRICS

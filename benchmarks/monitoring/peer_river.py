@@ -1,6 +1,6 @@
 """Runs in river's own environment: gives its annotated series, and where its own detectors fire.
 
-    python peer_river.py OUT        writes OUT/river.json
+python peer_river.py OUT        writes OUT/river.json
 """
 
 import json
