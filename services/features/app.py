@@ -1,9 +1,9 @@
 """Puts the features service together: definitions, and the parts that read and write values by them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.features.v1 import (
@@ -19,6 +19,7 @@ from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.settings import InvalidSettings
 from services.common.unimplemented import unimplemented_bindings
+from services.features.adapters.definition_store import SqlDefinitionStore, follow
 from services.features.adapters.history import FeatureHistory
 from services.features.adapters.metrics import FeatureMetrics, HistoryMetrics, StoreMetrics
 from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
@@ -26,11 +27,13 @@ from services.features.adapters.online_writer import RedisOnlineWriter
 from services.features.adapters.push_answers import RedisPushAnswers
 from services.features.adapters.redis_link import InvalidRedisUrl, open_link
 from services.features.adapters.redis_store import RedisStore
-from services.features.domain.catalog import Catalog
+from services.features.adapters.registry_client import GrpcVersionRegistry
+from services.features.domain.catalog import Catalog, CompiledView
 from services.features.domain.catch_up import CatchUp
 from services.features.domain.online_read import FeatureReader, ReadPlans
 from services.features.domain.push import Pusher, RowCheck, Writers, now_us
 from services.features.servicer.feature_service import FeatureServicer
+from services.features.servicer.feature_view_service import FeatureViewServicer
 from services.features.settings import Settings
 
 
@@ -43,6 +46,8 @@ class Base:
     stack: AsyncExitStack
     database: Database
     catalog: Catalog
+    on_view_deleted: list[Callable[[CompiledView], Coroutine[Any, Any, None]]] = field(default_factory=list)
+    """Run in the background for each view that an apply has deleted."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,21 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 
 
 async def _definitions(base: Base) -> Sequence[Binding]:
-    """FeatureViewService."""
-    return unimplemented_bindings(feature_view_service_pb2.DESCRIPTOR)
+    """FeatureViewService, and the catalog that everybody reads."""
+    store, registry = SqlDefinitionStore(base.database), GrpcVersionRegistry(base.settings.registry_address)
+    base.stack.push_async_callback(registry.close)
+    base.catalog.replace((await store.load()).compiled())
+    await base.stack.enter_async_context(
+        in_background(base.runtime, follow(store, base.catalog, base.settings.definition_poll_s), "follow-definitions")
+    )
+
+    async def forget(views: Sequence[CompiledView]) -> None:
+        for view in views:
+            for forget_view in base.on_view_deleted:
+                base.runtime.spawn(forget_view(view), f"forget-{view.id}")
+
+    servicer = FeatureViewServicer(store, base.catalog, registry, forget)
+    return [Binding(_full_name(feature_view_service_pb2, "FeatureViewService"), servicer)]
 
 
 async def _open_online(base: Base) -> Online:
@@ -110,7 +128,8 @@ async def _open_online(base: Base) -> Online:
         (history.run(), "history-parts"),
         (CatchUp(history, writer, base.catalog).run(), "online-store-catch-up"),
     ):
-        base.stack.push_async_callback(_end, base.runtime.spawn(work, name))
+        await base.stack.enter_async_context(in_background(base.runtime, work, name))
+    base.on_view_deleted.append(store.delete_view)
     return Online(store, writer, history)
 
 
@@ -141,9 +160,15 @@ async def _offline(base: Base, online: Online) -> Sequence[Binding]:
     return unimplemented_bindings(feature_job_service_pb2.DESCRIPTOR, offline_feature_service_pb2.DESCRIPTOR)
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+@asynccontextmanager
+async def in_background(runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run work that never ends by itself while the block runs."""
+    task = runtime.spawn(work, name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _full_name(stub: Any, service: str) -> str:

@@ -98,7 +98,7 @@ class BatchReader:
         event_us, wrong = piece.convert(source.event_time_column, lambda values: times_of(values, source.time_zone))
         leave_out(wrong, _INVALID_TIME)
         leave_out(event_us.is_null().to_numpy(zero_copy_only=False), _MISSING_TIME)
-        leave_out(pc.less(event_us, 0).fill_null(False).to_numpy(zero_copy_only=False), _INVALID_TIME)
+        leave_out(pc.less(event_us, 0).fill_null(False).to_numpy(zero_copy_only=False), _INVALID_TIME)  # noqa: FBT003
         if source.known_at_column:
             known_us, wrong = piece.convert(
                 source.known_at_column, lambda values: times_of(values, source.time_zone, latest=True)
