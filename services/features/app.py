@@ -152,7 +152,8 @@ def _online(base: Base, online: Online) -> Sequence[Binding]:
         draining=base.runtime.draining,
         clock_tolerance_s=settings.clock_tolerance_s,
     )
-    return [Binding(_full_name(feature_service_pb2, "FeatureService"), servicer)]
+    hot = frozenset({"ReadFeatures", "PushFeatures"})
+    return [Binding(_full_name(feature_service_pb2, "FeatureService"), servicer, hot)]
 
 
 async def _offline(base: Base, online: Online) -> Sequence[Binding]:
