@@ -86,6 +86,10 @@ class LogFiles:
         """Files that were found to be damaged, and are left out."""
         return len(self._bad)
 
+    def models(self) -> list[str]:
+        """Return the models that have predictions in the log."""
+        return self._names(self._root)
+
     def row_groups(self, file: LogFile) -> list[tuple[int, int]]:
         """Return the first prediction time, microseconds, and the number of rows of each row group of a file."""
         with self._arrow_fs.open_input_file(file.path) as opened:
@@ -94,12 +98,22 @@ class LogFiles:
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         return [(group.column(column).statistics.min_raw, group.num_rows) for group in groups]
 
+    def range_of(self, file: LogFile, column: str) -> tuple[int, int] | None:
+        """Return the smallest and the largest value of a column of whole numbers or times; None when it has none."""
+        index = file.schema.get_field_index(column)
+        if index < 0 or not file.row_count:
+            return None
+        with self._arrow_fs.open_input_file(file.path) as opened:
+            metadata = pq.read_metadata(opened)
+        found = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+        return min(statistics.min_raw for statistics in found), max(statistics.max_raw for statistics in found)
+
     def partitions(
         self, models: Iterable[str] | None = None, first_hour: int = 0, last_hour: int = 1 << 40
     ) -> list[Partition]:
         """Return the partitions of some models, or of all, from one hour to another, inclusive, oldest first."""
         found = []
-        for model in sorted(set(models)) if models is not None else self._names(self._root):
+        for model in sorted(set(models)) if models is not None else self.models():
             for name in self._names(f"{self._root}/{model}"):
                 hour = _parse_hour(name)
                 if hour is not None and first_hour <= hour <= last_hour:
