@@ -17,8 +17,8 @@ from services.common.errors import ServiceError
 from services.monitor.adapters.table import FEEDBACK_ANSWER, LABEL
 from services.monitor.domain.failure import FeedbackQueueFull, RequestIdReused
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
-from services.monitor.domain.feedback_desk import Answered, Taken
 from services.monitor.domain.feedback import Feedback, Held, LabelState, Outcome, judge_all
+from services.monitor.domain.feedback_desk import Answered, Taken
 
 _DAY_US: Final = 24 * 3600 * 1_000_000
 _ONE_TRANSACTION: Final = 5_000
@@ -133,7 +133,7 @@ class LabelStore:
     def _upsert(self) -> Insert:
         dialect: Any = sqlite if self._database.is_sqlite else postgresql
         statement = dialect.insert(LABEL)
-        changed = ("number", "text", "event_us", "source", "revision", "state", "due_us")
+        changed = ("number", "text", "event_us", "source", "receive_us", "revision", "state", "due_us")
         found: Insert = statement.on_conflict_do_update(
             index_elements=["prediction_id", "metric"], set_={name: statement.excluded[name] for name in changed}
         )
@@ -177,6 +177,7 @@ def _row(new: Feedback, revision: int, now_us: int) -> dict[str, Any]:
         "text": new.text,
         "event_us": new.event_us,
         "source": new.source,
+        "receive_us": now_us,
         "revision": revision,
         # A reward is not joined with anything.
         "state": LabelState.OPEN if new.metric == LABEL_METRIC else LabelState.JOINED,

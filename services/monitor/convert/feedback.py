@@ -13,7 +13,7 @@ from services.common.errors import INVALID_FIELD, InvalidArgument, Violation, ec
 from services.monitor.convert.time import time_from_proto
 from services.monitor.convert.value import scalar_from_proto
 from services.monitor.domain.failure import InvalidRequest, refuse
-from services.monitor.domain.feedback import LABEL, Feedback, Outcome
+from services.monitor.domain.feedback import LABEL, Feedback
 from services.monitor.domain.feedback_desk import Result
 
 FEEDBACK_LIMIT: Final = 1_000
@@ -41,7 +41,11 @@ class FeedbackReader:
     def read(self, message: pb.Feedback) -> Feedback | InvalidArgument:
         """Return feedback, or all that is wrong with it."""
         prediction_id = id_from_text(message.prediction_id)
-        wrong = [*self._id_violations(message, prediction_id), *_outcome_violations(message), *_text_violations(message)]
+        wrong = [
+            *self._id_violations(message, prediction_id),
+            *_outcome_violations(message),
+            *_text_violations(message),
+        ]
         made_us = int.from_bytes((prediction_id or b"")[:6], "big") * 1000
         event_us = self._event_us(message, made_us)
         if isinstance(event_us, Violation):
@@ -61,7 +65,9 @@ class FeedbackReader:
 
     def _id_violations(self, message: pb.Feedback, prediction_id: bytes | None) -> Iterator[Violation]:
         if prediction_id is None:
-            yield Violation("prediction_id", f"want a UUIDv7, as the prediction gave it, got {echo(message.prediction_id)}")
+            yield Violation(
+                "prediction_id", f"want a UUIDv7, as the prediction gave it, got {echo(message.prediction_id)}"
+            )
         elif int.from_bytes(prediction_id[:6], "big") * 1000 > self._latest_us:
             yield Violation("prediction_id", "want the id of a prediction that was made, got one of the future")
 
@@ -108,7 +114,9 @@ def response_of(call_id: str) -> Callable[[Iterable[Result]], bytes]:
     """Return what makes the bytes of a SendFeedbackResponse; `call_id` goes into errors."""
 
     def encode(results: Iterable[Result]) -> bytes:
-        return pb.SendFeedbackResponse(results=[result_to_proto(found, call_id) for found in results]).SerializeToString()
+        return pb.SendFeedbackResponse(
+            results=[result_to_proto(found, call_id) for found in results]
+        ).SerializeToString()
 
     return encode
 
@@ -126,7 +134,7 @@ def refusals_of(sequence: int, response: pb.SendFeedbackResponse) -> list[pb.Fee
     return [
         pb.FeedbackRefusal(sequence=sequence, feedback_index=index, result=found)
         for index, found in enumerate(response.results)
-        if found.outcome not in (Outcome.TAKEN, Outcome.WAITING)
+        if found.outcome not in (pb.FEEDBACK_OUTCOME_TAKEN, pb.FEEDBACK_OUTCOME_WAITING)
     ]
 
 
