@@ -79,19 +79,18 @@ class Analyses:
         """Compare inputs and outputs with the baseline, or with another scope; raises NoBaseline."""
         scope = await self.resolve(request)
         compared = None if reference is None else await self.resolve(reference)
-        baseline = scope.info.baseline
-        if compared is None and baseline is None:
+        if compared is None and scope.info.baseline is None:
             raise NoBaseline(scope.info.name)
         refuse(_unknown_names(scope.info, names))
         given = await self._drift_input(scope, names)
         if not given.windows:
             return DriftReport(scope, 0, (), compared)
-        if compared is None and baseline is not None:
-            found = await self._work(lambda: drift_from_baseline(given, baseline, scope.policy))
-            await self._keep_verdict(scope, given, found)
-        elif compared is not None:
+        if compared is not None:
             before = await self._windows(compared.selection())
             found = await self._work(lambda: drift_from_windows(given, before, scope.policy))
+        else:
+            found = await self._work(lambda: drift_from_baseline(given, scope.info, scope.policy))
+            await self._keep_verdict(scope, given, found)
         return DriftReport(scope, _count(given.windows), found, compared)
 
     async def data_quality(self, request: ScopeRequest) -> DataQualityReport:

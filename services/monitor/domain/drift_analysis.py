@@ -13,7 +13,7 @@ from services.monitor.domain.numeric_sketch import NumericSketch
 from services.monitor.domain.policy import MonitoringPolicy
 from services.monitor.domain.profile import FeatureProfile
 from services.monitor.domain.rebinning import common_bins, rebinned
-from services.monitor.domain.version_info import Baseline
+from services.monitor.domain.version_info import Baseline, VersionInfo
 from services.monitor.domain.window import Sketch, WindowSketch
 from services.monitor.domain.window_series import Placed, merged
 
@@ -34,9 +34,9 @@ class DriftInput:
     """Features and outputs to look at; empty: all."""
 
 
-def drift_from_baseline(given: DriftInput, baseline: Baseline, policy: MonitoringPolicy) -> list[FeatureDrift]:
-    """Return the drift of everything that the baseline knows, the largest first."""
-    return _measured(list(_with_baseline(given, baseline)), policy)
+def drift_from_baseline(given: DriftInput, info: VersionInfo, policy: MonitoringPolicy) -> list[FeatureDrift]:
+    """Return the drift of everything that the version's baseline knows, the largest first."""
+    return _measured(list(_with_baseline(given, info.baseline or Baseline())), policy)
 
 
 def drift_from_windows(
