@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
-from sqlalchemy import bindparam, case, delete, distinct, select, update
+from sqlalchemy import bindparam, case, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -221,7 +221,7 @@ class LabelJoin:
         """Remove labels of predictions that no policy keeps, and answers that nobody may ask for again."""
         now_us = int(self._clock() * 1e6)
         async with self._database.read() as connection:
-            models = list(await connection.scalars(select(distinct(_C.model))))
+            models = list(await connection.scalars(select(_C.model).distinct()))
         for model in models:
             policy = self._policies.of_model(model)
             kept_us = int(max(policy.log_retention_s, policy.label_retention_s) * 1e6) + _DAY_US
