@@ -277,8 +277,8 @@ async def test_reads_that_wait_at_the_same_moment_share_a_round_trip(tmp_path: P
             await client.client_pause(1000, all=True)
         found = await asyncio.gather(*[values.read(f"c{number}") for number in range(200)])
         assert found == [[(float(number), "PRESENT")] for number in range(200)]
-        # Two that found a lane free, one for all others, and a few that ask for the number itself.
-        assert await redis.round_trips() - before < 20
+        # Two that found a lane free, one for all others, and a few to connect and to ask for the number itself.
+        assert await redis.round_trips() - before < 50
         before, rows = await redis.calls("hmget"), [pb.ReadRow(entities={"carrier": f"c{n}"}) for n in range(1000)]
         features = ["carrier_delays.*", "other.*"]
         answer = await values.stub.ReadFeatures(pb.ReadFeaturesRequest(features=features, rows=rows))
@@ -324,6 +324,7 @@ async def test_what_a_broken_redis_missed_comes_from_the_history(values: Values,
 async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redis: RedisServer) -> None:
     await values.push(a_row("B6", now_us(), delay_mean=1.0))
     async with redis.client() as client:
+        key: Any
         (key,) = await client.keys("f:carrier_delays:*")
         await client.set(key.replace(b"B6", b"DL"), "somebody else's")
         assert (await why(values.stub.ReadFeatures(_read_b6("DL"))))[:2] == GONE
@@ -374,7 +375,7 @@ async def test_a_stream_that_breaks_the_rules_ends_after_what_was_good(values: V
         ({"client_id": "é" * 65}, INVALID),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await PushStream(values).open(**fields)  # type: ignore[arg-type]
+            await PushStream(values).open(**fields)
         assert caught.value.code() is code, fields
     stream = PushStream(values)
     await stream.open()
