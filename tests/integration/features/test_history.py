@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.features.adapters import history as history_module
 from services.features.adapters.history import FeatureHistory
 from services.features.adapters.metrics import HistoryMetrics
 from services.features.adapters.write_log import MAGIC, Segment, WriteLog
@@ -67,9 +66,7 @@ async def numbers_in(history: FeatureHistory, view: str = "v") -> list[float]:
     scan = await history.scan(view)
     tables = [] if scan.tail is None else [scan.tail]
     if scan.parts:
-        tables.append(
-            duckdb.sql(f"SELECT * FROM read_parquet({list(scan.parts)}, union_by_name = true)").to_arrow_table()
-        )
+        tables.append(duckdb.read_parquet(list(scan.parts), union_by_name=True).to_arrow_table())
     return sorted(value for table in tables for value in table["number"].to_pylist())
 
 
@@ -187,7 +184,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, monkeypatch: pyt
             await history.append(WRITER, numbered(2 if function == "write" else 3))
         assert await numbers_in(history) == [1, 2, 3]
         with monkeypatch.context() as broken:
-            broken.setattr(history_module.os, "fsync", full)
+            broken.setattr(os, "fsync", full)
             assert not await history.roll()
         assert not list((tmp_path / "parts").rglob("*.tmp"))
         assert await numbers_in(history) == [1, 2, 3]
@@ -196,7 +193,7 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_a_log_that_cannot_become_parquet_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module.pq, "write_table", _raise(OSError(errno.EIO, "no store")))
+    monkeypatch.setattr(pa.parquet, "write_table", _raise(OSError(errno.EIO, "no store")))
     async with running(tmp_path, backlog_bytes=2000) as history:
         # A segment of one row has some 200 bytes.
         for number in range(20):
@@ -213,7 +210,7 @@ async def test_a_log_that_cannot_become_parquet_is_bounded(tmp_path: Path, monke
 async def test_what_is_appended_at_the_same_moment_is_synced_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    syncs = []
+    syncs: list[int] = []
     monkeypatch.setattr(os, "fdatasync", syncs.append)
     async with running(tmp_path) as history:
         bad = [Row(("k", "x"), {"number": float("nan")}, 1, 1)]
@@ -237,7 +234,7 @@ async def test_a_view_whose_features_changed_keeps_its_history(tmp_path: Path) -
         assert tail["more"].to_pylist() == [None, 1.0]
         assert await history.roll()
         scan = await history.scan("v")
-        found = duckdb.sql(f"SELECT more FROM read_parquet({list(scan.parts)}, union_by_name = true)").fetchall()
+        found = duckdb.read_parquet(list(scan.parts), union_by_name=True).project("more").fetchall()
         assert sorted(found, key=str) == [(1.0,), (None,)]
 
 
