@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from services.features.domain import aggregate_view as aggregate_view_module
 from services.features.domain.aggregates import AggregateValue, Event
 from services.features.domain.ports import Outcome, Status
 from tests.fakes.aggregate_world import AggregateWorld, RedisProcess, aggregate_view, redis_process
@@ -80,12 +81,24 @@ def stories(draw: st.DrawFn) -> list[Event | float]:
     return [*steps, 0]
 
 
-@settings(max_examples=150, deadline=None)
-@given(stories())
+@pytest.fixture(scope="module")
+def worlds(client: Redis, world: AggregateWorld) -> Mapping[int, AggregateWorld]:
+    """By the number of events in a slot from which on it has a tile."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = {16: world}
+        for least in (1, 3):
+            patch.setattr(aggregate_view_module, "_LEAST_EVENTS_OF_A_TILE", least)
+            found[least] = AggregateWorld(client, world.view)
+        return found
+
+
+@settings(max_examples=250, deadline=None)
+@given(stories(), st.sampled_from([1, 3, 16]))
 def test_any_story_of_pushes_and_reads_gives_the_shared_meaning(
-    world: AggregateWorld, story: list[Event | float]
+    worlds: Mapping[int, AggregateWorld], story: list[Event | float], least: int
 ) -> None:
     """Reads go back as far as the lateness allowed from the newest event: no trimming shows there."""
+    world = worlds[least]
     carrier = next(CARRIERS)
     taken: list[Event] = []
     newest_us = START
