@@ -77,7 +77,10 @@ class AggregateWorld:
     def __init__(self, client: Redis, view: CompiledView) -> None:
         self.view = view
         self.writer = AggregateWriter(view)
-        self.reader = AggregateReader(view, list(view.features.values()))
+        features = list(view.features.values())
+        # LAST_N wants newer events one by one: without it, more is read from tiles.
+        without_last = [each for each in features if not each.spec.is_list]
+        self._readers = AggregateReader(view, features), AggregateReader(view, without_last)
         self._client = client
         source = view.definition.source
         assert isinstance(source, AggregateSource)
@@ -91,8 +94,16 @@ class AggregateWorld:
     def read(self, carriers: Sequence[str], as_of_us: int) -> list[Mapping[str, tuple[AggregateValue, int, int]]]:
         """One mapping for each row: value with its times, status and age by feature."""
         rows = [ReadRow({"carrier": carrier} if carrier else {}) for carrier in carriers]
-        replies = [self._send(request) for request in self.reader.ask(rows, as_of_us)]
-        columns = dict(zip(self.reader.features, self.reader.answer(rows, replies, as_of_us), strict=True))
+        everything, without_last = (self._read(reader, rows, as_of_us) for reader in self._readers)
+        for all_cells, cells in zip(everything, without_last, strict=True):
+            assert cells.items() <= all_cells.items()
+        return everything
+
+    def _read(
+        self, reader: AggregateReader, rows: Sequence[ReadRow], as_of_us: int
+    ) -> list[Mapping[str, tuple[AggregateValue, int, int]]]:
+        replies = [self._send(request) for request in reader.ask(rows, as_of_us)]
+        columns = dict(zip(reader.features, reader.answer(rows, replies, as_of_us), strict=True))
         return [{name: _cell(column, index) for name, column in columns.items()} for index in range(len(rows))]
 
     def wanted(self, taken: Sequence[Event], as_of_us: int) -> Mapping[str, AggregateValue]:

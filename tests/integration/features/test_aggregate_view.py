@@ -64,7 +64,8 @@ VALUES = st.fixed_dictionaries(
 def stories(draw: st.DrawFn) -> list[Event | float]:
     """Pushes, each event once or often and later with other content, among reads (a number: how far back)."""
     span = draw(st.sampled_from([3, 30, 300]))
-    times = draw(st.lists(st.integers(0, span * 4).map(lambda quarter: quarter / 4), min_size=1, max_size=25))
+    quarters = st.integers(0, span * 4) | st.sampled_from([0, 1, 2, 3, 20, 21, 22, 80, 81, 82, 83])
+    times = draw(st.lists(quarters.map(lambda quarter: quarter / 4), min_size=1, max_size=25))
     steps: list[Event | float] = []
     for number, at_s in enumerate(times):
         steps.extend(
@@ -111,6 +112,32 @@ def test_any_story_of_pushes_and_reads_gives_the_shared_meaning(
         as_of_us = newest_us - round(step * SECOND)
         [row] = world.read([carrier], as_of_us)
         assert values(row) == wanted(world, taken, as_of_us)
+
+
+@pytest.mark.parametrize("least", [1, 3, 16])
+def test_busy_slots_give_the_shared_meaning_to_the_bit(worlds: Mapping[int, AggregateWorld], least: int) -> None:
+    """Many events a slot, values whose sum is exact only if nothing is lost, windows that cut slots anywhere."""
+    world = worlds[least]
+    for seed in range(12):
+        draw = random.Random(seed)
+        wild = seed % 3
+        carrier = next(CARRIERS)
+        taken = [_busy_event(draw, number, wild) for number in range(250)]
+        for each in taken:
+            world.push(carrier, each)
+        for _ in range(6):
+            as_of_us = START + draw.randrange(24 * SECOND, 30 * SECOND)
+            [row] = world.read([carrier], as_of_us)
+            assert values(row) == wanted(world, taken, as_of_us)
+
+
+def _busy_event(draw: random.Random, number: int, wild: int) -> Event:
+    delay = draw.choice(
+        [draw.gauss(0, 30), draw.uniform(-1, 1) * 10.0 ** draw.randint(-9 * wild, 8 * wild), 1e300 * wild]
+    )
+    seats = draw.choice([draw.randrange(-300, 300), draw.randrange(-(2**40), 2**40), -(2**31), 2**32 + 5])
+    carried = {"delay": delay, "seats": seats, "late": draw.random() < 0.5, "gate": f"A{number}", "tail": f"N{seats}"}
+    return event(number, draw.randrange(30_000) / 1_000, draw.choice([0, 0, 0.5, 3]), **carried)
 
 
 def values(row: Mapping[str, tuple[AggregateValue, int, int]]) -> Mapping[str, AggregateValue]:
