@@ -39,13 +39,6 @@ class InvalidField(InvalidArgument):
         super().__init__(_summary("field", violations), reason="INVALID_FIELD", violations=violations)
 
 
-class InvalidJson(InvalidArgument):
-    """The body is not the JSON that the contract wants."""
-
-    def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
-        super().__init__(message, reason="INVALID_JSON", violations=violations)
-
-
 class ModelNotFound(NotFound):
     """The router's environment has no route for the model."""
 
@@ -89,6 +82,21 @@ class NoFeaturesInSignature(FailedPrecondition):
             reason="NO_FEATURES_IN_SIGNATURE",
             metadata={"model": model, "version": version},
         )
+
+
+class FeaturesMissing(FailedPrecondition):
+    """Features to be fetched are missing or too old, and may not be; the violations list all of them."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__(_summary("fetched feature", violations), reason="FEATURES_MISSING", violations=violations)
+
+
+class FeaturesUnavailable(Unavailable):
+    """The features service does not answer, and the row cannot do without it; the violations list what is missing."""
+
+    def __init__(self, violations: Sequence[Violation] = ()) -> None:
+        message = "the features service does not answer, and what it should have given has nothing to stand in for it"
+        super().__init__(message, reason="FEATURES_UNAVAILABLE", violations=violations)
 
 
 class NoReplicaReady(Unavailable):

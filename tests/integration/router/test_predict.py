@@ -11,7 +11,7 @@ from interlock.router.v1 import prediction_pb2
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
-from services.router.convert.json_body import decode_object
+from services.common.json_body import decode_object
 from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, late_probability
 from tests.fakes.router_world import README, World, error_of, reason_of
 
@@ -54,7 +54,7 @@ async def test_the_readme_request_works_and_prints_defaults(world: World) -> Non
     assert status == 200
     assert list(body) == [
         "prediction_id", "prediction", "label", "confidence", "latency_ms", "model_version", "variant", "served_by", "degraded",
-        "cached", "probabilities", "assignment", "flagged", "config_epoch",
+        "cached", "probabilities", "assignment", "flagged", "config_epoch", "missing_features",
     ]  # fmt: skip
     assert (body["prediction"], body["label"], body["cached"], body["probabilities"]) == (1, "late", False, [])
     assert body["assignment"] == "ASSIGNMENT_STICKY"
