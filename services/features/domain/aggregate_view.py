@@ -392,6 +392,8 @@ class AggregateWriter:
 class AggregateReader:
     """See `ports.ViewReader`: one script call for each entity, however many rows name it."""
 
+    request_values: Sequence[str] = ()
+
     def __init__(self, view: CompiledView, features: Sequence[CompiledFeature]) -> None:
         self.features = tuple(feature.spec.name for feature in features)
         self.entities = tuple(entity.id for entity in view.entities)
@@ -423,26 +425,19 @@ class AggregateReader:
         places = self._places(rows)
         found = {keys: self._compute(reply, as_of_us) for keys, reply in zip(places, replies, strict=True)}
         for row in rows:
-            keys = self._keys(row)
-            values = found[keys] if keys else [_NOTHING] * len(columns)
-            for column, computation, value in zip(columns, self._computations, values, strict=True):
+            for column, computation, value in zip(columns, self._computations, found[self._keys(row)], strict=True):
                 computation.add(column, value, as_of_us)
         return columns
 
-    def _keys(self, row: ReadRow) -> tuple[str, ...] | None:
-        """Return the keys of a row in order, or None if it names no entity of the view."""
-        keys = tuple([row.keys.get(entity, "") for entity in self.entities])
-        return keys if all(keys) else None
+    def _keys(self, row: ReadRow) -> tuple[str, ...]:
+        return tuple([row.keys[entity] for entity in self.entities])
 
     def _places(self, rows: Sequence[ReadRow]) -> Sequence[tuple[str, ...]]:
-        return list(dict.fromkeys(keys for row in rows if (keys := self._keys(row))))
+        return list(dict.fromkeys(map(self._keys, rows)))
 
     def _compute(self, reply: Reply, as_of_us: int) -> list[AggregateValue]:
         events = _Events(self._layout, reply, as_of_us - self._longest_us, as_of_us)
         return [events.aggregate(each.aggregate, as_of_us - each.window_us) for each in self._computations]
-
-
-_NOTHING: Final = AggregateValue(None)
 
 
 _Found: TypeAlias = tuple[Any, Any, tuple[int, int]]

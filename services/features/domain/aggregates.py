@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeAlias
 
 from services.common.errors import Violation, echo
 from services.features.domain.definitions import (
@@ -29,6 +29,8 @@ from services.features.domain.definitions import (
     Scalar,
     Value,
 )
+
+Number: TypeAlias = int | float
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -178,7 +180,7 @@ def _check_aggregate(
         yield Violation(f"{where}.feature", f"want is_list for LAST_N only, got {str(feature.is_list).lower()}")
 
 
-def exact_total(values: Sequence[Scalar]) -> float | int | None:
+def exact_total(values: Sequence[Scalar]) -> Number | None:
     """Return the true sum: a whole number as it is, of numbers rounded once; None if that does not fit into DOUBLE."""
     if float not in set(map(type, values)):
         return sum(values)  # type: ignore[arg-type]
@@ -191,7 +193,7 @@ def exact_total(values: Sequence[Scalar]) -> float | int | None:
         return None
 
 
-def exact_sum(values: Sequence[Scalar]) -> float | int | None:
+def exact_sum(values: Sequence[Scalar]) -> Number | None:
     """Return the sum, rounded once; None if it does not fit into INT64 or DOUBLE."""
     return sum_of(exact_total(values))
 
@@ -201,12 +203,12 @@ def exact_mean(values: Sequence[Scalar]) -> float | None:
     return mean_of(exact_total(values), len(values))
 
 
-def sum_of(total: float | None) -> float | int | None:
+def sum_of(total: Number | None) -> Number | None:
     """Return SUM from the true sum: None if it does not fit into INT64."""
     return None if isinstance(total, int) and not INT64_MIN <= total <= INT64_MAX else total
 
 
-def mean_of(total: float | None, count: int) -> float | None:
+def mean_of(total: Number | None, count: int) -> float | None:
     """Return MEAN from the true sum and the number of values."""
     return None if total is None or not count else total / count
 

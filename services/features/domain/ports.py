@@ -57,6 +57,8 @@ class ReadRow:
     """Canonical keys by entity id."""
     request_values: Mapping[str, Value] = field(default_factory=dict)
     """What on-demand features are computed from, by name."""
+    index: int = 0
+    """Place of the row in the request, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,10 @@ class ViewReader(Protocol):
     @property
     def entities(self) -> Sequence[str]:
         """Entities whose keys every row must have; none when on demand."""
+
+    @property
+    def request_values(self) -> Sequence[str]:
+        """Names of the request values that rows may bring for it; none unless on demand."""
 
     def ask(self, rows: Sequence[ReadRow], as_of_us: int) -> Sequence[Request]:
         """Return what must be sent for the rows: any number of requests, none when on demand."""
