@@ -392,8 +392,6 @@ class AggregateWriter:
 class AggregateReader:
     """See `ports.ViewReader`: one script call for each entity, however many rows name it."""
 
-    request_values: Sequence[str] = ()
-
     def __init__(self, view: CompiledView, features: Sequence[CompiledFeature]) -> None:
         self.features = tuple(feature.spec.name for feature in features)
         self.entities = tuple(entity.id for entity in view.entities)

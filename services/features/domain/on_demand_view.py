@@ -28,11 +28,6 @@ class OnDemandReader:
             assert spec.type is not None, "a definition in the catalog is sound"
             self._defaults.append(encode(checked(spec.default, ValueType(spec.type, nullable=True))))
 
-    @property
-    def request_values(self) -> Sequence[str]:
-        """Names of the request values that a row may bring for this view."""
-        return tuple(self._plan.inputs)
-
     def ask(self, rows: Sequence[ReadRow], as_of_us: int) -> Sequence[Request]:
         """Return nothing to send."""
         return ()

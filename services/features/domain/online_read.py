@@ -9,7 +9,7 @@ from typing import Final
 from services.common.errors import Violation, echo
 from services.features.domain.catalog import Catalog, CompiledFeature, Snapshot
 from services.features.domain.definitions import Entity
-from services.features.domain.failure import INVALID_ENTITY_KEY, INVALID_VALUE, InvalidRequest
+from services.features.domain.failure import INVALID_ENTITY_KEY, InvalidRequest
 from services.features.domain.plain_view import default_of
 from services.features.domain.ports import Column, OnlineStore, ReadRow, Reply, Request, Status, ViewReader
 from services.features.domain.value_check import WrongValue, canonical_key
@@ -44,8 +44,6 @@ class ReadPlan:
     """Whose keys decide what is read."""
     known: frozenset[str]
     """All entities that are defined."""
-    request_values: frozenset[str]
-    """Names that on-demand views among them know."""
 
     def row(self, index: int, row: ReadRow, wrong: list[Violation]) -> ReadRow:
         """Return a row with the checked keys of the entities needed; adds what is wrong with it to `wrong`."""
@@ -63,17 +61,6 @@ class ReadPlan:
             unknown = sorted(row.keys.keys() - self.known)
             wrong.extend(Violation(field, f"want ids of entities, got {echo(name)}") for name in unknown)
         return ReadRow(keys, row.request_values, index)
-
-    def check_request_values(self, rows: Sequence[ReadRow]) -> None:
-        """Raise InvalidRequest for request values that no view of the plan knows."""
-        wrong = [
-            Violation(f"rows[{index}].request_values.{name}", "want an input of a view that is read, got another name")
-            for index, row in enumerate(rows)
-            if not self.request_values.issuperset(row.request_values)
-            for name in sorted(row.request_values.keys() - self.request_values)
-        ]
-        if wrong:
-            raise InvalidRequest(wrong[:_VIOLATION_LIMIT], INVALID_VALUE)
 
 
 class ReadPlans:
@@ -202,7 +189,6 @@ def _compile(snapshot: Snapshot, asked: tuple[str, ...]) -> ReadPlan:
         defaults=tuple(default_of(feature.spec) for feature in features),
         entities=_entities(snapshot.entities, readers),
         known=frozenset(snapshot.entities),
-        request_values=frozenset(name for reader in readers for name in reader.request_values),
     )
 
 
@@ -219,7 +205,6 @@ def _check_rows(plan: ReadPlan, rows: Sequence[ReadRow]) -> Sequence[ReadRow]:
     checked = [plan.row(index, row, wrong) for index, row in enumerate(rows)]
     if wrong:
         raise InvalidRequest(wrong[:_VIOLATION_LIMIT], INVALID_ENTITY_KEY)
-    plan.check_request_values(checked)
     return checked
 
 

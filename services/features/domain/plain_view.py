@@ -219,8 +219,6 @@ class _Reading:
 class PlainReader:
     """See `ports.ViewReader`: one HMGET for each row."""
 
-    request_values: Sequence[str] = ()
-
     def __init__(self, view: CompiledView, features: Sequence[CompiledFeature]) -> None:
         self.features = tuple(feature.spec.name for feature in features)
         self.entities = tuple(entity.id for entity in view.entities)

@@ -116,10 +116,6 @@ class ViewReader(Protocol):
     def entities(self) -> Sequence[str]:
         """Entities whose keys every row must have; none when on demand."""
 
-    @property
-    def request_values(self) -> Sequence[str]:
-        """Names of the request values that rows may bring for it; none unless on demand."""
-
     def ask(self, rows: Sequence[ReadRow], as_of_us: int) -> Sequence[Request]:
         """Return what must be sent for the rows: any number of requests, none when on demand."""
 

@@ -288,7 +288,7 @@ class ReadRow(_message.Message):
     @_builtins.property
     def request_values(self) -> _containers.MessageMap[_builtins.str, _feature_value_pb2.FeatureValue]:
         """Values that on-demand features are computed from, by name: every input that the features asked use, null where the
-        value is not known, and no name that is an input of none of the views asked.
+        value is not known. Other names are left aside.
         """
 
     def __init__(
