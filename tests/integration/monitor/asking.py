@@ -46,8 +46,14 @@ def text_id(prediction_id: bytes) -> str:
 
 
 def label(prediction_id: bytes, value: float | str, **changes: Any) -> feedback_pb.Feedback:
-    kind = {str: "string_value", int: "int64_value"}.get(type(value), "double_value")
-    return feedback_pb.Feedback(prediction_id=text_id(prediction_id), label=FeatureValue(**{kind: value}), **changes)
+    match value:
+        case str():
+            said = FeatureValue(string_value=value)
+        case int():
+            said = FeatureValue(int64_value=value)
+        case _:
+            said = FeatureValue(double_value=value)
+    return feedback_pb.Feedback(prediction_id=text_id(prediction_id), label=said, **changes)
 
 
 async def send(monitor: Monitor, *feedback: feedback_pb.Feedback, request_id: str = "") -> list[str]:
@@ -82,7 +88,7 @@ async def logged(monitor: Monitor, count: int) -> None:
     """Return once so many predictions are in the log."""
 
     async def all_there() -> bool:
-        return (await query(monitor, "SELECT count(*) AS n FROM predictions"))[0]["n"] >= count
+        return bool((await query(monitor, "SELECT count(*) AS n FROM predictions"))[0]["n"] >= count)
 
     await until(all_there)
 
