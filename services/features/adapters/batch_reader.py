@@ -43,7 +43,7 @@ class BatchReader:
     """Reads batch sources; `connections` are SQLAlchemy URLs by name."""
 
     def __init__(self, connections: Mapping[str, str]) -> None:
-        self._connections = connections
+        self.connections = connections
         self.skipped: Counter[str] = Counter()
         """Rows that could not be used, by reason."""
 
@@ -167,9 +167,9 @@ class BatchReader:
         yield from reader
 
     def _read_sql(self, location: SqlLocation) -> Iterator[pa.RecordBatch]:
-        url = self._connections.get(location.connection)
+        url = self.connections.get(location.connection)
         if url is None:
-            known = ", ".join(sorted(self._connections)) or "none"
+            known = ", ".join(sorted(self.connections)) or "none"
             raise SourceUnreadable(
                 location.connection, f"want a connection of INTERLOCK_FEATURES_CONNECTIONS ({known}), got none of it"
             )

@@ -113,7 +113,7 @@ def _ended_early(code: int) -> Status:
         message=f"the process of this work ended with {code}; if it was killed, it needed more memory than there is",
     )
     status.details.add().Pack(
-        error_details_pb2.ErrorInfo(reason="OFFLINE_WORK_ENDED" if code < 0 else INTERNAL, domain="interlock")
+        error_details_pb2.ErrorInfo(reason="WORK_ENDED" if code < 0 else INTERNAL, domain="interlock")
     )
     return status
 

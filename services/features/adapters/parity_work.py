@@ -1,0 +1,199 @@
+"""Logged online vectors against the same vectors computed offline, as of the time at which they were read.
+
+The log is a table with `prediction_id`, `feature_read_time`, the maps `entities` and `feature_event_times`, and the values
+that models took: columns `features.<name>`, or one column `features` of structs or maps.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from services.features.adapters.arrow_values import arrow_type, times_of, values_of
+from services.features.adapters.batch_reader import BatchReader
+from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+from services.features.adapters.offline_task import LoggedFeature, ParityTask, TaskResult
+from services.features.domain.job import MOST_EXAMPLES, FeatureParity
+
+_TIME_COLUMN: Final = "feature_read_time"
+_SAMPLE_ROWS: Final = 500
+# A shift is suspected when it explains at least half of the differences, and enough of them to be no accident.
+_LEAST_SHARE: Final = 0.5
+_LEAST_ROWS: Final = 5
+
+Bools = npt.NDArray[np.bool_]
+Columns = Mapping[str, pa.Array]
+
+
+def compare(task: ParityTask, limits: EngineLimits, pieces: Iterator[pa.RecordBatch], reader: BatchReader) -> TaskResult:
+    """Return one comparison for each feature, the worst first."""
+    log = pa.Table.from_batches(list(pieces)).combine_chunks()
+    read = log.column(_TIME_COLUMN).is_valid()
+    unread = len(log) - (pc.sum(read).as_py() or 0)
+    if unread:
+        reader.skipped["NO_FEATURE_READ_TIME"] += unread
+    log = log.filter(read)
+    online = {each.name: _logged(log, each) for each in task.features}
+    offline = _recompute(task, limits, reader, _rows(log, task))
+    different = {each.name: ~_same(online[each.name], _filled(offline, each), task) for each in task.features}
+    shifts = _suspected_shifts(task, limits, reader, log, online, different)
+    found = [
+        _parity(each, log, online[each.name], offline[each.output], different[each.name], shifts.get(each.name, 0))
+        for each in task.features
+    ]
+    found.sort(key=lambda parity: -parity.different_count)
+    return TaskResult(len(log), parities=[asdict(parity) for parity in found])
+
+
+def _rows(log: pa.Table, task: ParityTask) -> pa.Table:
+    """Return the rows to join to: the time, and a column for each entity's key."""
+    time_us, _ = times_of(_whole(log.column(_TIME_COLUMN)), "UTC")
+    entities = _whole(log.column("entities"))
+    columns = {_TIME_COLUMN: time_us.cast(pa.timestamp("us", "UTC"))}
+    for key in task.plan.keys:
+        columns[key.column] = pc.map_lookup(entities, pa.scalar(key.entity), "first")
+    return pa.table(columns)
+
+
+def _logged(log: pa.Table, feature: LoggedFeature) -> pa.Array:
+    """Return the values that models took; null for a feature that the log does not have, being redacted for example."""
+    if f"features.{feature.name}" in log.schema.names:
+        column = log.column(f"features.{feature.name}")
+    elif "features" not in log.schema.names:
+        return pa.nulls(len(log), arrow_type(feature.type))
+    elif pa.types.is_map(log.schema.field("features").type):
+        column = pc.map_lookup(log.column("features"), pa.scalar(feature.name), "first")
+    else:
+        column = pc.struct_field(log.column("features"), feature.name)
+    values, _ = values_of(_whole(column), feature.type, is_list=False, from_text=True)
+    return values
+
+
+def _recompute(task: ParityTask, limits: EngineLimits, reader: BatchReader, rows: pa.Table) -> dict[str, pa.Array]:
+    outputs: dict[str, list[pa.Array]] = {each.output: [] for each in task.features}
+    with open_engine(limits) as db:
+        engine = JoinEngine(db, task.plan, task.histories, BatchReader(reader.connections), from_text=True)
+        engine.load_rows(iter(rows.to_batches()))
+        for piece in engine.join(iter(rows.to_batches()), lambda _done: None):
+            for output, parts in outputs.items():
+                parts.append(piece.column(output))
+    kinds = {each.output: arrow_type(each.type) for each in task.features}
+    return {name: pa.concat_arrays(parts) if parts else pa.nulls(0, kinds[name]) for name, parts in outputs.items()}
+
+
+def _filled(offline: Columns, feature: LoggedFeature) -> pa.Array:
+    """Return what a model takes: where there is no value, what the signature has for that."""
+    values = offline[feature.output]
+    if feature.fallback is None:
+        return values
+    return pc.fill_null(values, pa.scalar(feature.fallback, values.type))
+
+
+def _same(online: pa.Array, offline: pa.Array, task: ParityTask) -> Bools:
+    both_null = pc.and_(online.is_null(), offline.is_null())
+    if pa.types.is_floating(online.type) or pa.types.is_integer(online.type):
+        left, right = online.cast(pa.float64()), offline.cast(pa.float64())
+        gap = pc.abs(pc.subtract(left, right))
+        bound = pc.multiply(task.relative_tolerance, pc.max_element_wise(pc.abs(left), pc.abs(right)))
+        equal = pc.less_equal(gap, bound)
+    else:
+        equal = pc.equal(online, offline)
+    return _bools(pc.or_(both_null, equal.fill_null(False)))  # noqa: FBT003 - Arrow's signature
+
+
+def _parity(
+    feature: LoggedFeature, log: pa.Table, online: pa.Array, offline: pa.Array, different: Bools, shift_us: int
+) -> FeatureParity:
+    missing_online = _bools(online.is_null())
+    if feature.fallback is not None and "feature_event_times" in log.schema.names:
+        # The default where nothing was read is no value of the online store.
+        event_times = pc.map_lookup(_whole(log.column("feature_event_times")), pa.scalar(feature.name), "first")
+        default = pc.equal(online, pa.scalar(feature.fallback, online.type)).fill_null(False)  # noqa: FBT003
+        missing_online |= _bools(pc.and_(event_times.is_null(), default))
+    missing_offline = _bools(offline.is_null())
+    examples = log.column("prediction_id").take(pa.array(np.flatnonzero(different)[:MOST_EXAMPLES]))
+    return FeatureParity(
+        feature=feature.source,
+        compared_count=len(log),
+        different_count=int(different.sum()),
+        online_only_count=int((different & missing_offline & ~missing_online).sum()),
+        offline_only_count=int((different & missing_online & ~missing_offline).sum()),
+        largest_difference=_largest(online, offline),
+        suspected_shift_us=shift_us,
+        example_prediction_ids=[_id(each) for each in examples.to_pylist()],
+    )
+
+
+def _largest(online: pa.Array, offline: pa.Array) -> float:
+    if not (pa.types.is_floating(online.type) or pa.types.is_integer(online.type)):
+        return 0.0
+    gap = pc.max(pc.abs(pc.subtract(online.cast(pa.float64()), offline.cast(pa.float64())))).as_py()
+    return float(gap or 0.0)
+
+
+def _suspected_shifts(
+    task: ParityTask,
+    limits: EngineLimits,
+    reader: BatchReader,
+    log: pa.Table,
+    online: Columns,
+    different: Mapping[str, Bools],
+) -> dict[str, int]:
+    """Return for each feature the shift of the offline clock that makes most of its differences go away.
+
+    Some of the differing rows are joined again, once for every shift, all in one join.
+    """
+    samples = {name: np.flatnonzero(which)[:_SAMPLE_ROWS] for name, which in different.items()}
+    samples = {name: rows for name, rows in samples.items() if len(rows) >= _LEAST_ROWS}
+    if not samples or not task.shifts_us:
+        return {}
+    chosen = np.unique(np.concatenate(list(samples.values())))
+    rows = _rows(log.take(pa.array(chosen)), task)
+    time_us = rows.column(_TIME_COLUMN).cast(pa.int64()).to_numpy()
+    shifted = pa.concat_tables(
+        [
+            rows.set_column(0, _TIME_COLUMN, pa.array(time_us + shift).cast(pa.timestamp("us", "UTC")))
+            for shift in task.shifts_us
+        ]
+    )
+    again = _recompute(task, limits, reader, shifted)
+    suspected = {}
+    for feature in task.features:
+        if feature.name in samples:
+            mine = np.searchsorted(chosen, samples[feature.name])
+            wanted = online[feature.name].take(pa.array(samples[feature.name]))
+            explained = [
+                int(_same(wanted, _filled(again, feature).take(pa.array(mine + number * len(chosen))), task).sum())
+                for number in range(len(task.shifts_us))
+            ]
+            best = _best_shift(task.shifts_us, explained)
+            if explained[best] >= max(_LEAST_ROWS, _LEAST_SHARE * len(mine)):
+                suspected[feature.name] = task.shifts_us[best]
+    return suspected
+
+
+def _best_shift(shifts_us: Sequence[int], explained: Sequence[int]) -> int:
+    """Return the place of the shift that explains most, the smallest of equals."""
+    return max(range(len(shifts_us)), key=lambda place: (explained[place], -abs(shifts_us[place])))
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    if isinstance(column, pa.Array):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
+
+
+def _bools(column: pa.Array) -> Bools:
+    found: Bools = np.asarray(column.to_numpy(zero_copy_only=False), np.bool_)
+    return found
+
+
+def _id(value: Any) -> str:
+    return str(UUID(bytes=value)) if isinstance(value, bytes) else str(value)
+
+
