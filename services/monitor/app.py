@@ -26,17 +26,20 @@ from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
 from services.monitor.adapters.log_compaction import LogCompaction
 from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_replay import LogReplay
 from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.adapters.migrations import MIGRATIONS
 from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
+from services.monitor.adapters.window_store import SqlWindowStore
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
 from services.monitor.domain.intake import Intake
 from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.ports import LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.domain.window_intake import WindowIntake
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.settings import Settings
@@ -75,7 +78,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         await policies.load()
         counts, totals, drops = PredictionCounts(settings.prediction_count_limit), StreamTotals(), Drops()
         log = await stack.enter_async_context(_open_log(settings, runtime, policies.book, drops))
-        sinks: dict[str, PredictionSink] = {"log": log.writer}
+        windows = await stack.enter_async_context(
+            _open_windows(
+                settings,
+                runtime,
+                store=SqlWindowStore(database),
+                replay=LogReplay(log.files, versions),
+                versions=versions,
+                policies=policies.book,
+                drops=drops,
+            )
+        )
+        sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows}
         intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
         runtime.registry.register(CountsCollector(counts, totals, drops))
         yield (
@@ -111,6 +125,34 @@ async def _open_log(
     ):
         yield _PredictionLog(files, writer)
     await writer.flush()
+
+
+@asynccontextmanager
+async def _open_windows(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    *,
+    store: SqlWindowStore,
+    replay: LogReplay,
+    versions: RegistryVersions,
+    policies: PolicyBook,
+    drops: Drops,
+) -> AsyncIterator[WindowIntake]:
+    """Open what makes windows of predictions; when it ends, all of them are in the database."""
+    windows = WindowIntake(
+        store,
+        versions,
+        policies,
+        drops,
+        window_limit=settings.monitor_window_limit,
+        feature_limit=settings.monitor_feature_limit,
+        waiting_limit_rows=settings.monitor_sink_limit_rows,
+        retention_s=settings.monitor_window_retention_s,
+        clock_tolerance_s=settings.clock_tolerance_s,
+    )
+    async with _in_background(runtime, windows.run(settings.monitor_window_interval_s, replay), "windows"):
+        yield windows
+    await windows.flush()
 
 
 @asynccontextmanager

@@ -94,6 +94,16 @@ class LogFiles:
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         return [(group.column(column).statistics.min_raw, group.num_rows) for group in groups]
 
+    def range_of(self, file: LogFile, column: str) -> tuple[int, int] | None:
+        """Return the smallest and the largest value of a column of whole numbers or times; None when it has none."""
+        index = file.schema.get_field_index(column)
+        if index < 0 or not file.row_count:
+            return None
+        with self._arrow_fs.open_input_file(file.path) as opened:
+            metadata = pq.read_metadata(opened)
+        found = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+        return min(statistics.min_raw for statistics in found), max(statistics.max_raw for statistics in found)
+
     def partitions(
         self, models: Iterable[str] | None = None, first_hour: int = 0, last_hour: int = 1 << 40
     ) -> list[Partition]:

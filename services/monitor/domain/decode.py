@@ -38,7 +38,7 @@ class MalformedTensor(Exception):
     """The bytes of a tensor do not hold what its type and shape say."""
 
 
-def columns_of(batch: RawBatch, info: VersionInfo | None) -> PredictionColumns:
+def columns_of(batch: RawBatch, info: VersionInfo | None, receive_time_us: int = 0) -> PredictionColumns:
     """Return the columns of a batch; raises MalformedTensor."""
     rows = np.flatnonzero(batch.has_tensors)
     predicted, probabilities = _prediction(batch, info)
@@ -68,6 +68,7 @@ def columns_of(batch: RawBatch, info: VersionInfo | None) -> PredictionColumns:
         entity_keys={name: _texts_or_null(keys) for name, keys in batch.entity_keys.items()},
         feature_event_times_us=batch.feature_event_times_us,
         feature_read_times_us=batch.feature_read_times_us,
+        receive_time_us=receive_time_us,
     )
 
 

@@ -1,7 +1,8 @@
 """What happens to predictions once they are in: decoded, then offered to every sink, never in anybody's way."""
 
+import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -29,9 +30,12 @@ class Intake:
         *,
         limit_bytes: int,
         sink_limit_rows: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._versions = versions
         self._drops = drops
+        self._clock = clock
+        self._last_us = 0
         self._queue: BoundedQueue[RawBatch] = BoundedQueue(limit_bytes, lambda batch: batch.size_bytes)
         self._sinks = dict(sinks)
         self._sink_queues: dict[str, BoundedQueue[PredictionColumns]] = {
@@ -68,7 +72,7 @@ class Intake:
     async def _spread(self, batch: RawBatch) -> None:
         info = await self._versions.get(batch.key.model, batch.key.version) if batch.key.version else None
         try:
-            columns = columns_of(batch, info)
+            columns = columns_of(batch, info, self._next_time_us())
         except MalformedTensor as error:
             _LOG.warning("batch_malformed", model=batch.key.model, version=batch.key.version, error=str(error))
             self._drops.add(PART, "malformed", batch.prediction_count)
@@ -76,6 +80,11 @@ class Intake:
         for name, queue in self._sink_queues.items():
             if not queue.offer(columns):
                 self._drops.add(name, "queue_full", columns.count)
+
+    def _next_time_us(self) -> int:
+        """Return the time, later than every one before: what has been taken in is known by it."""
+        self._last_us = max(self._last_us + 1, int(self._clock() * 1e6))
+        return self._last_us
 
     async def _give(self, name: str, sink: PredictionSink, columns: PredictionColumns) -> None:
         try:

@@ -18,9 +18,11 @@ from services.monitor.domain.version_info import FeatureKind, VersionInfo
 
 FEATURE_PREFIX: Final = "features."
 _TIME: Final = pa.timestamp("us")
+_NAMES: Final = ("model", "version", "variant", "environment")
 FIXED_FIELDS: Final = (
     pa.field("prediction_id", pa.uuid()),
     pa.field("prediction_time", _TIME),
+    pa.field("receive_time", _TIME),
     pa.field("model", pa.string()),
     pa.field("version", pa.string()),
     pa.field("model_digest", pa.string()),
@@ -50,6 +52,7 @@ def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.
     fixed: dict[str, Any] = {
         "prediction_id": uuids(columns.ids),
         "prediction_time": pa.array(columns.prediction_time_us, _TIME),
+        "receive_time": pa.repeat(pa.scalar(columns.receive_time_us, _TIME), count),
         "model": _constant(columns.model, count),
         "version": _constant(columns.version, count),
         "model_digest": _constant(columns.info.digest if columns.info else None, count),
@@ -86,8 +89,12 @@ def columns_of_table(table: pa.Table, info: VersionInfo | None) -> PredictionCol
     """
     ids = ids_of(table["prediction_id"])
     count = table.num_rows
+    model, version, variant, environment = (table[name][0].as_py() or "" for name in _NAMES)
     return PredictionColumns(
-        **{name: table[name][0].as_py() or "" for name in ("model", "version", "variant", "environment")},
+        model=model,
+        version=version,
+        variant=variant,
+        environment=environment,
         epoch=table["epoch"][0].as_py(),
         info=info,
         ids=ids,
