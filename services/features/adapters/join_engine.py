@@ -178,9 +178,7 @@ class JoinEngine:
         return table
 
     def _load_history(self, history: HistoryTable, view: ValueView | AggregateView) -> None:
-        history.load(
-            self._histories.get(view.view, HistoryFiles()), lambda query: sql.only_needed(view.keys, query)
-        )
+        history.load(self._histories.get(view.view, HistoryFiles()), lambda query: sql.only_needed(view.keys, query))
 
     def _join_values(self, view: ValueView, table: str) -> None:
         both_clocks = self._plan.clock is Clock.BOTH

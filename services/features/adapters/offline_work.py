@@ -205,4 +205,6 @@ def _checked_stream(path: Path) -> Iterator[pa.RecordBatch]:
             yield piece
     except (pa.ArrowException, OSError, ValueError) as error:
         why = str(error).split("\n", 1)[0][:200]
-        raise InvalidRequest([Violation("arrow_stream", f"want one Arrow IPC stream, got one that breaks: {why}")]) from None
+        raise InvalidRequest(
+            [Violation("arrow_stream", f"want one Arrow IPC stream, got one that breaks: {why}")]
+        ) from None

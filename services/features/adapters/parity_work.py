@@ -30,7 +30,9 @@ Bools = npt.NDArray[np.bool_]
 Columns = Mapping[str, pa.Array]
 
 
-def compare(task: ParityTask, limits: EngineLimits, pieces: Iterator[pa.RecordBatch], reader: BatchReader) -> TaskResult:
+def compare(
+    task: ParityTask, limits: EngineLimits, pieces: Iterator[pa.RecordBatch], reader: BatchReader
+) -> TaskResult:
     """Return one comparison for each feature, the worst first."""
     log = pa.Table.from_batches(list(pieces)).combine_chunks()
     read = log.column(_TIME_COLUMN).is_valid()
@@ -195,5 +197,3 @@ def _bools(column: pa.Array) -> Bools:
 
 def _id(value: Any) -> str:
     return str(UUID(bytes=value)) if isinstance(value, bytes) else str(value)
-
-
