@@ -10,7 +10,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from interlock.features.v1 import feature_job_service_pb2, feature_service_pb2, feature_view_service_pb2
+from interlock.features.v1 import feature_job_service_pb2, feature_service_pb2
 
 from services.common.server import serving
 from services.features.app import build
@@ -19,7 +19,6 @@ from tests.fakes.ports import free_offset
 
 FILES: tuple[FileDescriptor, ...] = (
     feature_service_pb2.DESCRIPTOR,
-    feature_view_service_pb2.DESCRIPTOR,
     feature_job_service_pb2.DESCRIPTOR,
 )
 METHODS: list[MethodDescriptor] = [

@@ -134,6 +134,8 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """RESOURCE_EXHAUSTED: more bytes of rows than a join by stream may bring; a job has no such limit."""
     FEATURES_ERROR_REASON_WORK_ENDED: _FeaturesErrorReason.ValueType  # 20
     """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
+    FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: _FeaturesErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -180,6 +182,8 @@ FEATURES_ERROR_REASON_JOIN_TOO_LARGE: FeaturesErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED: more bytes of rows than a join by stream may bring; a job has no such limit."""
 FEATURES_ERROR_REASON_WORK_ENDED: FeaturesErrorReason.ValueType  # 20
 """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
+FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: FeaturesErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final
