@@ -70,8 +70,9 @@ class FeatureHistory:
         self._waiting: list[tuple[ViewWriter, Sequence[Row], asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._moving = asyncio.Lock()
-        self.replay_needed = True
-        """Keeps segments for longer: the online store has not seen all of them."""
+        self.behind = asyncio.Event()
+        """Set while the online store may lack rows that the log holds; nothing is forgotten then."""
+        self.behind.set()
 
     async def open(self) -> None:
         """Find what an earlier process left."""
@@ -126,7 +127,9 @@ class FeatureHistory:
         if current is not None and self._clock_us() - current.created_us >= self._roll_us:
             await self._in_thread(self._log.seal)
         good = await self._roll_sealed()
-        await self._in_thread(self._forget)
+        async with self._moving:
+            if not self.behind.is_set():
+                await self._in_thread(self._forget)
         self._measure()
         return good
 
@@ -218,8 +221,6 @@ class FeatureHistory:
         return HistoryScan(uris, tail)
 
     def _forget(self) -> None:
-        if self.replay_needed:
-            return
         for segment in self._log.done():
             if time.time() - segment.path.stat().st_mtime > _KEEP_DONE_S:
                 segment.path.unlink(missing_ok=True)

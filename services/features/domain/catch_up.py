@@ -39,40 +39,34 @@ class LoggedRows(Protocol):
 class NewestHistory(Protocol):
     """The part of the history that the online store may lack."""
 
-    replay_needed: bool
+    @property
+    def behind(self) -> asyncio.Event:
+        """Set while the online store may lack rows."""
 
     def newest(self) -> AsyncIterator[LoggedRows]:
         """Yield the rows, the oldest first."""
 
 
 class CatchUp:
-    """Runs once at the start and again whenever `need` was called; tries until the store answers."""
+    """Writes what the online store may lack, whenever the history says so, and tries until the store answers."""
 
     def __init__(self, history: NewestHistory, online: OnlineWriter, catalog: Catalog) -> None:
         self._history = history
         self._online = online
         self._catalog = catalog
-        self._needed = asyncio.Event()
-        self._needed.set()
-
-    def need(self) -> None:
-        """Say that the online store may lack rows."""
-        self._history.replay_needed = True
-        self._needed.set()
 
     async def run(self) -> None:
         """Catch up when it is needed, for as long as the service lives."""
+        behind = self._history.behind
         while True:
-            await self._needed.wait()
-            self._needed.clear()
+            await behind.wait()
+            behind.clear()
             try:
                 count = await self._write_all()
             except OnlineStoreUnavailable:
-                self._needed.set()
+                behind.set()
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            if not self._needed.is_set():
-                self._history.replay_needed = False
             if count:
                 _LOG.info("online_store_caught_up", rows=count)
 

@@ -34,6 +34,8 @@ class ReadPlan:
     """One for each view."""
     views: tuple[str, ...]
     """Ids of the views, in the order of the readers."""
+    views_of_features: tuple[str, ...]
+    """For each feature its view."""
     places: tuple[tuple[int, int], ...]
     """For each feature the reader and the column of it."""
     defaults: tuple[bytes, ...]
@@ -157,6 +159,12 @@ class _Slice:
         return spread
 
 
+def check_row_count(count: int) -> None:
+    """Raise InvalidRequest when a read has no rows, or too many."""
+    if not 0 < count <= ROW_LIMIT:
+        raise InvalidRequest([Violation("rows", f"want 1 to {ROW_LIMIT} rows, got {count}")])
+
+
 def _compile(snapshot: Snapshot, asked: tuple[str, ...]) -> ReadPlan:
     if not 0 < len(asked) <= FEATURE_LIMIT:
         raise InvalidRequest([Violation("features", f"want 1 to {FEATURE_LIMIT} features, got {len(asked)}")])
@@ -176,6 +184,7 @@ def _compile(snapshot: Snapshot, asked: tuple[str, ...]) -> ReadPlan:
         features=tuple(feature.reference for feature in features),
         readers=tuple(readers),
         views=tuple(by_view),
+        views_of_features=tuple(feature.view for feature in features),
         places=tuple(place[feature.view, feature.spec.name] for feature in features),
         defaults=tuple(default_of(feature.spec) for feature in features),
         entities=_entities(snapshot.entities, readers),
@@ -189,8 +198,6 @@ def _entities(known: Mapping[str, Entity], readers: Sequence[ViewReader]) -> tup
 
 
 def _check_rows(plan: ReadPlan, rows: Sequence[ReadRow]) -> Sequence[ReadRow]:
-    if not 0 < len(rows) <= ROW_LIMIT:
-        raise InvalidRequest([Violation("rows", f"want 1 to {ROW_LIMIT} rows, got {len(rows)}")])
     if len(rows) * len(plan.views) > CELL_LIMIT:
         got = f"{len(rows)} rows times {len(plan.views)} views"
         raise InvalidRequest([Violation("rows", f"want at most {CELL_LIMIT} rows times views, got {got}")])

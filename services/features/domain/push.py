@@ -8,15 +8,18 @@ from typing import Any, Final
 
 from services.common.errors import InvalidArgument, Violation, echo
 from services.common.tasks import spawn
+from services.features.domain.catalog import Catalog
 from services.features.domain.failure import (
     INVALID_ENTITY_KEY,
     INVALID_EVENT_TIME,
     INVALID_VALUE,
     InvalidRequest,
+    NotPushable,
     QueueFull,
 )
 from services.features.domain.ports import History, OnlineWriter, Outcome, Row, ViewWriter
 from services.features.domain.value_check import WrongValue, canonical_key, checked
+from services.features.domain.view_kind import make_writer
 
 ROW_LIMIT: Final = 1_000
 EVENT_ID_LIMIT_BYTES: Final = 128
@@ -74,27 +77,65 @@ class RowCheck:
         return self._last_us
 
 
+class Writers:
+    """Writers of views by the view's id; they hold for one snapshot of the definitions."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._snapshot = catalog.current
+        self._writers: dict[str, ViewWriter] = {}
+
+    def pushable(self, view_id: str) -> ViewWriter:
+        """Return the writer of a view that clients push into; raises ResourceNotFound or NotPushable."""
+        snapshot = self._catalog.current
+        if snapshot is not self._snapshot:
+            self._snapshot = snapshot
+            self._writers.clear()
+        writer = self._writers.get(view_id)
+        if writer is None:
+            view = snapshot.view(view_id)
+            made = make_writer(view) if view.definition.pushable else None
+            if made is None:
+                raise NotPushable(view_id)
+            writer = self._writers[view_id] = made
+        return writer
+
+
 class Pusher:
-    """Makes checked rows safe in the history first and visible in the online store then.
+    """Takes rows: checks each, makes the good ones safe in the history first and visible in the online store then.
 
     A push goes to its end even if its caller leaves. If the store fails after the history took the rows, the caller is
     told so and `behind` is called: somebody brings the store up to date from the history.
     """
 
     def __init__(
-        self, history: History, online: OnlineWriter, behind: Callable[[], None], *, waiting_rows_limit: int
+        self,
+        check: RowCheck,
+        history: History,
+        online: OnlineWriter,
+        behind: Callable[[], None],
+        *,
+        waiting_rows_limit: int,
     ) -> None:
+        self._row_check = check
         self._history = history
         self._online = online
         self._behind = behind
         self._limit = waiting_rows_limit
         self._waiting_rows = 0
 
-    async def push(self, writer: ViewWriter, rows: Sequence[Row]) -> Sequence[Outcome]:
-        """Return what became of each row, once all of them are safe and visible.
+    async def push(
+        self, writer: ViewWriter, given: Sequence[Sequence[GivenRow]]
+    ) -> list[list[Outcome | InvalidArgument]]:
+        """Return what became of each row of some batches, or why it is refused, once all are safe and visible.
 
         Raises OnlineStoreUnavailable, HistoryUnavailable, QueueFull.
         """
+        checked = [self._row_check.check(writer, batch) for batch in given]
+        outcomes = iter(await self._push([row for batch in checked for row in batch if isinstance(row, Row)], writer))
+        return [[next(outcomes) if isinstance(row, Row) else row for row in batch] for batch in checked]
+
+    async def _push(self, rows: Sequence[Row], writer: ViewWriter) -> Sequence[Outcome]:
         if not rows:
             return []
         self._online.check()

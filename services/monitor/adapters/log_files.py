@@ -86,6 +86,10 @@ class LogFiles:
         """Files that were found to be damaged, and are left out."""
         return len(self._bad)
 
+    def models(self) -> list[str]:
+        """Return the models that have predictions in the log."""
+        return self._names(self._root)
+
     def row_groups(self, file: LogFile) -> list[tuple[int, int]]:
         """Return the first prediction time, microseconds, and the number of rows of each row group of a file."""
         with self._arrow_fs.open_input_file(file.path) as opened:
@@ -109,7 +113,7 @@ class LogFiles:
     ) -> list[Partition]:
         """Return the partitions of some models, or of all, from one hour to another, inclusive, oldest first."""
         found = []
-        for model in sorted(set(models)) if models is not None else self._names(self._root):
+        for model in sorted(set(models)) if models is not None else self.models():
             for name in self._names(f"{self._root}/{model}"):
                 hour = _parse_hour(name)
                 if hour is not None and first_hour <= hour <= last_hour:

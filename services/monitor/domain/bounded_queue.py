@@ -16,7 +16,8 @@ class Drops:
 
     def add(self, part: str, reason: str, count: int) -> None:
         """Count some."""
-        self._counts[part, reason] += count
+        if count:
+            self._counts[part, reason] += count
 
     def counts(self) -> Iterator[tuple[str, str, int]]:
         """Yield part, reason, count."""

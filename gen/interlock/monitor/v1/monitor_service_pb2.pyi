@@ -58,6 +58,8 @@ class _MonitorErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mo
     """RESOURCE_EXHAUSTED: too many labels wait to be written."""
     MONITOR_ERROR_REASON_STORAGE_FULL: _MonitorErrorReason.ValueType  # 15
     """RESOURCE_EXHAUSTED: the disk is full."""
+    MONITOR_ERROR_REASON_INVALID_JSON: _MonitorErrorReason.ValueType  # 16
+    """INVALID_ARGUMENT: the body is malformed JSON, or holds what the contract does not have."""
 
 class MonitorErrorReason(_MonitorErrorReason, metaclass=_MonitorErrorReasonEnumTypeWrapper):
     """Lists why the monitor refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -94,6 +96,8 @@ MONITOR_ERROR_REASON_QUEUE_FULL: MonitorErrorReason.ValueType  # 14
 """RESOURCE_EXHAUSTED: too many labels wait to be written."""
 MONITOR_ERROR_REASON_STORAGE_FULL: MonitorErrorReason.ValueType  # 15
 """RESOURCE_EXHAUSTED: the disk is full."""
+MONITOR_ERROR_REASON_INVALID_JSON: MonitorErrorReason.ValueType  # 16
+"""INVALID_ARGUMENT: the body is malformed JSON, or holds what the contract does not have."""
 Global___MonitorErrorReason: _TypeAlias = MonitorErrorReason  # noqa: Y015
 
 @_typing.final
