@@ -24,9 +24,10 @@ from sqlalchemy.ext.asyncio import AsyncResult, create_async_engine
 from services.common.database import async_url
 from services.features.adapters.arrow_values import WrongColumn, arrow_type, check_zone, keys_of, times_of, values_of
 from services.features.adapters.join_sql import key_column, value_column
-from services.features.domain.definitions import BatchSource, FileFormat, FileLocation, SqlLocation
+from services.features.domain.definitions import BatchSource, FeatureType, FileFormat, FileLocation, SqlLocation
 from services.features.domain.failure import SourceUnreadable
 from services.features.domain.point_in_time import PlannedFeature, PlannedKey
+from services.features.domain.value_check import KEY_LIMIT_BYTES
 
 _ROWS_A_PIECE: Final = 65_536
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
@@ -94,11 +95,14 @@ class BatchReader:
             )
             leave_out(wrong, _INVALID_KEY)
             leave_out(column.is_null().to_numpy(zero_copy_only=False), _MISSING_KEY)
+            if key.type is FeatureType.STRING:
+                size_bytes = pc.binary_length(column).fill_null(1).to_numpy(zero_copy_only=False)
+                leave_out((size_bytes < 1) | (size_bytes > KEY_LIMIT_BYTES), _INVALID_KEY)
             columns[key_column(key.entity)] = column
         event_us, wrong = piece.convert(source.event_time_column, lambda values: times_of(values, source.time_zone))
         leave_out(wrong, _INVALID_TIME)
         leave_out(event_us.is_null().to_numpy(zero_copy_only=False), _MISSING_TIME)
-        leave_out(pc.less(event_us, 0).fill_null(False).to_numpy(zero_copy_only=False), _INVALID_TIME)  # noqa: FBT003
+        leave_out(pc.less(event_us, 0).fill_null(False).to_numpy(zero_copy_only=False), _INVALID_TIME)
         if source.known_at_column:
             known_us, wrong = piece.convert(
                 source.known_at_column, lambda values: times_of(values, source.time_zone, latest=True)

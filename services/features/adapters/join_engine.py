@@ -49,7 +49,7 @@ class EngineLimits:
 @contextmanager
 def open_engine(limits: EngineLimits) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open an empty database in memory that loads nothing from the network."""
-    config = {
+    config: dict[str, str | bool | int | float | list[str]] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "memory_limit": f"{limits.memory_mib}MiB",

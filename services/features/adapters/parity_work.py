@@ -39,17 +39,97 @@ def compare(
     unread = len(log) - (pc.sum(read).as_py() or 0)
     if unread:
         reader.skipped["NO_FEATURE_READ_TIME"] += unread
-    log = log.filter(read)
-    online = {each.name: _logged(log, each) for each in task.features}
-    offline = _recompute(task, limits, reader, _rows(log, task))
-    different = {each.name: ~_same(online[each.name], _filled(offline, each), task) for each in task.features}
-    shifts = _suspected_shifts(task, limits, reader, log, online, different)
-    found = [
-        _parity(each, log, online[each.name], offline[each.output], different[each.name], shifts.get(each.name, 0))
-        for each in task.features
-    ]
-    found.sort(key=lambda parity: -parity.different_count)
-    return TaskResult(len(log), parities=[asdict(parity) for parity in found])
+    comparison = _Comparison(task, limits, reader, log.filter(read))
+    found = [asdict(comparison.parity(feature)) for feature in task.features]
+    found.sort(key=lambda parity: -int(parity["different_count"]))
+    return TaskResult(len(comparison.log), parities=found)
+
+
+class _Comparison:
+    """A log and what the offline side makes of it."""
+
+    def __init__(self, task: ParityTask, limits: EngineLimits, reader: BatchReader, log: pa.Table) -> None:
+        self.log = log
+        self._task = task
+        self._limits = limits
+        self._reader = reader
+        self._online = {each.name: _logged(log, each) for each in task.features}
+        self._offline = self._recompute(_rows(log, task))
+        self._different = {
+            each.name: ~_same(self._online[each.name], _filled(self._offline, each), task) for each in task.features
+        }
+        self._shifts = self._suspected_shifts()
+
+    def parity(self, feature: LoggedFeature) -> FeatureParity:
+        """Return how online and offline values of a feature compare."""
+        online, offline = self._online[feature.name], self._offline[feature.output]
+        different = self._different[feature.name]
+        missing_online, missing_offline = self._missing_online(feature), _bools(offline.is_null())
+        examples = self.log.column("prediction_id").take(pa.array(np.flatnonzero(different)[:MOST_EXAMPLES]))
+        return FeatureParity(
+            feature=feature.source,
+            compared_count=len(self.log),
+            different_count=int(different.sum()),
+            online_only_count=int((different & missing_offline & ~missing_online).sum()),
+            offline_only_count=int((different & missing_online & ~missing_offline).sum()),
+            largest_difference=_largest(online, offline),
+            suspected_shift_us=self._shifts.get(feature.name, 0),
+            example_prediction_ids=[_id(each) for each in examples.to_pylist()],
+        )
+
+    def _missing_online(self, feature: LoggedFeature) -> Bools:
+        online = self._online[feature.name]
+        missing = _bools(online.is_null())
+        if feature.fallback is not None and "feature_event_times" in self.log.schema.names:
+            # The default where nothing was read is no value of the online store.
+            event_times = pc.map_lookup(
+                _whole(self.log.column("feature_event_times")), pa.scalar(feature.name), "first"
+            )
+            default = pc.equal(online, pa.scalar(feature.fallback, online.type)).fill_null(False)
+            missing = missing | _bools(pc.and_(event_times.is_null(), default))
+        return missing
+
+    def _recompute(self, rows: pa.Table) -> dict[str, pa.Array]:
+        outputs: dict[str, list[pa.Array]] = {each.output: [] for each in self._task.features}
+        with open_engine(self._limits) as db:
+            reader = BatchReader(self._reader.connections)
+            engine = JoinEngine(db, self._task.plan, self._task.histories, reader, from_text=True)
+            engine.load_rows(iter(rows.to_batches()))
+            for piece in engine.join(iter(rows.to_batches()), lambda _done: None):
+                for output, parts in outputs.items():
+                    parts.append(piece.column(output))
+        kinds = {each.output: arrow_type(each.type) for each in self._task.features}
+        return {name: pa.concat_arrays(parts) if parts else pa.nulls(0, kinds[name]) for name, parts in outputs.items()}
+
+    def _suspected_shifts(self) -> dict[str, int]:
+        """Return for each feature the shift of the offline clock that makes most of its differences go away.
+
+        Some of the differing rows are joined again, once for every shift, all in one join.
+        """
+        shifts = self._task.shifts_us
+        samples = {name: np.flatnonzero(which)[:_SAMPLE_ROWS] for name, which in self._different.items()}
+        samples = {name: rows for name, rows in samples.items() if len(rows) >= _LEAST_ROWS}
+        if not samples or not shifts:
+            return {}
+        chosen = np.unique(np.concatenate(list(samples.values())))
+        rows = _rows(self.log.take(pa.array(chosen)), self._task)
+        time_us = rows.column(_TIME_COLUMN).cast(pa.int64()).to_numpy()
+        moved = [pa.array(time_us + shift).cast(pa.timestamp("us", "UTC")) for shift in shifts]
+        again = self._recompute(pa.concat_tables([rows.set_column(0, _TIME_COLUMN, times) for times in moved]))
+        suspected = {}
+        for feature in self._task.features:
+            if feature.name in samples:
+                mine = np.searchsorted(chosen, samples[feature.name])
+                wanted = self._online[feature.name].take(pa.array(samples[feature.name]))
+                values = _filled(again, feature)
+                explained = [
+                    int(_same(wanted, values.take(pa.array(mine + number * len(chosen))), self._task).sum())
+                    for number in range(len(shifts))
+                ]
+                best = _best_shift(shifts, explained)
+                if explained[best] >= max(_LEAST_ROWS, _LEAST_SHARE * len(mine)):
+                    suspected[feature.name] = shifts[best]
+        return suspected
 
 
 def _rows(log: pa.Table, task: ParityTask) -> pa.Table:
@@ -76,18 +156,6 @@ def _logged(log: pa.Table, feature: LoggedFeature) -> pa.Array:
     return values
 
 
-def _recompute(task: ParityTask, limits: EngineLimits, reader: BatchReader, rows: pa.Table) -> dict[str, pa.Array]:
-    outputs: dict[str, list[pa.Array]] = {each.output: [] for each in task.features}
-    with open_engine(limits) as db:
-        engine = JoinEngine(db, task.plan, task.histories, BatchReader(reader.connections), from_text=True)
-        engine.load_rows(iter(rows.to_batches()))
-        for piece in engine.join(iter(rows.to_batches()), lambda _done: None):
-            for output, parts in outputs.items():
-                parts.append(piece.column(output))
-    kinds = {each.output: arrow_type(each.type) for each in task.features}
-    return {name: pa.concat_arrays(parts) if parts else pa.nulls(0, kinds[name]) for name, parts in outputs.items()}
-
-
 def _filled(offline: Columns, feature: LoggedFeature) -> pa.Array:
     """Return what a model takes: where there is no value, what the signature has for that."""
     values = offline[feature.output]
@@ -105,30 +173,7 @@ def _same(online: pa.Array, offline: pa.Array, task: ParityTask) -> Bools:
         equal = pc.less_equal(gap, bound)
     else:
         equal = pc.equal(online, offline)
-    return _bools(pc.or_(both_null, equal.fill_null(False)))  # noqa: FBT003 - Arrow's signature
-
-
-def _parity(
-    feature: LoggedFeature, log: pa.Table, online: pa.Array, offline: pa.Array, different: Bools, shift_us: int
-) -> FeatureParity:
-    missing_online = _bools(online.is_null())
-    if feature.fallback is not None and "feature_event_times" in log.schema.names:
-        # The default where nothing was read is no value of the online store.
-        event_times = pc.map_lookup(_whole(log.column("feature_event_times")), pa.scalar(feature.name), "first")
-        default = pc.equal(online, pa.scalar(feature.fallback, online.type)).fill_null(False)  # noqa: FBT003
-        missing_online |= _bools(pc.and_(event_times.is_null(), default))
-    missing_offline = _bools(offline.is_null())
-    examples = log.column("prediction_id").take(pa.array(np.flatnonzero(different)[:MOST_EXAMPLES]))
-    return FeatureParity(
-        feature=feature.source,
-        compared_count=len(log),
-        different_count=int(different.sum()),
-        online_only_count=int((different & missing_offline & ~missing_online).sum()),
-        offline_only_count=int((different & missing_online & ~missing_offline).sum()),
-        largest_difference=_largest(online, offline),
-        suspected_shift_us=shift_us,
-        example_prediction_ids=[_id(each) for each in examples.to_pylist()],
-    )
+    return _bools(pc.or_(both_null, equal.fill_null(False)))
 
 
 def _largest(online: pa.Array, offline: pa.Array) -> float:
@@ -136,47 +181,6 @@ def _largest(online: pa.Array, offline: pa.Array) -> float:
         return 0.0
     gap = pc.max(pc.abs(pc.subtract(online.cast(pa.float64()), offline.cast(pa.float64())))).as_py()
     return float(gap or 0.0)
-
-
-def _suspected_shifts(
-    task: ParityTask,
-    limits: EngineLimits,
-    reader: BatchReader,
-    log: pa.Table,
-    online: Columns,
-    different: Mapping[str, Bools],
-) -> dict[str, int]:
-    """Return for each feature the shift of the offline clock that makes most of its differences go away.
-
-    Some of the differing rows are joined again, once for every shift, all in one join.
-    """
-    samples = {name: np.flatnonzero(which)[:_SAMPLE_ROWS] for name, which in different.items()}
-    samples = {name: rows for name, rows in samples.items() if len(rows) >= _LEAST_ROWS}
-    if not samples or not task.shifts_us:
-        return {}
-    chosen = np.unique(np.concatenate(list(samples.values())))
-    rows = _rows(log.take(pa.array(chosen)), task)
-    time_us = rows.column(_TIME_COLUMN).cast(pa.int64()).to_numpy()
-    shifted = pa.concat_tables(
-        [
-            rows.set_column(0, _TIME_COLUMN, pa.array(time_us + shift).cast(pa.timestamp("us", "UTC")))
-            for shift in task.shifts_us
-        ]
-    )
-    again = _recompute(task, limits, reader, shifted)
-    suspected = {}
-    for feature in task.features:
-        if feature.name in samples:
-            mine = np.searchsorted(chosen, samples[feature.name])
-            wanted = online[feature.name].take(pa.array(samples[feature.name]))
-            explained = [
-                int(_same(wanted, _filled(again, feature).take(pa.array(mine + number * len(chosen))), task).sum())
-                for number in range(len(task.shifts_us))
-            ]
-            best = _best_shift(task.shifts_us, explained)
-            if explained[best] >= max(_LEAST_ROWS, _LEAST_SHARE * len(mine)):
-                suspected[feature.name] = task.shifts_us[best]
-    return suspected
 
 
 def _best_shift(shifts_us: Sequence[int], explained: Sequence[int]) -> int:

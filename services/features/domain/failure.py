@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from services.common.errors import (
+    DEADLINE_PASSED,
     DEPENDENCY_UNAVAILABLE,
     INVALID_FIELD,
     Aborted,
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -90,6 +92,13 @@ class JoinTooLarge(ResourceExhausted):
             reason="JOIN_TOO_LARGE",
             metadata={"limit_mib": str(limit_mib)},
         )
+
+
+def too_quiet(limit_s: float) -> DeadlineExceeded:
+    """Return the error for a stream on which nothing comes."""
+    return DeadlineExceeded(
+        f"no message came for {limit_s:g} s", reason=DEADLINE_PASSED, metadata={"limit_s": f"{limit_s:g}"}
+    )
 
 
 class JobEnded(FailedPrecondition):
