@@ -1,0 +1,437 @@
+"""Joins and jobs through the wire: the real service, its children, a real Redis, real files."""
+
+import asyncio
+import io
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from interlock.features.v1 import feature_job_pb2 as jobs
+from interlock.features.v1 import feature_job_service_pb2 as job_pb
+from interlock.features.v1 import feature_service_pb2 as online_pb
+from interlock.features.v1 import offline_feature_service_pb2 as pb
+from interlock.features.v1.feature_job_service_pb2_grpc import FeatureJobServiceStub
+from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceStub
+from interlock.features.v1.feature_view_pb2 import (
+    AGGREGATE_FUNCTION_COUNT,
+    AGGREGATE_FUNCTION_LAST_N,
+    AGGREGATE_FUNCTION_MEAN,
+    FILE_FORMAT_CSV,
+    FILE_FORMAT_PARQUET,
+    Aggregate,
+    AggregateSource,
+    BatchSource,
+    EventField,
+    Feature,
+    FeatureView,
+    FileLocation,
+    OnDemandSource,
+    SqlLocation,
+)
+from interlock.features.v1.offline_feature_service_pb2_grpc import OfflineFeatureServiceStub
+from interlock.types.v1.feature_value_pb2 import FeatureValue
+from interlock.types.v1.signature_pb2 import FEATURE_TYPE_DOUBLE, FEATURE_TYPE_INT64
+from redis import Redis
+
+from tests.fakes.aggregate_world import RedisProcess, redis_process
+from tests.fakes.features_service import Features, a_view, an_entity, hours, running_features
+from tests.fakes.registry_service import new_id, refused
+
+OFFLINE = "interlock.features.v1.OfflineFeatureService"
+JOBS = "interlock.features.v1.FeatureJobService"
+NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+ENDED = (jobs.JOB_STATE_SUCCEEDED, jobs.JOB_STATE_FAILED, jobs.JOB_STATE_CANCELLED)
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisProcess]:
+    with redis_process() as process:
+        yield process
+
+
+class World:
+    """The service and what a test says to it."""
+
+    def __init__(self, features: Features, folder: Path) -> None:
+        self.features = features
+        self.folder = folder
+        self.online = FeatureServiceStub(features.channel)
+        self.offline = OfflineFeatureServiceStub(features.channel)
+        self.jobs = FeatureJobServiceStub(features.channel)
+
+    async def push(self, view: str, *rows: online_pb.FeatureRow) -> None:
+        answer = await self.online.PushFeatures(
+            online_pb.PushFeaturesRequest(feature_view=f"featureViews/{view}", rows=rows)
+        )
+        assert not [each.error for each in answer.results if each.HasField("error")]
+
+    async def join(self, rows: pa.Table, features: list[str], **fields: Any) -> list[dict[str, Any]]:
+        opened = pb.JoinOpen(features=features, time_column="at", **fields)
+        answer = self.offline.JoinFeatures(requests_of(opened, stream_of(rows)))
+        content = b"".join([message.arrow_stream async for message in answer])
+        found: list[dict[str, Any]] = pa.ipc.open_stream(content).read_all().to_pylist()
+        return found
+
+    async def materialize(self, view: str, **fields: Any) -> jobs.MaterializationJob:
+        job = jobs.MaterializationJob(feature_view=f"featureViews/{view}", **fields)
+        created = await self.jobs.CreateMaterializationJob(
+            job_pb.CreateMaterializationJobRequest(materialization_job=job)
+        )
+        return await self.materialized(created.materialization_job.name)
+
+    async def materialized(self, name: str) -> jobs.MaterializationJob:
+        request = job_pb.GetMaterializationJobRequest(name=name)
+        while True:
+            job = (await self.jobs.GetMaterializationJob(request)).materialization_job
+            if job.status.state in ENDED:
+                return job
+            await asyncio.sleep(0.05)
+
+    async def read(self, feature: str, carrier: str) -> Any:
+        request = online_pb.ReadFeaturesRequest(
+            features=[feature], rows=[online_pb.ReadRow(entities={"carrier": carrier})]
+        )
+        value = (await self.online.ReadFeatures(request)).columns[0].values[0]
+        return getattr(value, value.WhichOneof("kind") or "null_value")
+
+
+@pytest.fixture
+async def world(tmp_path: Path, redis: RedisProcess) -> AsyncIterator[World]:
+    with Redis(unix_socket_path=redis.socket) as client:
+        client.flushall()
+    database = tmp_path / "delays.db"
+    settings = {
+        "redis_url": f"unix://{redis.socket}",
+        "features_connections": {"delays": f"sqlite:///{database}"},
+        "job_poll_s": 0.05,
+    }
+    async with running_features(tmp_path / "state", **settings) as features:
+        yield World(features, tmp_path)
+
+
+async def refuses(call: Awaitable[Any], expected: tuple[grpc.StatusCode, str]) -> None:
+    with refused(*expected):
+        await call
+
+
+def requests_of(opened: pb.JoinOpen, content: bytes) -> list[pb.JoinFeaturesRequest]:
+    chunks = [content[start : start + 1000] for start in range(0, len(content), 1000)]
+    return [pb.JoinFeaturesRequest(open=opened), *(pb.JoinFeaturesRequest(arrow_stream=each) for each in chunks)]
+
+
+def stream_of(rows: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue()
+
+
+def labels(*rows: tuple[str, float], zone: str | None = "UTC") -> pa.Table:
+    times = [NOON + timedelta(hours=at) for _, at in rows]
+    return pa.table(
+        {
+            "carrier": [carrier for carrier, _ in rows],
+            "at": pa.array(times if zone else [each.replace(tzinfo=None) for each in times], pa.timestamp("us", zone)),
+            "late": pa.array([5.0] * len(rows)),
+        }
+    )
+
+
+def stamp(at: float) -> Timestamp:
+    found = Timestamp()
+    found.FromDatetime(NOON + timedelta(hours=at))
+    return found
+
+
+def row(carrier: str, at: float, known: float, values: Mapping[str, float], event_id: str = "") -> online_pb.FeatureRow:
+    return online_pb.FeatureRow(
+        entities={"carrier": carrier},
+        values={name: FeatureValue(double_value=value) for name, value in values.items()},
+        event_time=stamp(at),
+        known_at=stamp(known),
+        event_id=event_id,
+    )
+
+
+def batch_view(source: BatchSource, view_id: str = "batch") -> FeatureView:
+    return a_view(view_id, features=[Feature(name="delay_mean", type=FEATURE_TYPE_DOUBLE)], batch_source=source)
+
+
+def csv_source(path: Path, **fields: Any) -> BatchSource:
+    return BatchSource(
+        files=FileLocation(uri=f"file://{path}", format=FILE_FORMAT_CSV), event_time_column="when", **fields
+    )
+
+
+@pytest.mark.rpc(f"{OFFLINE}/JoinFeatures", "happy")
+async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_were_known(world: World) -> None:
+    arrivals = AggregateSource(
+        fields=[EventField(name="delay", type=FEATURE_TYPE_DOUBLE)],
+        aggregates=[
+            Aggregate(feature="count", function=AGGREGATE_FUNCTION_COUNT, window=hours(3)),
+            Aggregate(feature="mean", function=AGGREGATE_FUNCTION_MEAN, field="delay", window=hours(3)),
+            Aggregate(feature="last", function=AGGREGATE_FUNCTION_LAST_N, field="delay", window=hours(3), last_count=2),
+        ],
+    )
+    arrival_features = [
+        Feature(name="count", type=FEATURE_TYPE_INT64),
+        Feature(name="mean", type=FEATURE_TYPE_DOUBLE),
+        Feature(name="last", type=FEATURE_TYPE_DOUBLE, is_list=True),
+    ]
+    computed = OnDemandSource(
+        inputs=[EventField(name="late", type=FEATURE_TYPE_DOUBLE)], expressions={"twice": "late * 2"}
+    )
+    await world.features.apply(
+        an_entity(),
+        a_view(),
+        a_view("arrivals", features=arrival_features, aggregate_source=arrivals, allowed_lateness=hours(2)),
+        a_view(
+            "now", entities=[], features=[Feature(name="twice", type=FEATURE_TYPE_DOUBLE)], on_demand_source=computed
+        ),
+    )
+    await world.push(
+        "carrier_delays",
+        row("AA", 0, 0, {"delay_mean": 1}),
+        row("AA", 1, 3, {"delay_mean": 2}),
+        row("AA", -50, 2, {"delay_mean": 9}),
+        row("BB", -40, -40, {"delay_mean": 7}),
+    )
+    await world.push(
+        "arrivals",
+        row("AA", 0, 0, {"delay": 10}, "a"),
+        row("AA", 0, 0, {"delay": 10}, "a"),
+        row("AA", 0.5, 1.5, {"delay": 20}, "b"),
+        row("AA", 0.6, 2.7, {"delay": 99}, "late"),
+    )
+    rows = labels(("AA", 0), ("AA", 2), ("AA", 3), ("BB", 0), ("CC", 0), ("AA", 1))
+    features = ["carrier_delays.delay_mean", "arrivals.*", "now.twice"]
+    found = await world.join(rows, features, include_event_times=True)
+    assert [each["carrier_delays__delay_mean"] for each in found] == [1, 1, 2, None, None, 1]
+    assert [each["arrivals__count"] for each in found] == [1, 2, 1, 0, 0, 1]
+    assert [each["arrivals__mean"] for each in found] == [10, 15, 20, None, None, 10]
+    assert [each["arrivals__last"] for each in found] == [[10], [20, 10], [20], None, None, [10]]
+    assert {each["now__twice"] for each in found} == {10}
+    assert found[1]["carrier_delays__event_time"] == NOON
+    leaking = await world.join(rows, features[:2], clock=jobs.JOIN_CLOCK_EVENT_TIME)
+    assert [each["carrier_delays__delay_mean"] for each in leaking] == [1, 2, 2, None, None, 2]
+    assert [each["arrivals__count"] for each in leaking] == [1, 2, 1, 0, 0, 2]
+
+
+@pytest.mark.rpc(f"{OFFLINE}/JoinFeatures", "error")
+async def test_a_join_refuses_what_it_cannot_read(world: World) -> None:
+    await world.features.apply(an_entity(), a_view())
+    rows, features = labels(("AA", 0)), ["carrier_delays.delay_mean"]
+    await refuses(world.join(rows, ["nothing.here"]), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
+    await refuses(world.join(rows, ["nonsense"]), (INVALID, "INVALID_FIELD"))
+    await refuses(world.join(rows.drop(["carrier"]), features), (INVALID, "INVALID_FIELD"))
+    await refuses(world.join(rows.drop(["at"]), features), (INVALID, "INVALID_FIELD"))
+    await refuses(world.join(labels(("AA", 0), zone=None), features), (INVALID, "INVALID_EVENT_TIME"))
+    numbers = rows.set_column(0, "carrier", pa.array([1]))
+    await refuses(world.join(numbers, features), (INVALID, "INVALID_ENTITY_KEY"))
+    opened = pb.JoinOpen(features=features, time_column="at")
+    for messages in (
+        requests_of(opened, b"no arrow at all"),
+        requests_of(opened, stream_of(rows)[:300]),
+        requests_of(opened, stream_of(rows))[1:],
+        [*requests_of(opened, b""), pb.JoinFeaturesRequest(open=opened)],
+    ):
+
+        async def call(messages: list[pb.JoinFeaturesRequest] = messages) -> None:
+            async for _ in world.offline.JoinFeatures(messages):
+                pass
+
+        await refuses(call(), (INVALID, "INVALID_FIELD"))
+
+
+async def test_local_times_are_read_in_the_zone_given_also_where_the_clock_changes(world: World) -> None:
+    path = world.folder / "delays.csv"
+    path.write_text("carrier,when,delay_mean\nAA,2025-11-02 00:30:00,1\nAA,2025-11-02 03:30:00,3\n")
+    await world.features.apply(an_entity(), batch_view(csv_source(path, time_zone="America/New_York")))
+    # 01:30 comes twice on that day; taken as the first of the two, 05:30 UTC. 03:30 is 08:30 UTC.
+    times = [datetime(2025, 11, 2, hour, 30) for hour in (0, 1, 3)]
+    rows = pa.table({"carrier": ["AA"] * 3, "at": pa.array(times, pa.timestamp("us"))})
+    found = await world.join(rows, ["batch.delay_mean"], time_zone="America/New_York")
+    assert [each["batch__delay_mean"] for each in found] == [1, 1, 3]
+    delayed = await world.join(
+        rows, ["batch.delay_mean"], time_zone="America/New_York", assumed_delay=Duration(seconds=3 * 3600)
+    )
+    assert [each["batch__delay_mean"] for each in delayed] == [None, None, 1]
+    utc = pa.table(
+        {
+            "carrier": ["AA"] * 2,
+            "at": pa.array([datetime(2025, 11, 2, 8, m) for m in (29, 30)], pa.timestamp("us", "UTC")),
+        }
+    )
+    assert [each["batch__delay_mean"] for each in await world.join(utc, ["batch.*"])] == [1, 3]
+
+
+@pytest.mark.rpc(f"{JOBS}/CreateMaterializationJob", "happy")
+@pytest.mark.rpc(f"{JOBS}/GetMaterializationJob", "happy")
+@pytest.mark.rpc(f"{JOBS}/ListMaterializationJobs", "happy")
+async def test_materializing_twice_equals_once_and_goes_on_where_the_last_ended(world: World) -> None:
+    path = world.folder / "delays.csv"
+    path.write_text("carrier,when,delay_mean\nAA,2025-06-01 10:00Z,1\nAA,2025-06-01 11:00Z,2\nBB,2025-06-01 10:00Z,5\n")
+    await world.features.apply(an_entity(), batch_view(csv_source(path)))
+    first = await world.materialize("batch", end_event_time=stamp(0))
+    assert first.status.state == jobs.JOB_STATE_SUCCEEDED, first
+    assert (first.status.done_count, first.status.total_count, first.written_count, first.older_count) == (3, 3, 3, 0)
+    assert (await world.read("batch.delay_mean", "AA"), await world.read("batch.delay_mean", "BB")) == (2, 5)
+    again = await world.materialize("batch", start_event_time=stamp(-24), end_event_time=stamp(0))
+    assert (again.status.done_count, again.written_count) == (3, 0)
+    with path.open("a") as file:
+        file.write("AA,2025-06-01 13:00Z,3\n,2025-06-01 13:00Z,3\nAA,yesterday,3\nAA,2025-06-01 14:00Z,much\nAA,1\n")
+    later = await world.materialize("batch")
+    assert later.start_event_time == stamp(0)
+    assert (later.status.done_count, later.written_count) == (1, 1)
+    assert dict(later.status.skipped_counts) == {
+        "MISSING_KEY": 1,
+        "INVALID_EVENT_TIME": 1,
+        "INVALID_VALUE": 1,
+        "INVALID_ROW": 1,
+    }
+    assert await world.read("batch.delay_mean", "AA") == 3
+    listed = await world.jobs.ListMaterializationJobs(job_pb.ListMaterializationJobsRequest(page_size=2))
+    assert [each.name for each in listed.materialization_jobs] == [later.name, again.name]
+    rest = await world.jobs.ListMaterializationJobs(
+        job_pb.ListMaterializationJobsRequest(page_size=2, page_token=listed.next_page_token)
+    )
+    assert [each.name for each in rest.materialization_jobs] == [first.name]
+    assert not rest.next_page_token
+
+
+@pytest.mark.rpc(f"{JOBS}/CreateMaterializationJob", "error")
+@pytest.mark.rpc(f"{JOBS}/GetMaterializationJob", "error")
+@pytest.mark.rpc(f"{JOBS}/ListMaterializationJobs", "error")
+@pytest.mark.rpc(f"{JOBS}/CancelMaterializationJob", "error")
+async def test_a_materialization_that_cannot_be_says_why(world: World) -> None:
+    poisoned = world.folder / "poisoned.parquet"
+    poisoned.write_bytes(b"PAR1" + bytes(range(256)) * 40 + b"PAR1")
+    files = FileLocation(uri=f"file://{poisoned}", format=FILE_FORMAT_PARQUET)
+    columns = world.folder / "columns.parquet"
+    pq.write_table(pa.table({"carrier": ["AA"], "when": ["x"]}), columns)
+    await world.features.apply(
+        an_entity(),
+        a_view(),
+        batch_view(BatchSource(files=files, event_time_column="when")),
+        batch_view(csv_source(world.folder / "none.csv"), "gone"),
+        batch_view(
+            BatchSource(
+                files=FileLocation(uri=f"file://{columns}", format=FILE_FORMAT_PARQUET), event_time_column="when"
+            ),
+            "columns",
+        ),
+        batch_view(BatchSource(sql=SqlLocation(connection="none", query="delays"), event_time_column="when"), "no_sql"),
+    )
+    for view in ("batch", "gone", "columns", "no_sql"):
+        job = await world.materialize(view)
+        assert job.status.state == jobs.JOB_STATE_FAILED
+        assert job.status.error.code == PRECONDITION.value[0], job
+        assert b"SOURCE_UNREADABLE" in job.status.error.details[0].value
+    await refuses(world.materialize("carrier_delays"), (PRECONDITION, "NOT_MATERIALIZABLE"))
+    await refuses(world.materialize("nothing"), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
+    await refuses(
+        world.materialize("batch", start_event_time=stamp(1), end_event_time=stamp(0)), (INVALID, "INVALID_FIELD")
+    )
+    await refuses(world.materialized("materializationJobs/none"), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
+    await refuses(
+        world.jobs.ListMaterializationJobs(job_pb.ListMaterializationJobsRequest(page_size=-1)),
+        (INVALID, "INVALID_FIELD"),
+    )
+    cancel = job_pb.CancelMaterializationJobRequest(name=job.name)
+    await refuses(world.jobs.CancelMaterializationJob(cancel), (PRECONDITION, "JOB_ENDED"))
+
+
+@pytest.mark.rpc(f"{JOBS}/CreatePointInTimeJoinJob", "happy")
+@pytest.mark.rpc(f"{JOBS}/GetPointInTimeJoinJob", "happy")
+async def test_a_table_is_joined_into_parquet_in_its_order(world: World) -> None:
+    with sqlite3.connect(world.folder / "delays.db") as database:
+        database.execute("CREATE TABLE flights (carrier TEXT, at TEXT, number INTEGER)")
+        flights = [
+            ("AA" if number % 3 else "BB", (NOON + timedelta(hours=number)).isoformat(), number) for number in range(50)
+        ]
+        database.executemany("INSERT INTO flights VALUES (?, ?, ?)", reversed(flights))
+    database.close()
+    await world.features.apply(an_entity(), a_view())
+    await world.push("carrier_delays", *(row("AA", at, at, {"delay_mean": at}) for at in range(0, 50, 10)))
+    source = BatchSource(sql=SqlLocation(connection="delays", query="flights"), event_time_column="at")
+    output = world.folder / "joined"
+    request = job_pb.CreatePointInTimeJoinJobRequest(
+        point_in_time_join_job=jobs.PointInTimeJoinJob(
+            rows=source, features=["carrier_delays.delay_mean"], output_uri=f"file://{output}"
+        ),
+        point_in_time_join_job_id="training-set",
+        request_id=new_id(),
+    )
+    created = await world.jobs.CreatePointInTimeJoinJob(request)
+    assert await world.jobs.CreatePointInTimeJoinJob(request) == created
+    job = await _joined(world, "pointInTimeJoinJobs/training-set")
+    assert job.status.state == jobs.JOB_STATE_SUCCEEDED, job
+    assert job.status.creator == "local"
+    found = pq.read_table(output)
+    assert found.column("number").to_pylist() == list(range(49, -1, -1))
+    want = [None if number % 3 == 0 else number // 10 * 10 for number in range(49, -1, -1)]
+    assert found.column("carrier_delays__delay_mean").to_pylist() == want
+    assert dict(job.present_counts) == {"carrier_delays.delay_mean": sum(each is not None for each in want)}
+
+
+@pytest.mark.rpc(f"{JOBS}/CreatePointInTimeJoinJob", "error")
+@pytest.mark.rpc(f"{JOBS}/GetPointInTimeJoinJob", "error")
+@pytest.mark.rpc(f"{JOBS}/ListPointInTimeJoinJobs", "happy")
+@pytest.mark.rpc(f"{JOBS}/ListPointInTimeJoinJobs", "error")
+@pytest.mark.rpc(f"{JOBS}/CancelPointInTimeJoinJob", "error")
+async def test_a_join_job_that_cannot_be_says_why(world: World) -> None:
+    await world.features.apply(an_entity(), a_view())
+    path = world.folder / "rows.csv"
+    path.write_text("carrier,when\nAA,2025-06-01T10:00:00Z\n")
+    full = world.folder / "full"
+    full.mkdir()
+    (full / "something").touch()
+
+    async def create(job_id: str = "", **fields: Any) -> Any:
+        values = {
+            "rows": csv_source(path),
+            "features": ["carrier_delays.*"],
+            "output_uri": f"file://{full}",
+            **fields,
+        }
+        request = job_pb.CreatePointInTimeJoinJobRequest(
+            point_in_time_join_job=jobs.PointInTimeJoinJob(**values), point_in_time_join_job_id=job_id
+        )
+        return (await world.jobs.CreatePointInTimeJoinJob(request)).point_in_time_join_job
+
+    job = await _joined(world, (await create("full")).name)
+    assert job.status.state == jobs.JOB_STATE_FAILED
+    assert b"OUTPUT_UNUSABLE" in job.status.error.details[0].value
+    await refuses(create("Full"), (grpc.StatusCode.ALREADY_EXISTS, "RESOURCE_EXISTS"))
+    await refuses(create(features=[]), (INVALID, "INVALID_FIELD"))
+    await refuses(create(features=["nothing.*"]), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
+    await refuses(create(rows=BatchSource()), (INVALID, "INVALID_FIELD"))
+    await refuses(create("no/id"), (INVALID, "INVALID_NAME"))
+    await refuses(_joined(world, "pointInTimeJoinJobs/none"), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
+    cancel = job_pb.CancelPointInTimeJoinJobRequest(name=job.name)
+    await refuses(world.jobs.CancelPointInTimeJoinJob(cancel), (PRECONDITION, "JOB_ENDED"))
+    listed = await world.jobs.ListPointInTimeJoinJobs(job_pb.ListPointInTimeJoinJobsRequest())
+    assert [each.name for each in listed.point_in_time_join_jobs] == [job.name]
+    bad_page = job_pb.ListPointInTimeJoinJobsRequest(page_token="nonsense")
+    await refuses(world.jobs.ListPointInTimeJoinJobs(bad_page), (INVALID, "INVALID_PAGE_TOKEN"))
+
+
+async def _joined(world: World, name: str) -> jobs.PointInTimeJoinJob:
+    while True:
+        job = (
+            await world.jobs.GetPointInTimeJoinJob(job_pb.GetPointInTimeJoinJobRequest(name=name))
+        ).point_in_time_join_job
+        if job.status.state in ENDED:
+            return job
+        await asyncio.sleep(0.05)
