@@ -1,7 +1,7 @@
 """Logged online vectors against the same vectors computed offline, as of the time at which they were read.
 
 The log is a table with `prediction_id`, `feature_read_time`, the maps `entities` and `feature_event_times`, and the values
-that models took: columns `features.<name>`, or one column `features` of structs or maps.
+that models took, `features`: a struct with a field for each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ class _Comparison:
     def _missing_online(self, feature: LoggedFeature) -> Bools:
         online = self._online[feature.name]
         missing = _bools(online.is_null())
-        if feature.fallback is not None and "feature_event_times" in self.log.schema.names:
+        if feature.fallback is not None:
             # The default where nothing was read is no value of the online store.
             event_times = pc.map_lookup(
                 _whole(self.log.column("feature_event_times")), pa.scalar(feature.name), "first"
@@ -144,15 +144,11 @@ def _rows(log: pa.Table, task: ParityTask) -> pa.Table:
 
 def _logged(log: pa.Table, feature: LoggedFeature) -> pa.Array:
     """Return the values that models took; null for a feature that the log does not have, being redacted for example."""
-    if f"features.{feature.name}" in log.schema.names:
-        column = log.column(f"features.{feature.name}")
-    elif "features" not in log.schema.names:
+    kind = log.schema.field("features").type
+    if not pa.types.is_struct(kind) or kind.get_field_index(feature.name) < 0:
         return pa.nulls(len(log), arrow_type(feature.type))
-    elif pa.types.is_map(log.schema.field("features").type):
-        column = pc.map_lookup(log.column("features"), pa.scalar(feature.name), "first")
-    else:
-        column = pc.struct_field(log.column("features"), feature.name)
-    values, _ = values_of(_whole(column), feature.type, is_list=False, from_text=True)
+    column = pc.struct_field(_whole(log.column("features")), [kind.get_field_index(feature.name)])
+    values, _ = values_of(column, feature.type, is_list=False, from_text=True)
     return values
 
 

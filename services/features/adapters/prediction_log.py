@@ -12,8 +12,10 @@ from interlock.registry.v1 import registry_service_pb2 as registry_pb
 from interlock.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from interlock.types.v1 import signature_pb2
 
+from services.common import names
 from services.common.channels import open_channel
 from services.common.errors import DEPENDENCY_UNAVAILABLE, Unavailable
+from services.common.stamp import time_to_proto
 from services.features.domain.failure import ResourceNotFound
 
 _GET_VERSION: Final = "interlock.registry.v1.RegistryService/GetModelVersion"
@@ -74,8 +76,13 @@ class GrpcParitySources:
         self, path: Path, model_version: str, start: datetime, end: datetime, max_row_count: int
     ) -> None:
         """Write logged predictions, drawn evenly, as an Arrow stream; raises Unavailable."""
+        model, version = names.VERSION.parse(model_version)
         request = monitor_pb.QueryPredictionLogRequest(
-            sql=_query(model_version, start, end, max_row_count), max_row_count=max_row_count
+            sql=_query(version, max_row_count),
+            max_row_count=max_row_count,
+            model=model,
+            start_time=time_to_proto(start),
+            end_time=time_to_proto(end),
         )
         try:
             with path.open("wb") as file:
@@ -90,12 +97,10 @@ class GrpcParitySources:
         await self._monitor.close()
 
 
-def _query(model_version: str, start: datetime, end: datetime, max_row_count: int) -> str:
-    """Return the query; ids are as good as random, so an order by their digest is an even draw."""
-    _, model, _, version = model_version.split("/")
+def _query(version: str, max_row_count: int) -> str:
+    """Return the query; an order by a digest of the id is an even draw. A version's id needs no escaping."""
     columns = "prediction_id, feature_read_time, entities, feature_event_times, features"
-    span = f"prediction_time >= TIMESTAMPTZ '{start.isoformat()}' AND prediction_time < TIMESTAMPTZ '{end.isoformat()}'"
     return (
-        f"SELECT {columns} FROM predictions WHERE model_version = 'models/{model}/versions/{version}' AND {span} "
-        f"AND feature_read_time IS NOT NULL ORDER BY hash(prediction_id) LIMIT {max_row_count}"
+        f"SELECT {columns} FROM predictions WHERE version = '{version}' AND feature_read_time IS NOT NULL "
+        f"ORDER BY hash(prediction_id) LIMIT {max_row_count}"
     )
