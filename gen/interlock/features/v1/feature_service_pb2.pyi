@@ -210,7 +210,8 @@ class ReadFeaturesRequest(_message.Message):
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """Time that ages and windows are measured against: for replays of recorded traffic. Absent: now. At most
         INTERLOCK_CLOCK_TOLERANCE_S in the future. The store holds the newest values only: a row whose event time is later
-        than this has the status MISSING, and an aggregate counts the events up to this time that are still held.
+        than this has the status MISSING. An aggregate counts the events that had happened and were known by this time;
+        it is exact as far back as the view's allowed lateness from the newest event of the entity.
         """
 
     def __init__(
@@ -286,7 +287,9 @@ class ReadRow(_message.Message):
 
     @_builtins.property
     def request_values(self) -> _containers.MessageMap[_builtins.str, _feature_value_pb2.FeatureValue]:
-        """Values that on-demand features are computed from, by name."""
+        """Values that on-demand features are computed from, by name: every input that the features asked use, null where the
+        value is not known. Other names are left aside.
+        """
 
     def __init__(
         self,
