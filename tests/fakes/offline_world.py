@@ -46,7 +46,7 @@ class OfflineWorld:
 
     async def join(self, rows: pa.Table, features: list[str], **fields: Any) -> list[dict[str, Any]]:
         opened = pb.JoinOpen(features=features, time_column="at", **fields)
-        answer = self.offline.JoinFeatures(requests_of(opened, stream_of(rows)))
+        answer = self.offline.JoinFeatures(iter(requests_of(opened, stream_of(rows))))
         content = b"".join([message.arrow_stream async for message in answer])
         found: list[dict[str, Any]] = pa.ipc.open_stream(content).read_all().to_pylist()
         return found

@@ -157,7 +157,7 @@ async def test_a_join_refuses_what_it_cannot_read(world: OfflineWorld) -> None:
     ):
 
         async def call(messages: list[pb.JoinFeaturesRequest] = messages) -> None:
-            async for _ in world.offline.JoinFeatures(messages):
+            async for _ in world.offline.JoinFeatures(iter(messages)):
                 pass
 
         await refuses(call(), (INVALID, "INVALID_FIELD"))
@@ -382,7 +382,8 @@ async def test_a_job_whose_process_was_killed_is_done_by_another(tmp_path: Path,
     """The first process takes the job and never says a word again; the second waits for the lease to run out."""
     path = tmp_path / "delays.csv"
     path.write_text("carrier,when,delay_mean\nAA,2025-06-01 10:00Z,1\n")
-    state, settings = tmp_path / "state", {"redis_url": f"unix://{redis.socket}", "job_poll_s": 0.05}
+    state = tmp_path / "state"
+    settings: dict[str, Any] = {"redis_url": f"unix://{redis.socket}", "job_poll_s": 0.05}
     async with running_features(state, **settings) as features:
         await features.apply(an_entity(), batch_view(csv_source(path)))
     database = Database(f"sqlite:///{state / 'features' / 'features.db'}", service="features")
@@ -468,7 +469,11 @@ async def test_parity_finds_a_wrong_zone_a_window_off_by_one_and_late_arrivals(
         client.flushall()
     with short_folder() as folder:
         address = f"unix:{folder / 'peers.sock'}"
-        settings = {"redis_url": f"unix://{redis.socket}", "registry_address": address, "monitor_address": address}
+        settings: dict[str, Any] = {
+            "redis_url": f"unix://{redis.socket}",
+            "registry_address": address,
+            "monitor_address": address,
+        }
         async with (
             serve_parity_world(parity, address),
             running_features(tmp_path, job_poll_s=0.05, **settings) as features,
