@@ -79,7 +79,7 @@ async def world(tmp_path: Path, redis: RedisProcess) -> AsyncIterator[OfflineWor
     with Redis(unix_socket_path=redis.socket) as client:
         client.flushall()
     database = tmp_path / "delays.db"
-    settings = {
+    settings: dict[str, Any] = {
         "redis_url": f"unix://{redis.socket}",
         "features_connections": {"delays": f"sqlite:///{database}"},
         "job_poll_s": 0.05,
