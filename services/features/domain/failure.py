@@ -212,7 +212,7 @@ class QueueFull(ResourceExhausted):
     def __init__(self, what: str, waiting: int, limit: int) -> None:
         super().__init__(
             f"{waiting} {what} wait already, at most {limit} may",
-            reason="TOO_MANY_OUTSTANDING",
+            reason="QUEUE_FULL",
             metadata={"waiting": str(waiting), "limit": str(limit)},
             retry_after_s=0.1,
         )
