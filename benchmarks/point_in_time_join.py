@@ -94,7 +94,14 @@ def plan_of(case: str):
     from datetime import timedelta
 
     from services.features.domain.definitions import Aggregate, AggregateFunction, EventField, FeatureType
-    from services.features.domain.point_in_time import AggregateView, Clock, JoinPlan, PlannedFeature, PlannedKey, ValueView
+    from services.features.domain.point_in_time import (
+        AggregateView,
+        Clock,
+        JoinPlan,
+        PlannedFeature,
+        PlannedKey,
+        ValueView,
+    )
 
     keys = (PlannedKey("customer", FeatureType.STRING, "customer"),)
     if case == "aggregates":
@@ -182,13 +189,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="il-") as name:
         make_files(Path(name), options.history, options.labels)
         for case, title in CASES.items():
-            command = [sys.executable, __file__, "--case", case, "--folder", name, "--memory-mib", str(options.memory_mib)]
+            command = [
+                sys.executable,
+                __file__,
+                "--case",
+                case,
+                "--folder",
+                name,
+                "--memory-mib",
+                str(options.memory_mib),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 lines.append(f"| {title} | failed: {done.stderr.strip().splitlines()[-1][:80]} | | |")
             else:
                 found = json.loads(done.stdout)
-                lines.append(f"| {title} | {found['seconds']:.1f} | {found['peak_mib'] / 1024:.2f} | {found['found']:,} |")
+                lines.append(
+                    f"| {title} | {found['seconds']:.1f} | {found['peak_mib'] / 1024:.2f} | {found['found']:,} |"
+                )
             print(lines[-1], flush=True)
     write_table(options, lines)
 
