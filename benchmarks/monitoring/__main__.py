@@ -29,8 +29,8 @@ def main() -> None:
     lines = [
         "# Monitoring: what fires, when, and what fires falsely",
         "",
-        f"`python -m benchmarks.monitoring`, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}. Defaults of the policy: "
-        "false discovery rate 0.01, minimum effects PSI 0.1, Jensen-Shannon 0.1, KS 0.1.",
+        f"`python -m benchmarks.monitoring`, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}.",
+        "Defaults of the policy: false discovery rate 0.01, minimum effects PSI 0.1, Jensen-Shannon 0.1, KS 0.1.",
         "",
     ]
     with tempfile.TemporaryDirectory(prefix="il-") as name:

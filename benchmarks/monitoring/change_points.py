@@ -18,8 +18,6 @@ from services.monitor.domain.profile import profile_numbers
 WINDOWS = 40
 BASELINE_WINDOWS = 3
 MARGIN_WINDOWS = 1
-# These two were thinned for the annotators (their descriptions say so), and annotations count the rows that were left.
-THINNED = {"Apple": 3, "BrentSpotPrice": 10}
 # Far apart, so that no two windows are "the same hour" of two days: these series have no hours.
 STEP_S = 60.0
 
@@ -96,8 +94,7 @@ def compare(verdicts: dict[str, Any]) -> list[tuple[str, int, dict[str, Found]]]
     for name, series in verdicts.items():
         if name == "version":
             continue
-        step, columns = THINNED.get(name, 1), series["columns"]
-        annotations = {person: [row * step for row in rows] for person, rows in series["annotations"].items()}
+        columns, annotations = series["columns"], series["annotations"]
         length = len(next(iter(columns.values())))
         ours, size = our_fires(columns)
         fires = {"ours": ours, **{method: _first_of_runs(rows, size) for method, rows in series["fires"].items()}}

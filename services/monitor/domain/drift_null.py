@@ -102,7 +102,8 @@ def fit_null(
         return _null_of_blocks(metric, reference, current, model, random)
     counts = _predicted_counts(reference, current, model, random)
     drawn = scale(metric, measure_counts(metric, reference, current, counts))
-    return _null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
+    # What is not known about the design effect is in the draws already.
+    return _null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), _NORMAL_DF)
 
 
 def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> NullModel:
@@ -159,7 +160,7 @@ def _predicted_counts(
     effects, freedom = np.full(DRAWS, model.worst_effect), model.degrees_of_freedom
     if model.source is NullSource.DESIGN_EFFECT:
         # It was estimated from few windows, so it is drawn too.
-        effects = np.maximum(effects * freedom / random.chisquare(freedom, DRAWS), 1.0)
+        effects = 1 + (effects - 1) * freedom / random.chisquare(freedom, DRAWS)
     sizes = np.maximum(np.rint(current.effective_count / effects), 1).astype(np.int64)
     shares = random.dirichlet(reference.counts * (reference.effective_count / reference.total) + 1e-9, DRAWS)
     return np.asarray(random.multinomial(sizes, _normalised(shares)), dtype=np.float64)
@@ -190,7 +191,8 @@ def _design_effects(histograms: Sequence[Histogram], size: float) -> tuple[float
 
     They are the generalised design effects of Rao and Scott, The analysis of categorical data from complex sample surveys
     (1981). The mean would spread a shift that moves with the hour over all bins, where it looks like noise, so nulls are
-    drawn with the largest.
+    drawn with the largest, less what chance alone makes of it in so few windows (Marchenko and Pastur, Distribution of
+    eigenvalues for some sets of random matrices, 1967).
     """
     counts = np.array([item.counts * (item.effective_count / item.total) for item in histograms])
     counts = counts[:, counts.sum(axis=0) > 0]
@@ -202,8 +204,11 @@ def _design_effects(histograms: Sequence[Histogram], size: float) -> tuple[float
     residuals = (counts - expected) / np.sqrt(expected)
     # The smaller of the two Gram matrices has the same largest eigenvalue.
     gram = residuals @ residuals.T if rows <= columns else residuals.T @ residuals
-    found = np.array([float(np.trace(gram)) / freedom, float(np.linalg.eigvalsh(gram)[-1]) / (rows - 1)])
-    correlations = np.maximum(found - 1, 0.0) / max(_typical_size(histograms) - 1, 1.0)
+    by_chance = (1 + math.sqrt((columns - 1) / (rows - 1))) ** 2
+    excess = np.array(
+        [float(np.trace(gram)) / freedom - 1, float(np.linalg.eigvalsh(gram)[-1]) / (rows - 1) - by_chance]
+    )
+    correlations = np.maximum(excess, 0.0) / max(_typical_size(histograms) - 1, 1.0)
     mean, worst = (1 + max(size - 1, 0.0) * correlations).tolist()
     return mean, worst
 
