@@ -19,6 +19,8 @@ _RETRIED = (
     {"service": "interlock.router.v1.RouterService"},
     {"service": "interlock.registry.v1.RegistryService"},
     {"service": "interlock.registry.v1.ArtifactService", "method": "GetArtifact"},
+    {"service": "interlock.monitor.v1.AnalysisService"},
+    {"service": "interlock.monitor.v1.MonitoringPolicyService"},
 )
 _SERVICE_CONFIG = {
     "methodConfig": [

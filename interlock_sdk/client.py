@@ -22,7 +22,9 @@ from interlock_sdk.audit import Audit
 from interlock_sdk.channel import Caller, open_caller
 from interlock_sdk.deployments import Deployments, Routes
 from interlock_sdk.errors import CallError, call_error_from_status
+from interlock_sdk.feature_views import FeatureViews
 from interlock_sdk.models import Models
+from interlock_sdk.monitoring import Monitoring
 from interlock_sdk.values import Value, values_to_proto
 
 DEFAULT_TARGET = "localhost:8080"
@@ -48,6 +50,8 @@ class Client:
         self.models = Models(caller)
         self.deployments = Deployments(caller)
         self.routes = Routes(caller)
+        self.feature_views = FeatureViews(caller)
+        self.monitoring = Monitoring(caller)
         self.audit = Audit(caller)
 
     async def predict(

@@ -1,11 +1,13 @@
 """Puts the monitor together."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from interlock.monitor.v1 import (
     alert_service_pb2,
     analysis_service_pb2,
@@ -21,40 +23,55 @@ from interlock.monitor.v1alpha1 import verdict_service_pb2
 
 from services.common.call import Binding
 from services.common.channels import open_channel
+from services.common.database import Database
+from services.common.errors import ServiceError
 from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
+from services.monitor.adapters.label_join import LabelJoin
+from services.monitor.adapters.label_reader import LabelReader
+from services.monitor.adapters.label_store import LabelStore
 from services.monitor.adapters.log_compaction import LogCompaction
 from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_page import LogPages
+from services.monitor.adapters.log_query import LogQuery
+from services.monitor.adapters.log_reader import LogReader
 from services.monitor.adapters.log_replay import LogReplay
 from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.adapters.migrations import MIGRATIONS
 from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
+from services.monitor.adapters.prometheus_standing import StandingCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
 from services.monitor.adapters.window_store import SqlWindowStore
+from services.monitor.domain.analyses import Analyses
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
+from services.monitor.domain.feedback_desk import FeedbackDesk
 from services.monitor.domain.intake import Intake
+from services.monitor.domain.label_intake import LabelIntake
 from services.monitor.domain.policy import PolicyBook
-from services.monitor.domain.ports import LogPolicies, PredictionSink
+from services.monitor.domain.ports import LabelSink, LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.domain.scope import Scopes
+from services.monitor.domain.standing import Standings
 from services.monitor.domain.window_intake import WindowIntake
+from services.monitor.servicer.analysis_service import AnalysisServicer
+from services.monitor.servicer.feedback_service import FeedbackServicer
+from services.monitor.servicer.http_service import MonitorHttpServicer
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
+from services.monitor.servicer.prediction_log_service import PredictionLogServicer
 from services.monitor.settings import Settings
 
 _WITHOUT_CODE: Final = (
     alert_service_pb2,
-    analysis_service_pb2,
-    feedback_service_pb2,
-    prediction_log_service_pb2,
     report_service_pb2,
-    http_service_pb2,
     alpha_analysis_service_pb2,
     verdict_service_pb2,
 )
 
+_LOG: Final = structlog.get_logger(part="monitor")
 _LAST_BATCHES_S: Final = 5.0
 
 
@@ -80,21 +97,38 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         log = await stack.enter_async_context(_open_log(settings, runtime, policies.book, drops))
         windows = await stack.enter_async_context(
             _open_windows(
+                settings, runtime, database=database, log=log, versions=versions, policies=policies.book, drops=drops
+            )
+        )
+        await stack.enter_async_context(
+            _in_background(runtime, _keep_house(settings, policies, windows.store), "housekeeping")
+        )
+        sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows.intake}
+        intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+        labels = await stack.enter_async_context(
+            _open_labels(
                 settings,
                 runtime,
-                store=SqlWindowStore(database),
-                replay=LogReplay(log.files, versions),
+                database=database,
+                log=log,
                 versions=versions,
                 policies=policies.book,
+                sinks=[windows.labels],
                 drops=drops,
             )
         )
-        sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows}
-        intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+        feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
         runtime.registry.register(CountsCollector(counts, totals, drops))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
-            _binding(monitoring_policy_service_pb2, MonitoringPolicyServicer(policies, policies.book, versions)),
+            _binding(
+                monitoring_policy_service_pb2,
+                MonitoringPolicyServicer(policies, policies.book, versions, windows.intake.flush),
+            ),
+            _binding(analysis_service_pb2, AnalysisServicer(windows.analyses)),
+            _binding(feedback_service_pb2, feedback),
+            _binding(http_service_pb2, MonitorHttpServicer(feedback)),
+            _binding(prediction_log_service_pb2, PredictionLogServicer(labels.pages, labels.queries)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
 
@@ -103,6 +137,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 class _PredictionLog:
     files: LogFiles
     writer: LogWriter
+    reader: LogReader
 
 
 @asynccontextmanager
@@ -123,8 +158,16 @@ async def _open_log(
         _in_background(runtime, compaction.run(), "log-compaction"),
         _in_background(runtime, writer.run(), "log-writer"),
     ):
-        yield _PredictionLog(files, writer)
+        yield _PredictionLog(files, writer, LogReader(files, writer))
     await writer.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    store: SqlWindowStore
+    intake: WindowIntake
+    labels: LabelIntake
+    analyses: Analyses
 
 
 @asynccontextmanager
@@ -132,27 +175,97 @@ async def _open_windows(
     settings: Settings,
     runtime: Runtime[Settings],
     *,
-    store: SqlWindowStore,
-    replay: LogReplay,
+    database: Database,
+    log: _PredictionLog,
     versions: RegistryVersions,
     policies: PolicyBook,
     drops: Drops,
-) -> AsyncIterator[WindowIntake]:
-    """Open what makes windows of predictions; when it ends, all of them are in the database."""
-    windows = WindowIntake(
+) -> AsyncIterator[_Windows]:
+    """Open windows and what is asked of them; when it ends, all that came in is in the database."""
+    store = SqlWindowStore(database)
+    intake = WindowIntake(
         store,
         versions,
         policies,
         drops,
+        # Monitors that share a database have a log each.
+        position=f"predictions of {settings.monitor_log}",
         window_limit=settings.monitor_window_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
         retention_s=settings.monitor_window_retention_s,
         clock_tolerance_s=settings.clock_tolerance_s,
     )
-    async with _in_background(runtime, windows.run(settings.monitor_window_interval_s, replay), "windows"):
-        yield windows
-    await windows.flush()
+    scopes = Scopes(store, versions, policies, retention_us=int(settings.monitor_window_retention_s * 1e6))
+    labels = LabelIntake(store, versions, policies, feature_limit=settings.monitor_feature_limit)
+    replay = LogReplay(log.files, versions)
+    analyses = Analyses(store, scopes, intake.flush)
+    standings = Standings(analyses)
+    runtime.registry.register(StandingCollector(standings))
+    async with (
+        _in_background(runtime, intake.run(settings.monitor_window_interval_s, replay), "windows"),
+        _in_background(runtime, standings.run(settings.monitor_standing_interval_s), "standings"),
+    ):
+        yield _Windows(store, intake, labels, analyses)
+    await intake.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    desk: FeedbackDesk
+    pages: LogPages
+    queries: LogQuery
+
+
+@asynccontextmanager
+async def _open_labels(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    *,
+    database: Database,
+    log: _PredictionLog,
+    versions: RegistryVersions,
+    policies: PolicyBook,
+    sinks: Sequence[LabelSink],
+    drops: Drops,
+) -> AsyncIterator[_Labels]:
+    """Open what takes labels and joins them, and what reads them beside the log."""
+    store = LabelStore(database, queue_limit=settings.monitor_feedback_queue_limit)
+    reader = LabelReader(database)
+    join = LabelJoin(
+        database,
+        log.reader,
+        versions,
+        policies=policies,
+        sinks=sinks,
+        drops=drops,
+        interval_s=settings.monitor_label_join_interval_s,
+    )
+    queries = LogQuery(
+        log.reader,
+        reader,
+        folder=settings.state_dir.absolute() / "monitor" / "queries",
+        memory_bytes=settings.monitor_query_memory_bytes,
+        timeout_s=settings.monitor_query_timeout_s,
+        limit=settings.monitor_query_limit,
+    )
+    desk = FeedbackDesk(store, log.reader, versions, policies)
+    async with (
+        _in_background(runtime, store.run(), "labels"),
+        _in_background(runtime, join.run(), "label-join"),
+    ):
+        yield _Labels(desk, LogPages(log.reader, reader), queries)
+
+
+async def _keep_house(settings: Settings, policies: PolicyStore, store: SqlWindowStore) -> None:
+    """Forget old windows, and learn of policies that another monitor has changed."""
+    while True:
+        await asyncio.sleep(settings.monitor_log_housekeeping_interval_s)
+        try:
+            await policies.load()
+            await store.clean(int((time.time() - settings.monitor_window_retention_s) * 1e6))
+        except ServiceError as error:
+            _LOG.warning("housekeeping_failed", reason=error.reason)
 
 
 @asynccontextmanager

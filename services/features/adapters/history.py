@@ -106,9 +106,9 @@ class FeatureHistory:
         async with self._moving:
             segments = [*await self._in_thread(self._log.done), *self._log.unfinished()]
             for segment in segments:
-                records = segment.records()
-                while (record := await asyncio.to_thread(next, records, None)) is not None:
-                    yield unpack_batch(record)
+                batches = map(unpack_batch, segment.records())
+                while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+                    yield batch
 
     async def run(self) -> None:
         """Make Parquet of the log, for as long as the service lives."""

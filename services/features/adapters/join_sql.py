@@ -57,8 +57,13 @@ def history_columns(keys: Sequence[PlannedKey], values: Sequence[tuple[str, str]
 
     A value without a column in the file, because the view got it later, counts as absent in every row.
     """
-    columns = [f"CAST({name} AS {_TYPES[key.type]}) AS {name}" for key in keys for name in [quote(key_column(key.entity))]]
-    columns += [f"CAST({quote(name) if name in present else 'NULL'} AS {kind}) AS {quote(value_column(name))}" for name, kind in values]
+    columns = [
+        f"CAST({name} AS {_TYPES[key.type]}) AS {name}" for key in keys for name in [quote(key_column(key.entity))]
+    ]
+    columns += [
+        f"CAST({quote(name) if name in present else 'NULL'} AS {kind}) AS {quote(value_column(name))}"
+        for name, kind in values
+    ]
     missing = ", ".join(text(name) for name, _ in values if name not in present)
     absent = f"list_concat(absent, [{missing}])" if missing else "absent"
     times = "epoch_us(event_time) AS event_us, epoch_us(known_at) AS known_us"
@@ -144,3 +149,14 @@ def events(keys: Sequence[PlannedKey], allowed_lateness_us: int) -> str:
           SELECT DISTINCT ON ({mine}, id) * FROM in_time SEMI JOIN repeated USING ({mine}, id)
           ORDER BY {mine}, id, known_us, event_us
         )"""
+
+
+def staged(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature], *, both_clocks: bool) -> str:
+    """Return the query for the rows of `source` by event time, and whether `history` has each already."""
+    columns = [key_column(key.entity) for key in keys] + [value_column(feature.name) for feature in features]
+    same = [f"h.{quote(name)} IS NOT DISTINCT FROM s.{quote(name)}" for name in columns]
+    same += ["h.event_us = s.event_us", *(["h.known_us = s.known_us"] if both_clocks else [])]
+    return f"""
+        SELECT * EXCLUDE (event_id, absent),
+          EXISTS (SELECT 1 FROM history h WHERE {" AND ".join(same)}) AS in_history
+        FROM source s ORDER BY event_us, known_us, {key_columns(keys)}"""
