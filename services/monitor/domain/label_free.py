@@ -227,7 +227,7 @@ def _drawn_rates(
 def _rates(probabilities: FloatArray, rates: FloatArray, counts: FloatArray) -> FloatArray:
     """Return the rate in every fine bin, rising with the probability."""
     risen = isotonic_regression(rates, weights=counts).x
-    return np.clip(np.interp(_CENTRES, probabilities, risen), 1e-9, 1 - 1e-9)
+    return np.asarray(np.clip(np.interp(_CENTRES, probabilities, risen), 1e-9, 1 - 1e-9))
 
 
 def _logit(rates: FloatArray) -> FloatArray:
