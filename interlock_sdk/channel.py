@@ -19,6 +19,11 @@ _RETRIED = (
     {"service": "interlock.router.v1.RouterService"},
     {"service": "interlock.registry.v1.RegistryService"},
     {"service": "interlock.registry.v1.ArtifactService", "method": "GetArtifact"},
+    {"service": "interlock.features.v1.FeatureService", "method": "ReadFeatures"},
+    {"service": "interlock.features.v1.FeatureService", "method": "PushFeatures"},
+    {"service": "interlock.features.v1.FeatureViewService"},
+    {"service": "interlock.monitor.v1.AnalysisService"},
+    {"service": "interlock.monitor.v1.FeedbackService", "method": "SendFeedback"},
 )
 _SERVICE_CONFIG = {
     "methodConfig": [

@@ -51,15 +51,17 @@ def judge_answers(serving: Mapping[str, TrainedVersion], flights: Flights, answe
         if positions:
             got = probabilities_of([answers[position] for position in positions])
             answered = flights.take(np.array(positions, dtype=np.int64))
-            direct = run_onnx(trained.artifact_path.read_bytes(), answered.features)[PROBABILITIES_OUTPUT][:, 1]
+            direct = run_onnx(trained.artifact_path.read_bytes(), trained.recipe, answered.features)[
+                PROBABILITIES_OUTPUT
+            ][:, 1]
             differences.append(float(np.abs(got - direct).max()))
             quality = judge(got, answered.late, training_late_share(trained.description))
-            through_the_door.append(VersionResult(version_id, trained.window.name, quality))
+            through_the_door.append(VersionResult(version_id, trained.recipe.name, quality))
     if max(differences) > TOLERANCE:
         raise DemoFailed(f"an answer is {max(differences):.2g} away from the model called directly")
     foreign_count = sum(answer.version not in serving for answer in answers)
     all_later = [
-        VersionResult(version_id, trained.window.name, later_quality(trained.description))
+        VersionResult(version_id, trained.recipe.name, later_quality(trained.description))
         for version_id, trained in serving.items()
     ]
     return DemoResult(tuple(all_later), tuple(through_the_door), foreign_count, max(differences))
