@@ -23,18 +23,20 @@ from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
 from services.monitor.adapters.migrations import MIGRATIONS
+from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
 from services.monitor.domain.event_stream import StreamTotals
+from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.prediction_counts import PredictionCounts
 from services.monitor.servicer.monitor_service import MonitorServicer
+from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.settings import Settings
 
 _WITHOUT_CODE: Final = (
     alert_service_pb2,
     analysis_service_pb2,
     feedback_service_pb2,
-    monitoring_policy_service_pb2,
     prediction_log_service_pb2,
     report_service_pb2,
     http_service_pb2,
@@ -47,7 +49,7 @@ _WITHOUT_CODE: Final = (
 async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
     """Open the adapters, and yield what the process serves."""
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(
+        database = await stack.enter_async_context(
             open_database(
                 settings.monitor_database,
                 MIGRATIONS,
@@ -56,13 +58,16 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
                 version_table="alembic_version_monitor",
             )
         )
-        RegistryVersions(
+        versions = RegistryVersions(
             await stack.enter_async_context(open_channel(settings.registry_address, idempotent=IDEMPOTENT))
         )
+        policies = PolicyStore(database, PolicyBook())
+        await policies.load()
         counts, totals = PredictionCounts(settings.prediction_count_limit), StreamTotals()
         runtime.registry.register(CountsCollector(counts, totals))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, runtime.draining)),
+            _binding(monitoring_policy_service_pb2, MonitoringPolicyServicer(policies, policies.book, versions)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
 

@@ -25,6 +25,7 @@ from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
 from services.registry.adapters.artifact_store import FsspecArtifactStore
 from services.registry.adapters.bell import Bell
+from services.registry.adapters.features_client import GrpcFeatureGate
 from services.registry.adapters.migrations import MIGRATIONS
 from services.registry.adapters.sql_feed import SqlChangeFeed
 from services.registry.adapters.sql_store import SqlStore
@@ -69,13 +70,15 @@ async def build(settings: RegistrySettings, runtime: Runtime[RegistrySettings]) 
             await create_first_environments(change)
         feed = await SqlChangeFeed.open(database, bell)
         artifacts = await _open_artifacts(settings, runtime)
+        features = GrpcFeatureGate(settings.features_address)
+        stack.push_async_callback(features.close)
         for name, work in (
             ("poll-changes", feed.poll(settings.watch_poll_s)),
             ("housekeeping", _keep_house(settings, store, artifacts)),
         ):
             await stack.enter_async_context(_in_background(runtime, work, name))
         yield (
-            Binding(_full_name(registry_service_pb2, "RegistryService"), RegistryServicer(store, artifacts)),
+            Binding(_full_name(registry_service_pb2, "RegistryService"), RegistryServicer(store, artifacts, features)),
             Binding(
                 _full_name(artifact_service_pb2, "ArtifactService"),
                 ArtifactServicer(artifacts, idle_timeout_s=settings.upload_idle_timeout_s),

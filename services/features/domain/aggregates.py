@@ -11,43 +11,29 @@ the true sum once (Shewchuk 1997, Adaptive Precision Floating-Point Arithmetic).
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from datetime import timedelta
 from fractions import Fraction
 from hashlib import sha256
 from typing import Final
 
-EventScalar = float | int | str | bool
-AggregateResult = EventScalar | Sequence[EventScalar] | None
+from services.common.errors import Violation, echo
+from services.features.domain.definitions import (
+    Aggregate,
+    AggregateFunction,
+    AggregateSource,
+    Feature,
+    FeatureType,
+    FeatureView,
+    Scalar,
+    Value,
+)
 
-MAX_WINDOW_US: Final = 400 * 86_400_000_000
-MAX_LAST_COUNT: Final = 1_000
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
 ID_BYTES: Final = 16
-
-
-class AggregateFunction(Enum):
-    """What is computed from the events of a window."""
-
-    COUNT = "COUNT"
-    SUM = "SUM"
-    MEAN = "MEAN"
-    MINIMUM = "MINIMUM"
-    MAXIMUM = "MAXIMUM"
-    LAST_N = "LAST_N"
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """How one feature is computed; `field` is empty for COUNT, `last_count` is for LAST_N only."""
-
-    feature: str
-    function: AggregateFunction
-    field: str
-    window_us: int
-    last_count: int = 0
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +43,7 @@ class Event:
     event_id: str
     event_time_us: int
     known_at_us: int
-    values: Mapping[str, EventScalar | None]
+    values: Mapping[str, Scalar | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +54,7 @@ class AggregateValue:
     does not fit its type is None.
     """
 
-    value: AggregateResult
+    value: Value
     event_time_us: int = 0
     known_at_us: int = 0
 
@@ -79,6 +65,11 @@ def event_digest(event_id: str) -> bytes:
     They are the first 16 of SHA-256 of the id as UTF-8, so an SQL engine can order by `sha256(event_id)`.
     """
     return sha256(event_id.encode()).digest()[:ID_BYTES]
+
+
+def window_us(aggregate: Aggregate) -> int:
+    """Return the length of the window in microseconds."""
+    return aggregate.window // _MICROSECOND
 
 
 def is_late(event_time_us: int, known_at_us: int, allowed_lateness_us: int) -> bool:
@@ -111,7 +102,7 @@ def compute_aggregate(
     return AggregateValue(value, counted[-1].event_time_us, counted[-1].known_at_us)
 
 
-def combine(aggregate: Aggregate, count: int, values: Sequence[EventScalar]) -> AggregateResult:
+def combine(aggregate: Aggregate, count: int, values: Sequence[Scalar]) -> Value:
     """Return the value from the events that count: how many there are, and their values, the oldest first."""
     match aggregate.function:
         case AggregateFunction.COUNT:
@@ -121,14 +112,73 @@ def combine(aggregate: Aggregate, count: int, values: Sequence[EventScalar]) -> 
         case AggregateFunction.MEAN:
             return exact_mean(values)
         case AggregateFunction.LAST_N:
-            return list(values[: -aggregate.last_count - 1 : -1]) or None
+            return tuple(values[: -aggregate.last_count - 1 : -1]) or None
     if not values:
         return None
-    extreme = min(values) if aggregate.function is AggregateFunction.MINIMUM else max(values)  # type: ignore[type-var]
+    extreme = min(values) if aggregate.function is AggregateFunction.MINIMUM else max(values)
     return extreme + 0.0 if isinstance(extreme, float) else extreme
 
 
-def exact_sum(values: Sequence[EventScalar]) -> float | int | None:
+def aggregate_type(aggregate: Aggregate, field_type: FeatureType | None) -> FeatureType | None:
+    """Return the type of the values, or of the elements for LAST_N; None if the field's type does not allow it.
+
+    COUNT is INT64 and MEAN DOUBLE; a SUM of BOOL is INT64 (how many are true), every other has its field's type.
+    """
+    match aggregate.function:
+        case AggregateFunction.COUNT:
+            return FeatureType.INT64
+        case AggregateFunction.MEAN:
+            return None if field_type is FeatureType.STRING else FeatureType.DOUBLE
+        case AggregateFunction.SUM:
+            return {FeatureType.BOOL: FeatureType.INT64, FeatureType.STRING: None}.get(field_type, field_type)  # type: ignore[arg-type]
+        case AggregateFunction.LAST_N:
+            return field_type
+    return field_type if field_type in (FeatureType.INT64, FeatureType.DOUBLE) else None
+
+
+def check_aggregates(view: FeatureView, path: str = "") -> Iterator[Violation]:
+    """Yield where aggregates, fields and features of a view do not fit together; `path` stands before every field.
+
+    Names, windows and counts by themselves are not looked at.
+    """
+    source = view.source
+    if not isinstance(source, AggregateSource):
+        return
+    fields = {field.name: field.type for field in source.fields}
+    aggregates = {aggregate.feature: aggregate for aggregate in source.aggregates}
+    for feature in view.features:
+        if feature.name not in aggregates:
+            yield Violation(f"{path}aggregate_source.aggregates", f"want one for {echo(feature.name)}, got none")
+    features = {feature.name: feature for feature in view.features}
+    for name, aggregate in sorted(aggregates.items()):
+        where = f"{path}aggregate_source.aggregates[{echo(name)}]"
+        if name not in features:
+            yield Violation(f"{where}.feature", f"want the name of a feature, got {echo(name)}")
+        elif aggregate.function is not None:
+            yield from _check_aggregate(aggregate, fields, features[name], where)
+
+
+def _check_aggregate(
+    aggregate: Aggregate, fields: Mapping[str, FeatureType | None], feature: Feature, where: str
+) -> Iterator[Violation]:
+    counts = aggregate.function is AggregateFunction.COUNT
+    if counts and aggregate.field:
+        yield Violation(f"{where}.field", f"want none for COUNT, got {echo(aggregate.field)}")
+    elif not counts and aggregate.field not in fields:
+        yield Violation(f"{where}.field", f"want the name of a field, got {echo(aggregate.field)}")
+    else:
+        field_type = fields.get(aggregate.field)
+        want = aggregate_type(aggregate, field_type)
+        function = aggregate.function.value if aggregate.function else ""
+        if want is None and field_type is not None:
+            yield Violation(f"{where}.field", f"want a field whose type {function} can use, got {field_type.value}")
+        elif want is not None and feature.type is not None and feature.type is not want:
+            yield Violation(f"{where}.feature", f"want type {want.value} for {function}, got {feature.type.value}")
+    if feature.is_list is not (aggregate.function is AggregateFunction.LAST_N):
+        yield Violation(f"{where}.feature", f"want is_list for LAST_N only, got {str(feature.is_list).lower()}")
+
+
+def exact_sum(values: Sequence[Scalar]) -> float | int | None:
     """Return the sum, rounded once; None if it does not fit into INT64 or DOUBLE."""
     if any(isinstance(value, float) for value in values):
         return _float_sum(values)
@@ -136,7 +186,7 @@ def exact_sum(values: Sequence[EventScalar]) -> float | int | None:
     return total if INT64_MIN <= total <= INT64_MAX else None
 
 
-def exact_mean(values: Sequence[EventScalar]) -> float | None:
+def exact_mean(values: Sequence[Scalar]) -> float | None:
     """Return the sum over the number of values, each rounded once; None without values or if the sum does not fit."""
     if not values:
         return None
@@ -159,18 +209,18 @@ def exact_parts(values: Sequence[float]) -> list[float]:
     return parts
 
 
-def _float_sum(values: Sequence[EventScalar]) -> float | None:
+def _float_sum(values: Sequence[Scalar]) -> float | None:
     try:
         return math.fsum(values) + 0.0  # type: ignore[arg-type]
     except OverflowError:
         # fsum gives up when a sum on the way overflows, which depends on the order; the true sum does not.
         with contextlib.suppress(OverflowError):
-            return float(sum(map(Fraction, values)))  # type: ignore[arg-type]
+            return float(sum(map(Fraction, values)))
         return None
 
 
 def _counts(event: Event, aggregate: Aggregate, as_of_us: int, *, obey_known_at: bool) -> bool:
-    if not as_of_us - aggregate.window_us < event.event_time_us <= as_of_us:
+    if not as_of_us - window_us(aggregate) < event.event_time_us <= as_of_us:
         return False
     if obey_known_at and event.known_at_us > as_of_us:
         return False

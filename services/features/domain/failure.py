@@ -11,12 +11,16 @@ from services.common.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     Violation,
     echo,
 )
 
 INVALID_DEFINITION: Final = "INVALID_DEFINITION"
+INVALID_ENTITY_KEY: Final = "INVALID_ENTITY_KEY"
+INVALID_VALUE: Final = "INVALID_VALUE"
+INVALID_EVENT_TIME: Final = "INVALID_EVENT_TIME"
 
 
 class InvalidRequest(InvalidArgument):
@@ -89,4 +93,51 @@ class RequestIdReused(AlreadyExists):
             "request_id: want a new UUID for a new request, got one that was used with another body",
             reason="REQUEST_ID_REUSED",
             metadata={"request_id": request_id},
+        )
+
+
+class NotPushable(FailedPrecondition):
+    """Clients do not push into the view."""
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"featureViews/{view} is not filled by push; want a view with a push_source or an aggregate_source",
+            reason="NOT_PUSHABLE",
+            metadata={"feature_view": f"featureViews/{view}"},
+        )
+
+
+class OnlineStoreUnavailable(Unavailable):
+    """Redis is down, slow or refuses."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the online store does not answer: {why}",
+            reason="ONLINE_STORE_UNAVAILABLE",
+            metadata={"why": why},
+            retry_after_s=0.5,
+        )
+
+
+class HistoryUnavailable(Unavailable):
+    """The history cannot be written."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the history cannot be written: {why}",
+            reason="HISTORY_UNAVAILABLE",
+            metadata={"why": why},
+            retry_after_s=1.0,
+        )
+
+
+class QueueFull(ResourceExhausted):
+    """More waits already than is taken."""
+
+    def __init__(self, what: str, waiting: int, limit: int) -> None:
+        super().__init__(
+            f"{waiting} {what} wait already, at most {limit} may",
+            reason="TOO_MANY_OUTSTANDING",
+            metadata={"waiting": str(waiting), "limit": str(limit)},
+            retry_after_s=0.1,
         )

@@ -6,14 +6,14 @@ from typing import Final
 
 from interlock.registry.v1 import baseline_pb2
 from interlock.registry.v1.model_version_pb2 import ModelVersion
-from interlock.types.v1 import feature_value_pb2
 from interlock.types.v1 import signature_pb2 as pb
 
 from services.common.names import VERSION
+from services.monitor.convert.time import duration_from_proto
+from services.monitor.convert.value import scalar_from_proto
 from services.monitor.domain.baseline import Baseline, CategoricalProfile, FeatureProfile, NumericProfile
-from services.monitor.domain.version_info import FeatureInfo, FeatureKind, Scalar, Task, VersionInfo
+from services.monitor.domain.version_info import FeatureInfo, FeatureKind, Task, VersionInfo
 
-_MICROSECONDS: Final = 1_000_000
 _KINDS: Final = {
     pb.FEATURE_TYPE_DOUBLE: FeatureKind.DOUBLE,
     pb.FEATURE_TYPE_INT64: FeatureKind.INT64,
@@ -42,15 +42,6 @@ def version_from_proto(message: ModelVersion) -> VersionInfo:
     )
 
 
-def scalar_from_proto(value: feature_value_pb2.FeatureValue) -> Scalar | None:
-    """Return a plain value; None for null, a list or nothing."""
-    kind = value.WhichOneof("kind")
-    if kind in ("double_value", "int64_value", "string_value", "bool_value"):
-        found: Scalar = getattr(value, kind)
-        return found
-    return None
-
-
 def _feature(spec: pb.FeatureSpec) -> FeatureInfo:
     allowed = (scalar_from_proto(value) for value in spec.allowed_values)
     return FeatureInfo(
@@ -63,7 +54,7 @@ def _feature(spec: pb.FeatureSpec) -> FeatureInfo:
         minimum=spec.minimum if spec.HasField("minimum") else None,
         maximum=spec.maximum if spec.HasField("maximum") else None,
         allowed=tuple(value for value in allowed if value is not None),
-        max_age_us=spec.max_age.ToMicroseconds() if spec.HasField("max_age") else None,
+        max_age_us=duration_from_proto(spec.max_age) if spec.HasField("max_age") else None,
     )
 
 

@@ -1,6 +1,7 @@
 """One transaction: every resource that it stores is logged for watchers and audited under the same epoch."""
 
 import hashlib
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Final
 
@@ -9,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.row import KINDS, VERSION_KIND, audit_row, body_of, resource_row
 from services.registry.adapters.sql_view import SqlView
-from services.registry.adapters.table import ANSWER, AUDIT, CHANGE, HEAD, REPORT, RESOURCE
+from services.registry.adapters.table import ANSWER, AUDIT, CHANGE, FEATURE_BINDING, HEAD, REPORT, RESOURCE
+from services.registry.convert.resource import bindings_of
 from services.registry.domain.audit import AuditEntry, Author, ChainHead, seal
 from services.registry.domain.failure import RequestIdReused
 from services.registry.domain.ports import Scope
@@ -53,6 +55,7 @@ class SqlChange(SqlView):
         columns = resource_row(resource, body)
         if before is None:
             await self._connection.execute(insert(RESOURCE).values(columns))
+            await self._bind_features(resource)
         else:
             await self._connection.execute(update(RESOURCE).where(RESOURCE.c.name == resource.name).values(columns))
         await self._log(resource, columns["environment"], columns["pool"], body)
@@ -121,6 +124,10 @@ class SqlChange(SqlView):
             "audit_hash": self._chain.hash,
         }
         await self._connection.execute(update(HEAD).values(values))
+
+    async def _bind_features(self, resource: Resource) -> None:
+        if isinstance(resource, ModelVersion) and (bindings := bindings_of(resource)):
+            await self._connection.execute(insert(FEATURE_BINDING), [asdict(binding) for binding in bindings])
 
     async def _body(self, name: str) -> bytes | None:
         body: bytes | None = await self._connection.scalar(select(RESOURCE.c.body).where(RESOURCE.c.name == name))

@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.registry.adapters.row import KINDS, sort_key, time_of, typed
-from services.registry.adapters.table import HEAD, REPORT, RESOURCE
+from services.registry.adapters.table import FEATURE_BINDING, HEAD, REPORT, RESOURCE
 from services.registry.domain.ports import Selection
 from services.registry.domain.replica import ReplicaStatus, State
-from services.registry.domain.resource import ResourceT
+from services.registry.domain.resource import FeatureBinding, ResourceT
 
 _SELECTABLE: Final = ("model", "model_version", "environment", "pool")
 
@@ -78,6 +78,17 @@ class SqlView:
             query = query.where(RESOURCE.c.sort_key > sort_key(kind, after))
         bodies = await self._connection.scalars(query.order_by(RESOURCE.c.sort_key).limit(limit))
         return [typed(kind, body) for body in bodies]
+
+    async def feature_bindings(
+        self, views: Collection[str], after: tuple[str, str], limit: int
+    ) -> Sequence[FeatureBinding]:
+        """Return what versions fetch from the views, from all when there are none, by version and feature."""
+        key = tuple_(FEATURE_BINDING.c.model_version, FEATURE_BINDING.c.feature)
+        query = select(FEATURE_BINDING).where(key > after).order_by(*key).limit(limit)
+        if views:
+            query = query.where(FEATURE_BINDING.c.view.in_(views))
+        rows = (await self._connection.execute(query)).mappings()
+        return [FeatureBinding(row["model_version"], row["feature"], row["view"], row["spec"]) for row in rows]
 
     async def statuses(self, deployments: Collection[str]) -> Mapping[str, Sequence[ReplicaStatus]]:
         """Return what replicas say of each deployment, under leases that have not run out."""

@@ -44,6 +44,18 @@ RESOURCE: Final = Table(
     Index("resource_by_other_name", "other_name"),
 )
 
+# What versions fetch from feature views, so that nobody reads every version to learn it.
+FEATURE_BINDING: Final = Table(
+    "feature_binding",
+    METADATA,
+    Column("model_version", TEXT, nullable=False),
+    Column("feature", TEXT, nullable=False),
+    Column("view", TEXT, nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("model_version", "feature"),
+    Index("feature_binding_by_view", "view", "model_version", "feature"),
+)
+
 CHANGE: Final = Table(
     "change",
     METADATA,

@@ -4,6 +4,7 @@ from typing import Final
 
 from interlock.registry.v1 import control_service_pb2 as pb
 from interlock.registry.v1 import deployment_pb2, model_pb2
+from interlock.types.v1 import signature_pb2
 
 from services.common import names
 from services.common.errors import Violation
@@ -24,10 +25,11 @@ from services.registry.domain.replica import (
     ReplicaReport,
     State,
 )
-from services.registry.domain.resource import Deployment, Model, ModelVersion, Resource, Route
+from services.registry.domain.resource import Deployment, FeatureBinding, Model, ModelVersion, Resource, Route
 from services.registry.domain.watch import Event
 
 WATCHER_LIMIT_BYTES: Final = 128
+VIEW_LIMIT: Final = 1_000
 _REPORTED: Final = (State.LOADING, State.READY, State.FAILED)
 
 
@@ -72,6 +74,21 @@ def watched_to_proto(resource: Resource) -> pb.WatchedResource:
     version.ClearField("baseline")
     version.ClearField("lineage")
     return pb.WatchedResource(model_version=version)
+
+
+def binding_to_proto(binding: FeatureBinding) -> pb.FeatureBinding:
+    """Return the contract's binding."""
+    spec = signature_pb2.FeatureSpec.FromString(binding.spec)
+    return pb.FeatureBinding(model_version=binding.model_version, feature_spec=spec)
+
+
+def views_of(request: pb.ListFeatureBindingsRequest) -> list[str]:
+    """Return the views whose bindings are wanted, each once; none for all."""
+    wrong = [names.id_violation(view, f"feature_views[{index}]") for index, view in enumerate(request.feature_views)]
+    if len(request.feature_views) > VIEW_LIMIT:
+        wrong.insert(0, Violation("feature_views", f"want at most {VIEW_LIMIT}, got {len(request.feature_views)}"))
+    refuse([violation for violation in wrong if violation is not None])
+    return sorted(set(request.feature_views))
 
 
 def report_from_proto(request: pb.ReportReplicaRequest) -> ReplicaReport:

@@ -13,15 +13,22 @@ from interlock.registry.v1 import registry_service_pb2 as pb
 
 from services.common import names
 from services.common.errors import INVALID_NAME, Violation, echo
-from services.registry.convert.resource import DEVICE_PREFIX, batching_from_proto, variant_from_proto
+from services.registry.convert.resource import (
+    DEVICE_PREFIX,
+    batching_from_proto,
+    failure_policy_from_proto,
+    fallback_from_proto,
+    variant_from_proto,
+)
 from services.registry.convert.stamp import enum_from_proto, time_from_proto
 from services.registry.domain.catalog import MODEL_FIELDS, ModelUpdate
 from services.registry.domain.deploying import BATCH_SIZE_LIMIT, REPLICA_LIMIT, DeployOrder
 from services.registry.domain.failure import InvalidRequest, NotActedUpon, refuse
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import DEFAULT_ENVIRONMENT, DEFAULT_POOL, DeviceClass, Variant
+from services.registry.domain.route_check import check_route_values
 from services.registry.domain.text_check import check_pairs, check_text
-from services.registry.domain.traffic import SALT_LIMIT_CHARS, RouteUpdate, check_variants
+from services.registry.domain.traffic import SALT_LIMIT_CHARS, RouteUpdate
 from services.registry.domain.version import is_alias, is_semantic_version, is_version_id
 
 DESCRIPTION_LIMIT_CHARS: Final = 10_000
@@ -33,7 +40,8 @@ LONGEST_DELAY_S: Final = 1
 _BASIS_POINTS: Final = 100
 _PERCENT_PRECISION: Final = 1e-6
 _ALL_MODELS: Final = "models/-"
-_NOT_ACTED_UPON: Final = ("layer", "shadow", "fallback", "cache", "feature_failure_policy", "guardrails")
+_NOT_ACTED_UPON: Final = ("layer", "shadow", "cache", "guardrails")
+_ROUTE_FIELDS: Final = ("variants", "fallback", "feature_failure_policy", "redacted_features")
 
 
 def request_id_of(request: Message) -> str:
@@ -209,13 +217,19 @@ def route_update(request: pb.UpdateRouteRequest) -> RouteUpdate:
     """Return what a request wants changed of a route; NotActedUpon for fields that nobody would act upon."""
     names.ROUTE.parse(request.route.name, "route.name")
     _refuse_not_acted_upon(request)
-    wanted = masked_fields(request.route, request.update_mask, ("variants",))
-    variants = tuple(_variant_from_caller(variant) for variant in request.route.variants) if wanted else None
+    given: dict[str, Any] = {
+        "variants": tuple(_variant_from_caller(variant) for variant in request.route.variants),
+        "fallback": fallback_from_proto(request.route.fallback),
+        "feature_failure_policy": failure_policy_from_proto(request.route.feature_failure_policy),
+        "redacted_features": tuple(request.route.redacted_features),
+    }
+    values = {field: given[field] for field in masked_fields(request.route, request.update_mask, _ROUTE_FIELDS)}
     wrong = list(check_text(request.route.salt, "route.salt", SALT_LIMIT_CHARS))
-    if variants is not None:
-        wrong += check_variants(variants, "route.variants")
-    refuse(wrong)
-    return RouteUpdate(request.route.name, variants, request.route.salt, request.route.etag)
+    if request.route.feature_failure_policy and not given["feature_failure_policy"]:
+        wrong.append(Violation("route.feature_failure_policy", "want DEFAULTS, FALLBACK or REFUSE, got none of them"))
+    refuse(wrong + check_route_values(values, "route"))
+    variants = values.pop("variants", None)
+    return RouteUpdate(request.route.name, variants, values, request.route.salt, request.route.etag)
 
 
 def _refuse_not_acted_upon(request: pb.UpdateRouteRequest) -> None:
@@ -223,6 +237,9 @@ def _refuse_not_acted_upon(request: pb.UpdateRouteRequest) -> None:
     for field in _NOT_ACTED_UPON:
         if field in populated or field in request.update_mask.paths:
             raise NotActedUpon(f"route.{field}", "nothing acts upon it")
+    for index, rung in enumerate(request.route.fallback.rungs):
+        if rung.HasField("cached_max_age"):
+            raise NotActedUpon(f"route.fallback.rungs[{index}].cached_max_age", "nothing acts upon it")
 
 
 def _variant_from_caller(message: route_pb2.Variant) -> Variant:

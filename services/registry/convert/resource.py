@@ -21,6 +21,9 @@ from services.registry.domain.resource import (
     Deployment,
     DeviceClass,
     Environment,
+    FallbackRung,
+    FeatureBinding,
+    FeatureFailurePolicy,
     Model,
     ModelVersion,
     Resource,
@@ -30,6 +33,7 @@ from services.registry.domain.resource import (
 )
 from services.registry.domain.signature import REQUEST_SOURCE
 
+FAILURE_POLICY_PREFIX: Final = "FEATURE_FAILURE_POLICY_"
 DEVICE_PREFIX: Final = "DEVICE_CLASS_"
 STATE_PREFIX: Final = "DEPLOYMENT_STATE_"
 
@@ -89,6 +93,18 @@ def version_from_proto(message: model_version_pb2.ModelVersion) -> ModelVersion:
     )
 
 
+def bindings_of(version: ModelVersion) -> list[FeatureBinding]:
+    """Return what a version fetches from feature views."""
+    message = model_version_pb2.ModelVersion.FromString(version.document)
+    return [
+        FeatureBinding(
+            version.name, each.name, each.source.rpartition(".")[0], each.SerializeToString(deterministic=True)
+        )
+        for each in message.signature.features
+        if each.source not in ("", REQUEST_SOURCE)
+    ]
+
+
 def environment_to_proto(environment: Environment) -> environment_pb2.Environment:
     """Return the contract's environment."""
     return environment_pb2.Environment(
@@ -122,6 +138,7 @@ def deployment_to_proto(deployment: Deployment) -> deployment_pb2.Deployment:
         create_time=time_to_proto(deployment.create_time),
         update_time=time_to_proto(deployment.update_time),
         etag=deployment.etag,
+        feature_view_digests=deployment.feature_view_digests,
     )
 
 
@@ -164,6 +181,7 @@ def deployment_from_proto(message: deployment_pb2.Deployment) -> Deployment:
         create_time=time_from_proto(message.create_time),
         update_time=time_from_proto(message.update_time),
         etag=message.etag,
+        feature_view_digests=dict(message.feature_view_digests),
     )
 
 
@@ -186,6 +204,9 @@ def route_to_proto(route: Route) -> route_pb2.Route:
         name=route.name,
         variants=[_variant_to_proto(variant) for variant in route.variants],
         salt=route.salt,
+        fallback=_fallback_to_proto(route.fallback),
+        feature_failure_policy=_failure_policy_to_proto(route.feature_failure_policy),
+        redacted_features=route.redacted_features,
         create_time=time_to_proto(route.create_time),
         update_time=time_to_proto(route.update_time),
         etag=route.etag,
@@ -198,6 +219,9 @@ def route_from_proto(message: route_pb2.Route) -> Route:
         name=message.name,
         variants=tuple(variant_from_proto(variant) for variant in message.variants),
         salt=message.salt,
+        fallback=fallback_from_proto(message.fallback),
+        feature_failure_policy=failure_policy_from_proto(message.feature_failure_policy),
+        redacted_features=tuple(message.redacted_features),
         create_time=time_from_proto(message.create_time),
         update_time=time_from_proto(message.update_time),
         etag=message.etag,
@@ -217,6 +241,36 @@ def variant_from_proto(message: route_pb2.Variant) -> Variant:
     """Return one arm of a route."""
     buckets = tuple(BucketRange(each.first, each.last) for each in message.buckets)
     return Variant(message.name, message.deployment, message.weight_basis_points, buckets)
+
+
+def _fallback_to_proto(rungs: Sequence[FallbackRung]) -> route_pb2.FallbackLadder | None:
+    if not rungs:
+        return None
+    found = route_pb2.FallbackLadder()
+    for rung in rungs:
+        if rung.deployment:
+            found.rungs.add(deployment=rung.deployment)
+        else:
+            found.rungs.add(static_prediction=rung.static_prediction)
+    return found
+
+
+def fallback_from_proto(message: route_pb2.FallbackLadder) -> tuple[FallbackRung, ...]:
+    """Return the rungs of a ladder, first to last; one that is neither form has neither."""
+    return tuple(
+        FallbackRung(rung.deployment, rung.static_prediction if rung.HasField("static_prediction") else None)
+        for rung in message.rungs
+    )
+
+
+def _failure_policy_to_proto(policy: FeatureFailurePolicy | None) -> "route_pb2.FeatureFailurePolicy.ValueType":
+    number = 0 if policy is None else enum_to_proto(policy, route_pb2.FeatureFailurePolicy, FAILURE_POLICY_PREFIX)
+    return cast("route_pb2.FeatureFailurePolicy.ValueType", number)
+
+
+def failure_policy_from_proto(number: int) -> FeatureFailurePolicy | None:
+    """Return what happens when features cannot be fetched, None when it is not given or not known."""
+    return enum_from_proto(FeatureFailurePolicy, route_pb2.FeatureFailurePolicy, FAILURE_POLICY_PREFIX, number)
 
 
 _TO_PROTO: Final[Mapping[type, Callable[[Any], Message]]] = {

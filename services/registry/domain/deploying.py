@@ -1,6 +1,6 @@
 """Deployments: asked for, reported on by replicas, taken away."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -8,8 +8,8 @@ from services.common import names
 from services.common.errors import Violation
 from services.registry.domain.bucket import BUCKET_COUNT
 from services.registry.domain.catalog import check_etag, refuse_clash, require, resolve_version
-from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, InvalidRequest, NotActedUpon
-from services.registry.domain.ports import Change, Scope, Selection
+from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, InvalidRequest, SignatureUnsatisfied
+from services.registry.domain.ports import Change, FeatureGate, Scope, Selection
 from services.registry.domain.replica import ReplicaReport, State
 from services.registry.domain.resource import (
     DEFAULT_POOL,
@@ -21,7 +21,8 @@ from services.registry.domain.resource import (
     ModelVersion,
     Route,
 )
-from services.registry.domain.traffic import VARIANT_LIMIT, give_pending_share
+from services.registry.domain.route_check import VARIANT_LIMIT
+from services.registry.domain.traffic import give_pending_share
 
 REPLICA_LIMIT: Final = 1_000
 BATCH_SIZE_LIMIT: Final = 8_192
@@ -42,15 +43,41 @@ class DeployOrder:
     deployment_id: str = ""
 
 
-async def deploy(change: Change, order: DeployOrder) -> Deployment:
-    """Ask that a version be loaded; the replicas of its pool hear of it at once."""
+@dataclass(frozen=True, slots=True)
+class FeaturePins:
+    """What the features service said of the version `model_version`: every feature is there, from views so digested."""
+
+    model_version: str
+    digests: Mapping[str, str]
+
+
+class FeatureCheckNeeded(Exception):
+    """The features service must be asked about a version before it is deployed, outside of any transaction."""
+
+    def __init__(self, version: ModelVersion) -> None:
+        super().__init__(version.name)
+        self.version = version
+
+
+async def check_features(gate: FeatureGate, version: ModelVersion) -> FeaturePins:
+    """Return what a version's deployments pin; raises SignatureUnsatisfied, FeaturesUnavailable."""
+    violations, digests = await gate.check(version)
+    if violations:
+        raise SignatureUnsatisfied(version.name, violations)
+    return FeaturePins(version.name, digests)
+
+
+async def deploy(change: Change, order: DeployOrder, pins: FeaturePins | None = None) -> Deployment:
+    """Ask that a version be loaded; the replicas of its pool hear of it at once.
+
+    Raises FeatureCheckNeeded when the version fetches features and `pins` are not its own.
+    """
     version = await resolve_version(change, names.VERSION.format(order.model, order.version))
     await require(change, Environment, names.ENVIRONMENT.format(order.environment))
-    if version.fetched_features:
-        feature = version.fetched_features[0]
-        raise NotActedUpon("version", f"its feature {feature} comes from a feature view, which is not served")
     siblings = await change.list(Deployment, Selection(model=version.model, environment=order.environment))
     _refuse_double(version, order.pool, siblings)
+    if version.fetched_features and (pins is None or pins.model_version != version.name):
+        raise FeatureCheckNeeded(version)
     deployment = Deployment(
         name=_deployment_name(order, version),
         model_version=version.name,
@@ -64,6 +91,7 @@ async def deploy(change: Change, order: DeployOrder) -> Deployment:
         create_time=change.now,
         update_time=change.now,
         etag=change.etag,
+        feature_view_digests=pins.digests if pins else {},
     )
     await refuse_clash(change, deployment.name)
     for scope in await _scopes_of_nobody_else(change, deployment):
@@ -121,7 +149,9 @@ async def delete_deployment(change: Change, name: str, etag: str) -> None:
 async def _leave_route(change: Change, deployment: Deployment, route: Route) -> None:
     weight = sum(variant.weight for variant in route.variants if variant.deployment == deployment.name)
     if weight:
-        raise DeploymentInUse(deployment.name, route.name, weight)
+        raise DeploymentInUse(deployment.name, route.name, f"has {weight / 100:g} % of the traffic of {route.name}")
+    if any(rung.deployment == deployment.name for rung in route.fallback):
+        raise DeploymentInUse(deployment.name, route.name, f"is a rung of the fallback of {route.name}")
     kept = tuple(variant for variant in route.variants if variant.deployment != deployment.name)
     if kept != route.variants:
         await change.put(replace(route, variants=kept, update_time=change.now, etag=change.etag))

@@ -130,11 +130,11 @@ class UploadTakenOver(InvalidArgument):
 
 
 class DeploymentInUse(FailedPrecondition):
-    """The deployment still has traffic."""
+    """The deployment still has traffic, or would have it if others failed."""
 
-    def __init__(self, name: str, route: str, weight_basis_points: int) -> None:
+    def __init__(self, name: str, route: str, why: str) -> None:
         super().__init__(
-            f"{name} has {weight_basis_points / 100:g} % of the traffic of {route}; take that away first",
+            f"{name} {why}; take that away first",
             reason="DEPLOYMENT_IN_USE",
             metadata={"name": name, "route": route},
         )
@@ -155,6 +155,33 @@ class AlreadyDeployed(FailedPrecondition):
             f"{version} is deployed there already, as {holder}",
             reason="ALREADY_DEPLOYED",
             metadata={"model_version": version, "deployment": holder},
+        )
+
+
+class SignatureUnsatisfied(FailedPrecondition):
+    """No feature view gives what a version fetches, or not as it wants it."""
+
+    def __init__(self, version: str, violations: Sequence[Violation]) -> None:
+        first = violations[0]
+        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+        super().__init__(
+            f"{version} cannot get its features: {first.field}: {first.description}{more}",
+            reason="SIGNATURE_UNSATISFIED",
+            metadata={"model_version": version, "count": str(len(violations))},
+            violations=violations,
+        )
+
+
+class FeaturesUnavailable(Unavailable):
+    """The features service cannot be asked whether a version gets its features."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the features service does not answer, so nobody knows whether the version gets its features; "
+            "nothing was changed",
+            reason=DEPENDENCY_UNAVAILABLE,
+            metadata={"service": "features"},
+            retry_after_s=_NEXT_ATTEMPT_S,
         )
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from services.common.errors import Violation
 from services.registry.domain.audit import AuditEntry, Author, ChainHead
 from services.registry.domain.replica import ReplicaReport, ReplicaStatus
-from services.registry.domain.resource import Model, ModelVersion, Resource, ResourceT, Route
+from services.registry.domain.resource import FeatureBinding, Model, ModelVersion, Resource, ResourceT, Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ class View(Protocol):
         self, kind: type[ResourceT], selection: Selection, after: str = "", limit: int | None = None
     ) -> list[ResourceT]:
         """Return resources in the order of their kind, those after the one named `after`."""
+
+    async def feature_bindings(
+        self, views: Collection[str], after: tuple[str, str], limit: int
+    ) -> Sequence[FeatureBinding]:
+        """Return what versions fetch from the views, from all when there are none, by version and feature.
+
+        Those after the version and feature in `after`.
+        """
 
     async def statuses(self, deployments: Collection[str]) -> Mapping[str, Sequence[ReplicaStatus]]:
         """Return what replicas say of each deployment, under leases that have not run out."""
@@ -143,6 +152,16 @@ class ChangeFeed(Protocol):
 
     async def wait(self, epoch: int, timeout_s: float) -> None:
         """Return once there is a later epoch, or after the time-out; WatchEnded when the process drains."""
+
+
+class FeatureGate(Protocol):
+    """The features service, as the registry asks it before it deploys."""
+
+    async def check(self, version: ModelVersion) -> tuple[Sequence[Violation], Mapping[str, str]]:
+        """Return why a version cannot get its features, one for each, and the digests of their views by view id.
+
+        Raises FeaturesUnavailable.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,16 @@ class ModelVersion:
         return self.name.rsplit("/", 1)[1]
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureBinding:
+    """Says that a version fetches a feature; `spec` is the contract's message, as in the version's document."""
+
+    model_version: str
+    feature: str
+    view: str
+    spec: bytes = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """A place where models serve."""
@@ -92,7 +102,8 @@ class Deployment:
     """A version that should be loaded by a pool.
 
     `pending_weight` is the share of the traffic, in basis points, that it gets once it is READY; None: none, or it has
-    been given. No two have the same `create_time`: it orders them by age.
+    been given. No two have the same `create_time`: it orders them by age. `feature_view_digests` are
+    those of the views that the version fetches from, by view id, as they were when it was deployed.
     """
 
     name: str
@@ -107,6 +118,7 @@ class Deployment:
     create_time: datetime
     update_time: datetime
     etag: str
+    feature_view_digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -129,13 +141,35 @@ class Variant:
     buckets: Ranges = ()
 
 
+class FeatureFailurePolicy(Enum):
+    """What happens when features cannot be fetched."""
+
+    DEFAULTS = "DEFAULTS"
+    FALLBACK = "FALLBACK"
+    REFUSE = "REFUSE"
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackRung:
+    """What answers instead: a deployment, or, when that is empty, a fixed class index or number."""
+
+    deployment: str = ""
+    static_prediction: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """The traffic policy of a model in an environment; weights add up to 10,000."""
+    """The traffic policy of a model in an environment; weights add up to 10,000.
+
+    `feature_failure_policy` None: as the signature says for each feature. Redacted features never leave the router.
+    """
 
     name: str
     variants: tuple[Variant, ...]
     salt: str
+    fallback: tuple[FallbackRung, ...] = ()
+    feature_failure_policy: FeatureFailurePolicy | None = None
+    redacted_features: tuple[str, ...] = ()
     create_time: datetime
     update_time: datetime
     etag: str

@@ -24,10 +24,16 @@ DIMENSION_LIMIT: Final = 2**31 - 1
 FEATURE_LIMIT: Final = 10_000
 LABEL_LIMIT: Final = 10_000
 NAME_LIMIT_CHARS: Final = 256
+FEATURE_NAME_RULE: Final = "a letter or _ and up to 127 letters, digits, _ and dots"
 _FEATURE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}", re.ASCII)
 _SHOWN_COLUMNS: Final = 8
 
 Violations = Iterator[Violation]
+
+
+def is_feature_name(text: str) -> bool:
+    """Return whether a feature of a signature may have this name."""
+    return _FEATURE_NAME.fullmatch(text) is not None
 
 
 def check_signature(signature: Signature, path: str) -> Violations:
@@ -86,8 +92,8 @@ def _check_features(signature: Signature, path: str) -> Violations:
 
 
 def _check_feature_name(name: str, seen: set[str], path: str) -> Violations:
-    if not _FEATURE_NAME.fullmatch(name):
-        yield Violation(path, f"want a letter or _ and up to 127 letters, digits, _ and dots; got {echo(name)}")
+    if not is_feature_name(name):
+        yield Violation(path, f"want {FEATURE_NAME_RULE}; got {echo(name)}")
     elif name in seen:
         yield Violation(path, f"want a name of its own, got {echo(name)} again")
     seen.add(name)

@@ -1,10 +1,9 @@
 """Shares of the traffic: who gets how much, which buckets, and what becomes of the others."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from services.common import names
 from services.common.errors import Violation, echo
@@ -13,18 +12,22 @@ from services.registry.domain.catalog import check_etag, require
 from services.registry.domain.failure import DeploymentNotReady, InvalidRequest, ResourceNotFound
 from services.registry.domain.ports import Change, Selection, Store
 from services.registry.domain.replica import State, derive_state
-from services.registry.domain.resource import Deployment, Environment, Model, Route, Variant
+from services.registry.domain.resource import Deployment, Environment, FallbackRung, Model, Route, Variant
+from services.registry.domain.route_check import VARIANT_LIMIT
 
-VARIANT_LIMIT: Final = 32
 SALT_LIMIT_CHARS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class RouteUpdate:
-    """What should change of a route; None: the variants stay. An empty salt or etag means: whatever it is now."""
+    """What should change of a route: variants, None when they stay, and other values by field name.
+
+    An empty salt or etag means: whatever it is now.
+    """
 
     name: str
     variants: tuple[Variant, ...] | None
+    values: Mapping[str, Any] = field(default_factory=dict)
     salt: str = ""
     etag: str = ""
 
@@ -64,30 +67,6 @@ def place(held: Sequence[Variant], wanted: Sequence[Variant]) -> tuple[Variant, 
         {variant.name: variant.buckets for variant in held}, {variant.name: variant.weight for variant in wanted}
     )
     return tuple(replace(variant, buckets=ranges[variant.name]) for variant in wanted)
-
-
-def check_variants(variants: Sequence[Variant], path: str) -> list[Violation]:
-    """Return what is wrong with the variants of a route, whatever is deployed; an empty name is given one later."""
-    if not 1 <= len(variants) <= VARIANT_LIMIT:
-        return [Violation(path, f"want 1 to {VARIANT_LIMIT}, got {len(variants)}")]
-    found = [wrong for index, variant in enumerate(variants) for wrong in _check_variant(variant, f"{path}[{index}]")]
-    for name, count in Counter(variant.name.lower() for variant in variants if variant.name).items():
-        if count > 1:
-            found.append(Violation(path, f"want names that differ in more than case, got {echo(name)} {count} times"))
-    total = sum(variant.weight for variant in variants)
-    if total != BUCKET_COUNT:
-        found.append(Violation(path, f"want weights that add up to {BUCKET_COUNT}, got {total}"))
-    return found
-
-
-def _check_variant(variant: Variant, path: str) -> list[Violation]:
-    wrong = [names.DEPLOYMENT.violation(variant.deployment, f"{path}.deployment")]
-    if variant.name:
-        wrong.append(names.id_violation(variant.name, f"{path}.name"))
-    if not 0 <= variant.weight <= BUCKET_COUNT:
-        want = f"want 0 to {BUCKET_COUNT}, got {variant.weight}"
-        wrong.append(Violation(f"{path}.weight_basis_points", want))
-    return [violation for violation in wrong if violation is not None]
 
 
 def variant_name(deployment: Deployment, taken: Sequence[str]) -> str:
@@ -151,14 +130,22 @@ async def update_route(change: Change, update: RouteUpdate) -> Route:
     if update.salt not in ("", route.salt):
         wrong = Violation("route.salt", f"want {echo(route.salt)}, which was set once; got {echo(update.salt)}")
         raise InvalidRequest([wrong])
-    if update.variants is None:
+    values = dict(update.values)
+    if update.variants is not None:
+        values["variants"] = place(route.variants, await _checked(change, route, update.variants))
+    await _refuse_foreign_rungs(change, route, values.get("fallback", ()))
+    if replace(route, **values) == route:
         return route
-    variants = place(route.variants, await _checked(change, route, update.variants))
-    if variants == route.variants:
-        return route
-    changed = replace(route, variants=variants, update_time=change.now, etag=change.etag)
+    changed = replace(route, **values, update_time=change.now, etag=change.etag)
     await change.put(changed)
     return changed
+
+
+async def _refuse_foreign_rungs(change: Change, route: Route, rungs: Sequence[FallbackRung]) -> None:
+    for rung in rungs:
+        deployment = await change.find(Deployment, rung.deployment) if rung.deployment else None
+        if rung.deployment and (deployment is None or deployment.route != route.name):
+            raise DeploymentNotReady(rung.deployment, f"is no deployment for {route.name}")
 
 
 async def _first_route(change: Change, update: RouteUpdate) -> Route:

@@ -47,6 +47,12 @@ def is_version_name(key: str) -> bool:
     return names.VERSION.violation(key) is None and is_version_id(version_id) and len(version_id) <= _MOST_DIGITS
 
 
+def is_binding_key(key: str) -> bool:
+    """Return whether a key is a version and one of its features."""
+    version, _, feature = key.partition(" ")
+    return is_version_name(version) and bool(feature)
+
+
 def is_sequence(key: str) -> bool:
     """Return whether a key is a place in the log of changes."""
     return is_version_id(key) and len(key) <= _MOST_DIGITS

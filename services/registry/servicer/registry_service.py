@@ -28,7 +28,7 @@ from services.registry.convert.resource import (
 from services.registry.convert.version_draft import version_draft, with_sizes
 from services.registry.domain import catalog, deploying, traffic
 from services.registry.domain.log import verify_log
-from services.registry.domain.ports import ArtifactStore, Change, Selection, Store
+from services.registry.domain.ports import ArtifactStore, Change, FeatureGate, Selection, Store
 from services.registry.domain.resource import Deployment, Environment, Model, ModelVersion, Route
 from services.registry.domain.traffic import route_as_of
 from services.registry.domain.upload import artifact_sizes
@@ -41,7 +41,8 @@ _PREDICT_PATH = "/v1/predict"
 class RegistryServicer:
     """One method for each RPC of RegistryService."""
 
-    def __init__(self, store: Store, artifacts: ArtifactStore) -> None:
+    def __init__(self, store: Store, artifacts: ArtifactStore, features: FeatureGate) -> None:
+        self._features = features
         self._store = store
         self._artifacts = artifacts
 
@@ -154,10 +155,10 @@ class RegistryServicer:
 
     async def DeployModel(self, request: pb.DeployModelRequest, call: Call) -> pb.DeployModelResponse:
         """Ask that a version be loaded and given a share of the traffic."""
-        order = deploy_order(request)
+        order, pins = deploy_order(request), None
 
         async def work(change: Change) -> pb.DeployModelResponse:
-            deployment = deployment_with_state(await deploying.deploy(change, order), ())
+            deployment = deployment_with_state(await deploying.deploy(change, order, pins), ())
             return pb.DeployModelResponse(
                 deployment_id=deployment.name.rpartition("/")[2],
                 status=deployment.state,
@@ -165,7 +166,12 @@ class RegistryServicer:
                 deployment=deployment,
             )
 
-        return await once(self._store, request, call, pb.DeployModelResponse, work)
+        # Features are asked outside of the transaction, and again only when an alias has moved meanwhile.
+        while True:
+            try:
+                return await once(self._store, request, call, pb.DeployModelResponse, work)
+            except deploying.FeatureCheckNeeded as needed:
+                pins = await deploying.check_features(self._features, needed.version)
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, call: Call) -> pb.GetDeploymentResponse:
         """Give a deployment with its state as it is now."""

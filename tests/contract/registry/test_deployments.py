@@ -17,7 +17,7 @@ from interlock.registry.v1.deployment_pb2 import (
     BatchingPolicy,
 )
 
-from tests.fakes.registry_service import Registry, a_signature, new_id, refused, seconds, weights
+from tests.fakes.registry_service import Registry, new_id, refused, seconds, weights
 
 SERVICE = "interlock.registry.v1.RegistryService"
 CONTROL = "interlock.registry.v1.ControlService"
@@ -122,15 +122,6 @@ async def test_a_version_is_deployed_once_to_a_place(fraud: Registry) -> None:
 async def test_a_repeated_order_deploys_once(fraud: Registry) -> None:
     request = pb.DeployModelRequest(model="fraud", version="1", request_id=new_id())
     assert await fraud.api.DeployModel(request) == await fraud.api.DeployModel(request)
-
-
-async def test_features_of_a_view_are_not_acted_upon_yet(fraud: Registry) -> None:
-    signature = a_signature()
-    signature.features[0].source = "customer.amount"
-    await fraud.create_version(signature=signature)
-    with refused(grpc.StatusCode.UNIMPLEMENTED, "NOT_ACTED_UPON") as seen:
-        await fraud.deploy("3")
-    assert "amount" in seen[0].message
 
 
 @pytest.mark.rpc(f"{SERVICE}/GetDeployment", "happy")

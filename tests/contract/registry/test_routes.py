@@ -1,7 +1,9 @@
 """Routes: who gets how much of the traffic, and which buckets."""
 
 import asyncio
+import math
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -10,16 +12,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.registry.v1 import registry_service_pb2 as pb
 from interlock.registry.v1.deployment_pb2 import DEPLOYMENT_STATE_LOADING
 from interlock.registry.v1.route_pb2 import (
-    FEATURE_FAILURE_POLICY_REFUSE,
+    FEATURE_FAILURE_POLICY_FALLBACK,
     CachePolicy,
     FallbackLadder,
+    FallbackRung,
     Guardrail,
     Route,
     ShadowPolicy,
     Variant,
 )
 
-from tests.fakes.registry_service import Registry, buckets, new_id, refused, variants, weights
+from tests.fakes.registry_service import Registry, buckets, new_id, refused, seconds, variants, weights
 
 SERVICE = "interlock.registry.v1.RegistryService"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -162,15 +165,77 @@ async def test_fields_that_nobody_acts_upon_are_refused(registry: Registry) -> N
     given: list[dict[str, object]] = [
         {"layer": "checkout"},
         {"shadow": ShadowPolicy(deployment="deployments/x")},
-        {"fallback": FallbackLadder()},
         {"cache": CachePolicy()},
-        {"feature_failure_policy": FEATURE_FAILURE_POLICY_REFUSE},
         {"guardrails": [Guardrail(metric="error_rate")]},
     ]
     for fields in given:
         with refused(grpc.StatusCode.UNIMPLEMENTED, "NOT_ACTED_UPON") as seen:
             await registry.set_route(*variants(fraud_1_production=10_000), **fields)
         assert seen[0].metadata["field"] == f"route.{next(iter(fields))}"
+    cached = FallbackLadder(rungs=[FallbackRung(static_prediction=1), FallbackRung(cached_max_age=seconds(5))])
+    with refused(grpc.StatusCode.UNIMPLEMENTED, "NOT_ACTED_UPON") as seen:
+        await registry.set_route(fallback=cached)
+    assert seen[0].metadata["field"] == "route.fallback.rungs[1].cached_max_age"
+
+
+async def test_a_route_says_what_answers_when_features_or_inference_fail(registry: Registry) -> None:
+    await registry.serve_versions(None, 0)
+    rungs = [FallbackRung(deployment="deployments/fraud-2-production"), FallbackRung(static_prediction=0.5)]
+    policies: dict[str, Any] = {
+        "fallback": FallbackLadder(rungs=rungs),
+        "feature_failure_policy": FEATURE_FAILURE_POLICY_FALLBACK,
+        "redacted_features": ["amount", "age"],
+    }
+    answer = await registry.set_route(**policies)
+    assert weights(answer.route) == {"1": 10_000}, "what is not named stays"
+    stored = await registry.route()
+    assert stored == answer.route
+    assert stored.fallback == policies["fallback"]
+    assert stored.feature_failure_policy == FEATURE_FAILURE_POLICY_FALLBACK
+    assert list(stored.redacted_features) == ["amount", "age"]
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "DEPLOYMENT_IN_USE"):
+        await registry.api.DeleteDeployment(pb.DeleteDeploymentRequest(name="deployments/fraud-2-production"))
+    request = pb.UpdateRouteRequest(
+        route=Route(name=NAME), update_mask=FieldMask(paths=["fallback", "feature_failure_policy"])
+    )
+    cleared = (await registry.api.UpdateRoute(request)).route
+    assert not cleared.HasField("fallback")
+    assert not cleared.feature_failure_policy
+    assert list(cleared.redacted_features) == ["amount", "age"]
+    await registry.api.DeleteDeployment(pb.DeleteDeploymentRequest(name="deployments/fraud-2-production"))
+
+
+async def test_wrong_policies_of_a_route_are_refused_with_every_field(registry: Registry) -> None:
+    await registry.serve_versions(None)
+    rungs = [FallbackRung(deployment="fraud"), FallbackRung(), FallbackRung(static_prediction=math.nan)]
+    with refused(INVALID, "INVALID_FIELD") as seen:
+        await registry.set_route(
+            fallback=FallbackLadder(rungs=rungs),
+            feature_failure_policy=77,
+            redacted_features=["amount", "amount", "no name"],
+        )
+    assert set(seen[0].violations) == {
+        "route.fallback.rungs[0].deployment",
+        "route.fallback.rungs[1].deployment",
+        "route.fallback.rungs[2].static_prediction",
+        "route.feature_failure_policy",
+        "route.redacted_features",
+        "route.redacted_features[2]",
+    }
+    with refused(INVALID, "INVALID_FIELD"):
+        await registry.set_route(fallback=FallbackLadder(rungs=[FallbackRung(static_prediction=1)] * 9))
+
+
+async def test_a_rung_belongs_to_the_model_and_environment_of_its_route(registry: Registry) -> None:
+    await registry.serve_versions(None)
+    await registry.create_model("other")
+    await registry.create_version("other")
+    await registry.deploy(model="other")
+    await registry.deploy(environment="dev")
+    for foreign in ("none", "other-1-production", "fraud-1-dev"):
+        rung = FallbackRung(deployment=f"deployments/{foreign}")
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "DEPLOYMENT_NOT_READY"):
+            await registry.set_route(fallback=FallbackLadder(rungs=[rung]))
 
 
 async def test_one_of_two_who_change_the_same_route_is_told(registry: Registry) -> None:

@@ -2,22 +2,31 @@
 
 import math
 import random
+from datetime import timedelta
 from fractions import Fraction
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.features.domain.aggregates import (
-    Aggregate,
-    AggregateFunction,
     AggregateValue,
     Event,
+    check_aggregates,
     combine,
     compute_aggregate,
     events_in_time,
     exact_mean,
     exact_parts,
     exact_sum,
+)
+from services.features.domain.definitions import (
+    Aggregate,
+    AggregateFunction,
+    AggregateSource,
+    EventField,
+    Feature,
+    FeatureType,
+    FeatureView,
 )
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -28,7 +37,9 @@ def event(event_id: str, time: int, known_at: int | None = None, **values: float
 
 
 def aggregate(function: AggregateFunction, field: str = "x", window: int = 10, last: int = 0) -> Aggregate:
-    return Aggregate("f", function, field, window, last)
+    return Aggregate(
+        feature="f", function=function, field=field, window=timedelta(microseconds=window), last_count=last
+    )
 
 
 COUNT = aggregate(AggregateFunction.COUNT, "")
@@ -65,7 +76,7 @@ def test_an_event_without_the_field_counts_as_an_event_only() -> None:
 def test_the_last_values_come_newest_first_by_both_clocks() -> None:
     events = [event("a", 95, 97, x="old"), event("b", 95, 99, x="corrected"), event("c", 94, 94, x="oldest")]
     last = compute_aggregate(aggregate(AggregateFunction.LAST_N, last=2), events, 100)
-    assert last == AggregateValue(["corrected", "old"], 95, 99)
+    assert last == AggregateValue(("corrected", "old"), 95, 99)
 
 
 def test_whole_numbers_are_added_as_such_and_a_sum_that_does_not_fit_is_none() -> None:
@@ -97,3 +108,40 @@ def test_the_sum_of_numbers_is_the_true_sum_rounded_once_in_any_order_and_groupi
     assert sum(map(Fraction, parts)) == true
     assert combine(aggregate(AggregateFunction.SUM), len(values), parts or [0.0]) == want
     assert not any(math.isinf(part) for part in parts)
+
+
+def test_aggregates_fields_and_features_must_fit_together() -> None:
+    fields = (EventField("delay", FeatureType.DOUBLE), EventField("gate", FeatureType.STRING))
+    day = timedelta(days=1)
+    wanted = {
+        "n": (FeatureType.INT64, False, AggregateFunction.COUNT, "delay"),
+        "mean": (FeatureType.INT64, False, AggregateFunction.MEAN, "delay"),
+        "most": (FeatureType.STRING, False, AggregateFunction.MAXIMUM, "gate"),
+        "last": (FeatureType.STRING, False, AggregateFunction.LAST_N, "gate"),
+        "sum": (FeatureType.DOUBLE, False, AggregateFunction.SUM, "nothing"),
+        "fine": (FeatureType.DOUBLE, False, AggregateFunction.SUM, "delay"),
+    }
+    view = FeatureView(
+        id="v",
+        entities=("carrier",),
+        features=(
+            *(Feature(name=name, type=kind, is_list=lists) for name, (kind, lists, _, _) in wanted.items()),
+            Feature(name="alone", type=FeatureType.INT64),
+        ),
+        source=AggregateSource(
+            fields,
+            (
+                *tuple(Aggregate(feature=n, function=f, field=x, window=day) for n, (_, _, f, x) in wanted.items()),
+                Aggregate(feature="other", function=AggregateFunction.COUNT, window=day),
+            ),
+        ),
+    )
+    assert {wrong.field: wrong.description for wrong in check_aggregates(view)} == {
+        "aggregate_source.aggregates": 'want one for "alone", got none',
+        'aggregate_source.aggregates["n"].field': 'want none for COUNT, got "delay"',
+        'aggregate_source.aggregates["mean"].feature': "want type DOUBLE for MEAN, got INT64",
+        'aggregate_source.aggregates["most"].field': "want a field whose type MAXIMUM can use, got STRING",
+        'aggregate_source.aggregates["last"].feature': "want is_list for LAST_N only, got false",
+        'aggregate_source.aggregates["sum"].field': 'want the name of a field, got "nothing"',
+        'aggregate_source.aggregates["other"].feature': 'want the name of a feature, got "other"',
+    }

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from services.registry.domain.bucket import BUCKET_COUNT
 from services.registry.domain.resource import Deployment, DeviceClass, Variant
-from services.registry.domain.traffic import VARIANT_LIMIT, give_weight, place, room_for, shrink, variant_name
+from services.registry.domain.route_check import VARIANT_LIMIT
+from services.registry.domain.traffic import give_weight, place, room_for, shrink, variant_name
 from tests.unit.registry.builders import NOW
 
 

@@ -63,6 +63,8 @@ class _RegistryErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_R
     """ALREADY_EXISTS: the request_id was used with another body."""
     REGISTRY_ERROR_REASON_STORAGE_FULL: _RegistryErrorReason.ValueType  # 14
     """RESOURCE_EXHAUSTED: the disk is full."""
+    REGISTRY_ERROR_REASON_SIGNATURE_UNSATISFIED: _RegistryErrorReason.ValueType  # 15
+    """FAILED_PRECONDITION: no feature view gives what the version fetches; BadRequest lists each feature."""
 
 class RegistryErrorReason(_RegistryErrorReason, metaclass=_RegistryErrorReasonEnumTypeWrapper):
     """Lists why the registry refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -97,6 +99,8 @@ REGISTRY_ERROR_REASON_REQUEST_ID_REUSED: RegistryErrorReason.ValueType  # 13
 """ALREADY_EXISTS: the request_id was used with another body."""
 REGISTRY_ERROR_REASON_STORAGE_FULL: RegistryErrorReason.ValueType  # 14
 """RESOURCE_EXHAUSTED: the disk is full."""
+REGISTRY_ERROR_REASON_SIGNATURE_UNSATISFIED: RegistryErrorReason.ValueType  # 15
+"""FAILED_PRECONDITION: no feature view gives what the version fetches; BadRequest lists each feature."""
 Global___RegistryErrorReason: _TypeAlias = RegistryErrorReason  # noqa: Y015
 
 @_typing.final

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from interlock.registry.v1alpha1 import lineage_pb2 as interlock_dot_registry_dot_v1alpha1_dot_lineage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1interlock/registry/v1alpha1/lineage_service.proto\x12\x1binterlock.registry.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)interlock/registry/v1alpha1/lineage.proto\"d\n\x11GetLineageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmax_depth\x18\x02 \x01(\x05\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x99\x01\n\x12GetLineageResponse\x12\x37\n\x05nodes\x18\x01 \x03(\x0b\x32(.interlock.registry.v1alpha1.LineageNode\x12\x37\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32(.interlock.registry.v1alpha1.LineageEdge\x12\x11\n\ttruncated\x18\x03 \x01(\x08\"n\n\x1cListFeatureDependentsRequest\x12\x10\n\x08\x66\x65\x61tures\x18\x01 \x03(\t\x12\x15\n\rdeployed_only\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"{\n\x1dListFeatureDependentsResponse\x12\x41\n\ndependents\x18\x01 \x03(\x0b\x32-.interlock.registry.v1alpha1.FeatureDependent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x10\x46\x65\x61tureDependent\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x10\n\x08\x64\x65ployed\x18\x03 \x01(\x08\x32\x9a\x02\n\x0eLineageService\x12r\n\nGetLineage\x12..interlock.registry.v1alpha1.GetLineageRequest\x1a/.interlock.registry.v1alpha1.GetLineageResponse\"\x03\x90\x02\x01\x12\x93\x01\n\x15ListFeatureDependents\x12\x39.interlock.registry.v1alpha1.ListFeatureDependentsRequest\x1a:.interlock.registry.v1alpha1.ListFeatureDependentsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1interlock/registry/v1alpha1/lineage_service.proto\x12\x1binterlock.registry.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)interlock/registry/v1alpha1/lineage.proto\"d\n\x11GetLineageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmax_depth\x18\x02 \x01(\x05\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x99\x01\n\x12GetLineageResponse\x12\x37\n\x05nodes\x18\x01 \x03(\x0b\x32(.interlock.registry.v1alpha1.LineageNode\x12\x37\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32(.interlock.registry.v1alpha1.LineageEdge\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32\x84\x01\n\x0eLineageService\x12r\n\nGetLineage\x12..interlock.registry.v1alpha1.GetLineageRequest\x1a/.interlock.registry.v1alpha1.GetLineageResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LINEAGESERVICE'].methods_by_name['GetLineage']._loaded_options = None
   _globals['_LINEAGESERVICE'].methods_by_name['GetLineage']._serialized_options = b'\220\002\001'
-  _globals['_LINEAGESERVICE'].methods_by_name['ListFeatureDependents']._loaded_options = None
-  _globals['_LINEAGESERVICE'].methods_by_name['ListFeatureDependents']._serialized_options = b'\220\002\001'
   _globals['_GETLINEAGEREQUEST']._serialized_start=158
   _globals['_GETLINEAGEREQUEST']._serialized_end=258
   _globals['_GETLINEAGERESPONSE']._serialized_start=261
   _globals['_GETLINEAGERESPONSE']._serialized_end=414
-  _globals['_LISTFEATUREDEPENDENTSREQUEST']._serialized_start=416
-  _globals['_LISTFEATUREDEPENDENTSREQUEST']._serialized_end=526
-  _globals['_LISTFEATUREDEPENDENTSRESPONSE']._serialized_start=528
-  _globals['_LISTFEATUREDEPENDENTSRESPONSE']._serialized_end=651
-  _globals['_FEATUREDEPENDENT']._serialized_start=653
-  _globals['_FEATUREDEPENDENT']._serialized_end=730
-  _globals['_LINEAGESERVICE']._serialized_start=733
-  _globals['_LINEAGESERVICE']._serialized_end=1015
+  _globals['_LINEAGESERVICE']._serialized_start=417
+  _globals['_LINEAGESERVICE']._serialized_end=549
 # @@protoc_insertion_point(module_scope)

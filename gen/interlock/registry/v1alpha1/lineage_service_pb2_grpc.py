@@ -44,11 +44,6 @@ class LineageServiceStub:
                 request_serializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.GetLineageRequest.SerializeToString,
                 response_deserializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.GetLineageResponse.FromString,
                 _registered_method=True)
-        self.ListFeatureDependents = channel.unary_unary(
-                '/interlock.registry.v1alpha1.LineageService/ListFeatureDependents',
-                request_serializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.ListFeatureDependentsRequest.SerializeToString,
-                response_deserializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.ListFeatureDependentsResponse.FromString,
-                _registered_method=True)
 
 
 class LineageServiceServicer:
@@ -66,13 +61,6 @@ class LineageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListFeatureDependents(self, request, context):
-        """Lists versions whose signature reads a feature. The features service asks before it changes one.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_LineageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,11 +68,6 @@ def add_LineageServiceServicer_to_server(servicer, server):
                     servicer.GetLineage,
                     request_deserializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.GetLineageRequest.FromString,
                     response_serializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.GetLineageResponse.SerializeToString,
-            ),
-            'ListFeatureDependents': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListFeatureDependents,
-                    request_deserializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.ListFeatureDependentsRequest.FromString,
-                    response_serializer=interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.ListFeatureDependentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -119,33 +102,6 @@ class LineageService:
             '/interlock.registry.v1alpha1.LineageService/GetLineage',
             interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.GetLineageRequest.SerializeToString,
             interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.GetLineageResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListFeatureDependents(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/interlock.registry.v1alpha1.LineageService/ListFeatureDependents',
-            interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.ListFeatureDependentsRequest.SerializeToString,
-            interlock_dot_registry_dot_v1alpha1_dot_lineage__service__pb2.ListFeatureDependentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

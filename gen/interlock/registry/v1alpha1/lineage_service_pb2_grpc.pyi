@@ -40,8 +40,6 @@ class LineageServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LineageServiceAsyncStub: ...
     GetLineage: _grpc.UnaryUnaryMultiCallable[_lineage_service_pb2.GetLineageRequest, _lineage_service_pb2.GetLineageResponse]
     """Gives what a resource came from and what came from it."""
-    ListFeatureDependents: _grpc.UnaryUnaryMultiCallable[_lineage_service_pb2.ListFeatureDependentsRequest, _lineage_service_pb2.ListFeatureDependentsResponse]
-    """Lists versions whose signature reads a feature. The features service asks before it changes one."""
 
 @_typing.type_check_only
 class LineageServiceAsyncStub(LineageServiceStub):
@@ -55,8 +53,6 @@ class LineageServiceAsyncStub(LineageServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetLineage: _aio.UnaryUnaryMultiCallable[_lineage_service_pb2.GetLineageRequest, _lineage_service_pb2.GetLineageResponse]  # type: ignore[assignment]
     """Gives what a resource came from and what came from it."""
-    ListFeatureDependents: _aio.UnaryUnaryMultiCallable[_lineage_service_pb2.ListFeatureDependentsRequest, _lineage_service_pb2.ListFeatureDependentsResponse]  # type: ignore[assignment]
-    """Lists versions whose signature reads a feature. The features service asks before it changes one."""
 
 class LineageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells where things come from and what depends on them.
@@ -73,13 +69,5 @@ class LineageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lineage_service_pb2.GetLineageResponse, _abc.Awaitable[_lineage_service_pb2.GetLineageResponse]]:
         """Gives what a resource came from and what came from it."""
-
-    @_abc_1.abstractmethod
-    def ListFeatureDependents(
-        self,
-        request: _lineage_service_pb2.ListFeatureDependentsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_lineage_service_pb2.ListFeatureDependentsResponse, _abc.Awaitable[_lineage_service_pb2.ListFeatureDependentsResponse]]:
-        """Lists versions whose signature reads a feature. The features service asks before it changes one."""
 
 def add_LineageServiceServicer_to_server(servicer: LineageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

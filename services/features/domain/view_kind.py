@@ -1,0 +1,24 @@
+"""Which code reads and writes a view: the one place that knows all kinds."""
+
+from collections.abc import Sequence
+
+from services.features.domain.catalog import CompiledFeature, CompiledView
+from services.features.domain.definitions import BatchSource, PushSource
+from services.features.domain.plain_view import PlainReader, PlainWriter
+from services.features.domain.ports import ViewReader, ViewWriter
+
+
+def make_reader(view: CompiledView, features: Sequence[CompiledFeature]) -> ViewReader:
+    """Return the reader of some features of a view, each once."""
+    match view.definition.source:
+        case PushSource() | BatchSource():
+            return PlainReader(view, features)
+    raise TypeError(f"nothing reads a view with the source {type(view.definition.source).__name__}")
+
+
+def make_writer(view: CompiledView) -> ViewWriter | None:
+    """Return the writer of a view; None for one that keeps nothing, because it is computed on demand."""
+    match view.definition.source:
+        case PushSource() | BatchSource():
+            return PlainWriter(view)
+    return None

@@ -1,0 +1,215 @@
+"""What a drift statistic looks like without drift: chance, time of day and autocorrelation."""
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from services.monitor.domain.drift_metric import DriftMetric, measure_counts
+from services.monitor.domain.profile import FloatArray, Histogram, merge_histograms
+
+DAY_S: Final = 86_400.0
+MINIMUM_BLOCKS: Final = 8
+"""Blocks of the same time of day from which their own spread is the null."""
+DRAWS: Final = 400
+_NORMAL_DF: Final = 1_000.0
+
+
+class NullSource(enum.StrEnum):
+    """Where the null distribution came from."""
+
+    SAME_HOURS = "same_hours"
+    """The same hours of at least eight days before."""
+    DESIGN_EFFECT = "design_effect"
+    """Sampling, with the spread between windows taken into account."""
+    SAMPLING = "sampling"
+    """Sampling alone: there is one window and nothing before it, so autocorrelation is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The values of one window."""
+
+    start_s: float
+    """Seconds since 1970 UTC."""
+    histogram: Histogram
+    is_drifted: bool = False
+    """Whether it was found to have drifted; such a window does not tell what is usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    """Distribution of a statistic without drift: Student's t around `centre` on the metric's own scale."""
+
+    metric: DriftMetric
+    centre: float
+    spread: float
+    degrees_of_freedom: float
+
+    def p_value(self, value: float) -> float:
+        """Return the probability of a value at least as large."""
+        if self.spread <= 0:
+            return 1.0 if scale(self.metric, np.array(value)) <= self.centre else 0.0
+        score = (float(scale(self.metric, np.array(value))) - self.centre) / self.spread
+        return float(stdtr(self.degrees_of_freedom, -score))
+
+    def quantile(self, level: float) -> float:
+        """Return the value that is exceeded with probability 1 - level."""
+        return _unscale(self.metric, self.centre + self.spread * float(stdtrit(self.degrees_of_freedom, level)))
+
+
+@dataclass(frozen=True, slots=True)
+class NullModel:
+    """How much windows differ without drift."""
+
+    source: NullSource
+    design_effect: float
+    """How many values of the scope tell as much as one independent value, 1 or more."""
+    blocks: tuple[Histogram, ...]
+    """The same hours of the days before; empty unless they are the null."""
+    degrees_of_freedom: float
+
+
+def scale(metric: DriftMetric, values: FloatArray) -> FloatArray:
+    """Return values on a scale on which they are about normal without drift.
+
+    PSI, squared Jensen-Shannon and squared V are about chi-square over n: cube roots are normal (Wilson and Hilferty, The
+    distribution of chi-square, 1931). Kolmogorov's and the Wasserstein distance are about log-normal.
+    """
+    match metric:
+        case DriftMetric.PSI:
+            return np.cbrt(values)
+        case DriftMetric.JENSEN_SHANNON | DriftMetric.CHI_SQUARE:
+            return np.cbrt(np.square(values))
+        case _:
+            return np.log(np.maximum(values, 1e-300))
+
+
+def fit_null(
+    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
+) -> Null:
+    """Return the null of a statistic between the reference and the scope."""
+    if model.source is NullSource.SAME_HOURS:
+        return _null_of_blocks(metric, reference, current, model, random)
+    counts = _predicted_counts(reference, current, model, random)
+    drawn = scale(metric, measure_counts(metric, reference, current, counts))
+    return Null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
+
+
+def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> NullModel:
+    """Return how much windows differ without drift, from those of the scope and those before it.
+
+    With `MINIMUM_BLOCKS` blocks as long as the scope and at the same time of day, none of them drifted, their own spread
+    is the null. Else the spread between windows gives a design effect (Kish, Survey sampling, 1965): a feature that
+    follows the hour differs so much between windows that a window counts as one observation.
+    """
+    blocks = _same_hours(windows, past, window_s)
+    if len(blocks) >= MINIMUM_BLOCKS:
+        effect, _ = _design_effect(blocks, _typical_size(blocks))
+        return NullModel(NullSource.SAME_HOURS, effect, tuple(blocks), len(blocks) - 1.0)
+    usual = [window for window in past if not window.is_drifted]
+    compared = usual if len(usual) >= 2 else past if len(past) >= 2 else [*past, *windows]
+    filled = [window.histogram for window in compared if window.histogram.total > 0]
+    size = _typical_size([window.histogram for window in windows if window.histogram.total > 0])
+    if len(filled) < 2:
+        return NullModel(NullSource.SAMPLING, 1.0, (), _NORMAL_DF)
+    effect, degrees_of_freedom = _design_effect(filled, size)
+    return NullModel(NullSource.DESIGN_EFFECT, effect, (), degrees_of_freedom)
+
+
+def _null_of_blocks(
+    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
+) -> Null:
+    """Fit the statistic of the blocks, each thinned to the scope's number of values."""
+    drawn = []
+    for block in model.blocks:
+        # A block with more values than the scope has less noise; a part of it, drawn without replacement, has as much.
+        whole = np.rint(block.counts * (block.effective_count / block.total)).astype(np.int64)
+        size = max(1, min(int(whole.sum()), round(current.effective_count)))
+        draws = math.ceil(DRAWS / len(model.blocks)) if size < whole.sum() else 1
+        counts = random.multivariate_hypergeometric(whole, size, draws, method="marginals")
+        values = scale(metric, measure_counts(metric, reference, current, counts.astype(np.float64)))
+        drawn.append((float(values.mean()), float(values.var())))
+    means, variances = np.array(drawn).T
+    spread = math.sqrt(means.var(ddof=1) + variances.mean())
+    # A new observation differs from the mean of m by 1 + 1/m variances.
+    predictive = spread * math.sqrt(1 + 1 / means.size)
+    return Null(metric, float(means.mean()), predictive, model.degrees_of_freedom)
+
+
+def _predicted_counts(
+    reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
+) -> FloatArray:
+    """Draw counts of a scope without drift: the reference is a sample too, so its shares are drawn first."""
+    effect = model.design_effect
+    if math.isfinite(model.degrees_of_freedom) and model.source is NullSource.DESIGN_EFFECT:
+        freedom = model.degrees_of_freedom
+        effects = np.maximum(effect * freedom / random.chisquare(freedom, DRAWS), 1.0)
+    else:
+        effects = np.full(DRAWS, effect)
+    sizes = np.maximum(np.rint(current.effective_count / effects), 1).astype(np.int64)
+    shares = random.dirichlet(reference.counts * (reference.effective_count / reference.total) + 1e-9, DRAWS)
+    return np.asarray(random.multinomial(sizes, _normalised(shares)), dtype=np.float64)
+
+
+def _same_hours(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> list[Histogram]:
+    """Return the undrifted blocks as long as the scope, whole days before it, that have at least half of its windows."""
+    if not windows or not past:
+        return []
+    start = min(window.start_s for window in windows)
+    length = max(window.start_s for window in windows) + window_s - start
+    period = DAY_S * math.ceil(length / DAY_S)
+    grouped: dict[int, list[Window]] = {}
+    for window in past:
+        ago = math.ceil((start - window.start_s) / period - 1e-9)
+        if ago >= 1 and window.histogram.total > 0 and window.start_s < start - ago * period + length:
+            grouped.setdefault(ago, []).append(window)
+    needed = math.ceil(len(windows) / 2)
+    return [
+        merge_histograms([window.histogram for window in group])
+        for _, group in sorted(grouped.items())
+        if len(group) >= needed and not any(window.is_drifted for window in group)
+    ]
+
+
+def _design_effect(histograms: Sequence[Histogram], size: float) -> tuple[float, float]:
+    """Return the design effect of windows of the given size, and the degrees of freedom it was estimated with.
+
+    Pearson's chi-square of the table windows x bins over its degrees of freedom estimates 1 + (n - 1) rho (Rao and Scott,
+    The analysis of categorical data from complex sample surveys, 1981).
+    """
+    counts = np.array([item.counts * (item.effective_count / item.total) for item in histograms])
+    counts = counts[:, counts.sum(axis=0) > 0]
+    rows, columns = counts.shape
+    freedom = (rows - 1) * (columns - 1)
+    if freedom < 1:
+        return 1.0, _NORMAL_DF
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    found = float(((counts - expected) ** 2 / expected).sum()) / freedom
+    typical = _typical_size(histograms)
+    correlation = max(found - 1, 0.0) / max(typical - 1, 1.0)
+    return 1 + max(size - 1, 0.0) * correlation, float(freedom)
+
+
+def _typical_size(histograms: Sequence[Histogram]) -> float:
+    sizes = np.array([item.effective_count for item in histograms])
+    return float((sizes**2).sum() / sizes.sum()) if sizes.size and sizes.sum() > 0 else 0.0
+
+
+def _normalised(shares: FloatArray) -> FloatArray:
+    # Multinomial wants a sum of at most 1, rounding included.
+    return np.asarray(shares / (shares.sum(axis=-1, keepdims=True) * (1 + 1e-12)))
+
+
+def _unscale(metric: DriftMetric, value: float) -> float:
+    match metric:
+        case DriftMetric.PSI:
+            return float(max(value, 0.0) ** 3)
+        case DriftMetric.JENSEN_SHANNON | DriftMetric.CHI_SQUARE:
+            return float(max(value, 0.0) ** 1.5)
+        case _:
+            return math.exp(min(value, 700.0))
