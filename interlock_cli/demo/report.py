@@ -21,6 +21,7 @@ class DemoReport:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._elapsed_s = 0.0
 
     def line(self, text: str) -> None:
         """Says something."""
@@ -68,12 +69,16 @@ class DemoReport:
         self.line("*  Brier score of always answering the share of late flights in the version's training data")
         self.line("** Brier score of always answering the share of late flights among the very flights judged")
 
-    def answers(self, answers: Sequence[Answer], elapsed_s: float) -> None:
+    def took(self, elapsed_s: float) -> None:
+        """Adds to the time that answers took."""
+        self._elapsed_s += elapsed_s
+
+    def answers(self, answers: Sequence[Answer]) -> None:
         """Says how fast the answers came."""
         median, tail = (1000 * value for value in np.quantile([answer.latency_s for answer in answers], (0.5, 0.99)))
-        rate = len(answers) / elapsed_s
+        rate = len(answers) / self._elapsed_s
         self.done(
-            f"{len(answers):,} later flights through the REST door in {elapsed_s:.1f} s: "
+            f"{len(answers):,} flights through the REST door in {self._elapsed_s:.1f} s: "
             f"{rate:,.0f}/s, p50 {median:.1f} ms, p99 {tail:.1f} ms"
         )
 
