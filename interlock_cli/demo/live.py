@@ -1,10 +1,18 @@
 """What was known when a flight was due to leave: weather at its origin, and delays of flights that had landed by then."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from interlock_cli.demo.data import CATEGORICAL, DELAYS, WEATHER, WEATHER_MAX_AGE, Flights
+
+
+def with_live_features(flights: Flights, history: Flights, weather: pd.DataFrame) -> Flights:
+    """Gives the flights with the features LIVE beside the timetable's."""
+    live = live_features(flights, history, weather)
+    return replace(flights, features=pd.concat([flights.features, live], axis=1))
 
 
 def live_features(flights: Flights, history: Flights, weather: pd.DataFrame) -> pd.DataFrame:

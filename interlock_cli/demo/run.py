@@ -1,7 +1,7 @@
 """`interlock demo`: from the flights to two versions in service, the second on live features, and how good they are."""
 
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from interlock_cli.demo.data import (
     load_weather,
 )
 from interlock_cli.demo.failure import DemoFailed
-from interlock_cli.demo.live import live_features
+from interlock_cli.demo.live import with_live_features
 from interlock_cli.demo.publish import MODEL, Published, publish
 from interlock_cli.demo.record import Played, keep_played, kept_played
 from interlock_cli.demo.replay import (
@@ -91,9 +91,8 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
         with report.doing("registering, deploying, waiting until both versions are READY"):
             published = await publish(client, trained, report.done)
         played = await _played(options, client, published, (sample, flights, weather), report)
-    known = replace(sample, features=pd.concat([sample.features, live_features(sample, flights, weather)], axis=1))
     serving = dict(zip(published.version_ids, trained, strict=True))
-    result = judge_answers(serving, known, played.answers)
+    result = judge_answers(serving, with_live_features(sample, flights, weather), played.answers)
     _show(result, report)
     return result
 
@@ -119,9 +118,7 @@ def _trained(
         from interlock_cli.demo.build import train_version  # noqa: PLC0415
 
         if recipe.live:
-            flights = replace(
-                flights, features=pd.concat([flights.features, live_features(flights, flights, weather)], axis=1)
-            )
+            flights = with_live_features(flights, flights, weather)
         version = train_version(recipe, flights, folder)
         count = version.description.baseline.row_count
         report.done(f"{recipe.name}: trained on {count:,} flights, exported and checked in {seconds():.1f} s")
