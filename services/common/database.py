@@ -34,7 +34,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, service: str, statement_timeout_s: float = 5.0) -> None:
-        self.url = _async_url(url)
+        self.url = async_url(url)
         self._service = service
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._writing = asyncio.Lock()
@@ -74,7 +74,8 @@ class Database:
         await self._writer.dispose()
 
 
-def _async_url(text: str) -> URL:
+def async_url(text: str) -> URL:
+    """Return a URL with the driver that this project uses for its kind of database."""
     url = make_url(text)
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 

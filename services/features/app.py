@@ -1,8 +1,9 @@
 """Puts the features service together: definitions, and the parts that read and write values by them."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from interlock.features.v1 import (
@@ -16,9 +17,23 @@ from services.common.call import Binding
 from services.common.database import Database
 from services.common.migration import open_database
 from services.common.server import Runtime
+from services.common.settings import InvalidSettings
 from services.common.unimplemented import unimplemented_bindings
+from services.features.adapters.definition_store import SqlDefinitionStore, follow
+from services.features.adapters.history import FeatureHistory
+from services.features.adapters.metrics import FeatureMetrics, HistoryMetrics, StoreMetrics
 from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
-from services.features.domain.catalog import Catalog
+from services.features.adapters.online_writer import RedisOnlineWriter
+from services.features.adapters.push_answers import RedisPushAnswers
+from services.features.adapters.redis_link import InvalidRedisUrl, open_link
+from services.features.adapters.redis_store import RedisStore
+from services.features.adapters.registry_client import GrpcVersionRegistry
+from services.features.domain.catalog import Catalog, CompiledView
+from services.features.domain.catch_up import CatchUp
+from services.features.domain.online_read import FeatureReader, ReadPlans
+from services.features.domain.push import Pusher, RowCheck, Writers, now_us
+from services.features.servicer.feature_service import FeatureServicer
+from services.features.servicer.feature_view_service import FeatureViewServicer
 from services.features.settings import Settings
 
 
@@ -31,6 +46,17 @@ class Base:
     stack: AsyncExitStack
     database: Database
     catalog: Catalog
+    on_view_deleted: list[Callable[[CompiledView], Coroutine[Any, Any, None]]] = field(default_factory=list)
+    """Run in the background for each view that an apply has deleted."""
+
+
+@dataclass(frozen=True)
+class Online:
+    """What pushes and reads of values share with jobs that write or read them too."""
+
+    store: RedisStore
+    writer: RedisOnlineWriter
+    history: FeatureHistory
 
 
 @asynccontextmanager
@@ -47,22 +73,103 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             )
         )
         base = Base(settings, runtime, stack, database, Catalog())
-        yield [*await _definitions(base), *await _online(base), *await _offline(base)]
+        definitions = await _definitions(base)
+        online = await _open_online(base)
+        yield [*definitions, *_online(base, online), *await _offline(base, online)]
 
 
 async def _definitions(base: Base) -> Sequence[Binding]:
-    """FeatureViewService."""
-    return unimplemented_bindings(feature_view_service_pb2.DESCRIPTOR)
+    """FeatureViewService, and the catalog that everybody reads."""
+    store, registry = SqlDefinitionStore(base.database), GrpcVersionRegistry(base.settings.registry_address)
+    base.stack.push_async_callback(registry.close)
+    base.catalog.replace((await store.load()).compiled())
+    await base.stack.enter_async_context(
+        in_background(base.runtime, follow(store, base.catalog, base.settings.definition_poll_s), "follow-definitions")
+    )
+
+    async def forget(views: Sequence[CompiledView]) -> None:
+        for view in views:
+            for forget_view in base.on_view_deleted:
+                base.runtime.spawn(forget_view(view), f"forget-{view.id}")
+
+    servicer = FeatureViewServicer(store, base.catalog, registry, forget)
+    return [Binding(_full_name(feature_view_service_pb2, "FeatureViewService"), servicer)]
 
 
-async def _online(base: Base) -> Sequence[Binding]:
-    """FeatureService: the online store, the history, aggregates and expressions."""
-    return unimplemented_bindings(feature_service_pb2.DESCRIPTOR)
+async def _open_online(base: Base) -> Online:
+    """Open the online store and the history; the store catches up with the history in the background."""
+    settings, registry = base.settings, base.runtime.registry
+    history = FeatureHistory(
+        settings.history,
+        settings.state_dir.absolute() / "features" / "log",
+        roll_bytes=settings.features_history_roll_mib * 1024**2,
+        roll_s=settings.features_history_roll_s,
+        backlog_bytes=settings.features_history_backlog_mib * 1024**2,
+        clock_us=now_us,
+        metrics=HistoryMetrics(registry),
+    )
+    await history.open()
+    base.stack.push_async_callback(history.close)
+    behind = history.behind.set
+    try:
+        link = open_link(settings.redis, connect_timeout_s=settings.redis_connect_timeout_s, on_reconnect=behind)
+    except InvalidRedisUrl as error:
+        raise InvalidSettings(f"INTERLOCK_REDIS_URL: {error}") from None
+    base.stack.push_async_callback(link.close)
+    store = RedisStore(
+        link,
+        read_deadline_s=settings.redis_read_deadline_s,
+        write_deadline_s=settings.redis_write_deadline_s,
+        metrics=StoreMetrics(registry),
+        on_back=behind,
+    )
+    writer = RedisOnlineWriter(store, now_us)
+    for work, name in (
+        (history.run(), "history-parts"),
+        (CatchUp(history, writer, base.catalog).run(), "online-store-catch-up"),
+    ):
+        await base.stack.enter_async_context(in_background(base.runtime, work, name))
+    base.on_view_deleted.append(store.delete_view)
+    return Online(store, writer, history)
 
 
-async def _offline(base: Base) -> Sequence[Binding]:
+def _online(base: Base, online: Online) -> Sequence[Binding]:
+    """FeatureService."""
+    settings = base.settings
+    servicer = FeatureServicer(
+        plans=ReadPlans(base.catalog),
+        reader=FeatureReader(online.store),
+        writers=Writers(base.catalog),
+        pusher=Pusher(
+            RowCheck(settings.clock_tolerance_s),
+            online.history,
+            online.writer,
+            online.history.behind.set,
+            waiting_rows_limit=settings.push_waiting_rows,
+        ),
+        answers=RedisPushAnswers(online.store),
+        metrics=FeatureMetrics(base.runtime.registry),
+        draining=base.runtime.draining,
+        clock_tolerance_s=settings.clock_tolerance_s,
+    )
+    hot = frozenset({"ReadFeatures", "PushFeatures"})
+    return [Binding(_full_name(feature_service_pb2, "FeatureService"), servicer, hot)]
+
+
+async def _offline(base: Base, online: Online) -> Sequence[Binding]:
     """OfflineFeatureService and FeatureJobService."""
     return unimplemented_bindings(feature_job_service_pb2.DESCRIPTOR, offline_feature_service_pb2.DESCRIPTOR)
+
+
+@asynccontextmanager
+async def in_background(runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    """Run work that never ends by itself while the block runs."""
+    task = runtime.spawn(work, name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _full_name(stub: Any, service: str) -> str:

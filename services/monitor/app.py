@@ -1,7 +1,9 @@
 """Puts the monitor together."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from interlock.monitor.v1 import (
@@ -22,13 +24,22 @@ from services.common.channels import open_channel
 from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
+from services.monitor.adapters.log_compaction import LogCompaction
+from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_replay import LogReplay
+from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.adapters.migrations import MIGRATIONS
 from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
+from services.monitor.adapters.window_store import SqlWindowStore
+from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
+from services.monitor.domain.intake import Intake
 from services.monitor.domain.policy import PolicyBook
+from services.monitor.domain.ports import LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.domain.window_intake import WindowIntake
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.settings import Settings
@@ -43,6 +54,8 @@ _WITHOUT_CODE: Final = (
     alpha_analysis_service_pb2,
     verdict_service_pb2,
 )
+
+_LAST_BATCHES_S: Final = 5.0
 
 
 @asynccontextmanager
@@ -63,13 +76,118 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         )
         policies = PolicyStore(database, PolicyBook())
         await policies.load()
-        counts, totals = PredictionCounts(settings.prediction_count_limit), StreamTotals()
-        runtime.registry.register(CountsCollector(counts, totals))
+        counts, totals, drops = PredictionCounts(settings.prediction_count_limit), StreamTotals(), Drops()
+        log = await stack.enter_async_context(_open_log(settings, runtime, policies.book, drops))
+        windows = await stack.enter_async_context(
+            _open_windows(
+                settings,
+                runtime,
+                store=SqlWindowStore(database),
+                replay=LogReplay(log.files, versions),
+                versions=versions,
+                policies=policies.book,
+                drops=drops,
+            )
+        )
+        sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows}
+        intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+        runtime.registry.register(CountsCollector(counts, totals, drops))
         yield (
-            _binding(monitor_service_pb2, MonitorServicer(counts, totals, runtime.draining)),
+            _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
             _binding(monitoring_policy_service_pb2, MonitoringPolicyServicer(policies, policies.book, versions)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _PredictionLog:
+    files: LogFiles
+    writer: LogWriter
+
+
+@asynccontextmanager
+async def _open_log(
+    settings: Settings, runtime: Runtime[Settings], policies: LogPolicies, drops: Drops
+) -> AsyncIterator[_PredictionLog]:
+    files = LogFiles(settings.monitor_log)
+    writer = LogWriter(
+        files,
+        policies,
+        drops,
+        flush_rows=settings.monitor_log_flush_rows,
+        flush_interval_s=settings.monitor_log_flush_interval_s,
+        clock_tolerance_s=settings.clock_tolerance_s,
+    )
+    compaction = LogCompaction(files, policies, interval_s=settings.monitor_log_housekeeping_interval_s)
+    async with (
+        _in_background(runtime, compaction.run(), "log-compaction"),
+        _in_background(runtime, writer.run(), "log-writer"),
+    ):
+        yield _PredictionLog(files, writer)
+    await writer.flush()
+
+
+@asynccontextmanager
+async def _open_windows(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    *,
+    store: SqlWindowStore,
+    replay: LogReplay,
+    versions: RegistryVersions,
+    policies: PolicyBook,
+    drops: Drops,
+) -> AsyncIterator[WindowIntake]:
+    """Open what makes windows of predictions; when it ends, all of them are in the database."""
+    windows = WindowIntake(
+        store,
+        versions,
+        policies,
+        drops,
+        window_limit=settings.monitor_window_limit,
+        feature_limit=settings.monitor_feature_limit,
+        waiting_limit_rows=settings.monitor_sink_limit_rows,
+        retention_s=settings.monitor_window_retention_s,
+        clock_tolerance_s=settings.clock_tolerance_s,
+    )
+    async with _in_background(runtime, windows.run(settings.monitor_window_interval_s, replay), "windows"):
+        yield windows
+    await windows.flush()
+
+
+@asynccontextmanager
+async def _open_intake(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    versions: RegistryVersions,
+    sinks: Mapping[str, PredictionSink],
+    drops: Drops,
+) -> AsyncIterator[Intake]:
+    """Open what spreads predictions; when it ends, every sink has taken all of them."""
+    intake = Intake(
+        versions,
+        sinks,
+        drops,
+        limit_bytes=settings.monitor_intake_limit_bytes,
+        sink_limit_rows=settings.monitor_sink_limit_rows,
+    )
+    async with AsyncExitStack() as stack:
+        for name, work in intake.works():
+            await stack.enter_async_context(_in_background(runtime, work, name))
+        yield intake
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_BATCHES_S):
+                await intake.drained()
+
+
+@asynccontextmanager
+async def _in_background(runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    task = runtime.spawn(work, name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _binding(stub: Any, servicer: object) -> Binding:

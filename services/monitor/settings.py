@@ -17,6 +17,18 @@ class Settings(CommonSettings):
     """SQLAlchemy URL, sqlite:///<file> or postgresql://<user>@<host>/<database>. Empty: a file in the state folder."""
     monitor_database_statement_timeout_s: PositiveFloat = 5.0
     """Longest that one statement, a lock or a free connection is waited for. Seconds."""
+    monitor_intake_limit_bytes: PositiveInt = 64 * 1024 * 1024
+    """Prediction events that wait to be decoded. Bytes; what does not fit is dropped and counted."""
+    monitor_sink_limit_rows: PositiveInt = 100_000
+    """Decoded predictions that wait for the log, or for the windows; what does not fit is dropped and counted."""
+    monitor_log_uri: str = ""
+    """fsspec URL of the folder of the prediction log. Empty: a folder in the state folder."""
+    monitor_log_flush_rows: PositiveInt = 100_000
+    """Predictions after which the log is written before its time. Four times as many are held while it cannot be."""
+    monitor_log_flush_interval_s: PositiveFloat = 5.0
+    """How often the log is written. Seconds; what is newer is lost in a crash."""
+    monitor_log_housekeeping_interval_s: PositiveFloat = 60.0
+    """How often closed hours of the log are merged, and those past their time removed. Seconds."""
     monitor_window_interval_s: PositiveFloat = 5.0
     """How often what came in is added to the windows in the database. Seconds; what is newer is in memory only."""
     monitor_window_limit: PositiveInt = 2_000
@@ -30,3 +42,8 @@ class Settings(CommonSettings):
     def monitor_database(self) -> str:
         """URL of the database."""
         return self.monitor_database_url or f"sqlite:///{self.state_dir.absolute() / 'monitor' / 'monitor.db'}"
+
+    @property
+    def monitor_log(self) -> str:
+        """URL of the folder of the prediction log."""
+        return self.monitor_log_uri or f"file://{self.state_dir.absolute() / 'monitor' / 'log'}"

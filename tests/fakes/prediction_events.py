@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import uuid_utils
 from interlock.monitor.v1 import monitor_service_pb2 as pb
 from interlock.monitor.v1 import prediction_event_pb2 as event_pb
 
@@ -17,7 +18,7 @@ def events(
         variant="main",
         environment="production",
         epoch=7,
-        prediction_ids=bytes(range(16)) * count,
+        prediction_ids=b"".join(uuid_utils.uuid7().bytes for _ in range(count)),
         has_tensors=[True] * count,
         statuses=statuses,
         buckets=[10_000] * count,

@@ -11,8 +11,6 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, Final
 
-from services.common import names
-
 DEFAULT_ALLOWED_LATENESS: Final = timedelta(hours=1)
 NEVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,8 +60,8 @@ class Entity:
 
     @property
     def name(self) -> str:
-        """Name of the resource."""
-        return names.ENTITY.format(self.id)
+        """Name of the resource; an illegal one of an illegal id."""
+        return f"entities/{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +76,8 @@ class Feature:
     max_age: timedelta | None = None
     description: str = ""
     owner: str = ""
+    illegal_default: bool = False
+    """A default was given that is no value at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +186,8 @@ class FeatureView:
 
     @property
     def name(self) -> str:
-        """Name of the resource."""
-        return names.FEATURE_VIEW.format(self.id)
+        """Name of the resource; an illegal one of an illegal id."""
+        return f"featureViews/{self.id}"
 
     @property
     def pushable(self) -> bool:
@@ -205,7 +205,10 @@ class FeatureView:
         """
         decisive = {
             "entities": self.entities,
-            "features": [(f.name, f.type, f.is_list, f.nullable, f.default, self.max_age_of(f)) for f in self.features],
+            "features": [
+                (f.name, f.type, f.is_list, f.nullable, f.default, self.max_age_of(f))
+                for f in sorted(self.features, key=lambda each: each.name)
+            ],
             "source": source_document(self.source),
             "allowed_lateness": self.allowed_lateness if isinstance(self.source, AggregateSource) else None,
         }

@@ -1,6 +1,6 @@
 """What features refuses and why; `reason` is a value of the contract's FeaturesErrorReason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from services.common.errors import (
@@ -18,6 +18,7 @@ from services.common.errors import (
 )
 
 INVALID_DEFINITION: Final = "INVALID_DEFINITION"
+_SHOWN_VERSIONS: Final = 10
 INVALID_ENTITY_KEY: Final = "INVALID_ENTITY_KEY"
 INVALID_VALUE: Final = "INVALID_VALUE"
 INVALID_EVENT_TIME: Final = "INVALID_EVENT_TIME"
@@ -50,6 +51,36 @@ class ResourceNotFound(NotFound):
         super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
 
 
+class SourceUnreadable(FailedPrecondition):
+    """A batch source or a file of the history cannot be read, or lacks something; metadata names it."""
+
+    def __init__(self, source: str, why: str, column: str = "") -> None:
+        of_column = f", column {echo(column)}" if column else ""
+        super().__init__(
+            f"{echo(source)}{of_column}: {why}",
+            reason="SOURCE_UNREADABLE",
+            metadata={"source": source, "column": column} if column else {"source": source},
+        )
+
+
+class JobEnded(FailedPrecondition):
+    """The job has ended: there is nothing to cancel."""
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(
+            f"{name} has ended: want a job that waits or runs, got one that is {state}",
+            reason="JOB_ENDED",
+            metadata={"name": name, "state": state},
+        )
+
+
+class NameTaken(AlreadyExists):
+    """Another job has the id."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name})
+
+
 class EtagMismatch(Aborted):
     """Somebody changed the resource since the caller read it."""
 
@@ -62,14 +93,20 @@ class EtagMismatch(Aborted):
 
 
 class DefinitionInUse(FailedPrecondition):
-    """A registered version depends on what would change or go."""
+    """Registered versions depend on what would change; they are named by definition."""
 
-    def __init__(self, resource: str, versions: Sequence[str]) -> None:
-        more = f" and {len(versions) - 1} more" if len(versions) > 1 else ""
+    def __init__(self, blocked: Mapping[str, Sequence[str]]) -> None:
+        versions = sorted({version for each in blocked.values() for version in each})
+        shown = ", ".join(versions[:_SHOWN_VERSIONS])
+        more = f" and {len(versions) - _SHOWN_VERSIONS} more" if len(versions) > _SHOWN_VERSIONS else ""
         super().__init__(
-            f"{resource} cannot change so: {versions[0]}{more} would be broken",
+            f"{', '.join(blocked)}: want a change that hurts no registered version, got one that breaks {shown}{more}; "
+            "nothing was changed",
             reason="DEFINITION_IN_USE",
-            metadata={"resource": resource, "model_versions": ", ".join(versions), "count": str(len(versions))},
+            metadata={"resources": ", ".join(blocked), "model_versions": shown, "count": str(len(versions))},
+            violations=[
+                Violation(name, f"breaks {', '.join(each[:_SHOWN_VERSIONS])}") for name, each in blocked.items()
+            ],
         )
 
 

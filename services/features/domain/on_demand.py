@@ -13,13 +13,14 @@ IntegerOverflow: it is the request that is wrong.
 import ast
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final, cast
 
 from services.common.errors import Violation, echo
-from services.features.domain.definitions import FeatureType, FeatureView, OnDemandSource, Scalar
+from services.features.domain.definitions import FeatureType, FeatureView, OnDemandSource, Scalar, Value
 from services.features.domain.expression import RESERVED_WORDS, ExpressionError, Node, parse_expression
+from services.features.domain.ports import ValueType
+from services.features.domain.value_check import WrongValue, checked
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -29,30 +30,21 @@ Column = Sequence[Scalar | None]
 
 
 class IntegerOverflow(Exception):
-    """A whole number does not fit into INT64 in row `row_index` at character `position` of the expression."""
+    """A whole number does not fit into INT64 in row `row_index` at character `position` of the feature's expression."""
 
-    def __init__(self, row_index: int, position: int) -> None:
-        super().__init__(f"row {row_index}: the operation at character {position} does not fit into INT64")
+    def __init__(self, row_index: int, position: int, feature: str = "") -> None:
+        super().__init__(f"row {row_index}: {feature} does not fit into INT64 at character {position}")
         self.row_index = row_index
         self.position = position
-
-
-@dataclass(frozen=True, slots=True)
-class BadValue:
-    """A request value that an expression cannot use."""
-
-    row_index: int
-    name: str
-    want: str
-    got: str
+        self.feature = feature
 
 
 class BadRequestValues(Exception):
-    """Request values are missing, unknown or of the wrong type; lists every one."""
+    """Request values are missing or of the wrong type: row, name, and what was wanted and came, for every one."""
 
-    def __init__(self, values: Sequence[BadValue]) -> None:
-        super().__init__(f"{len(values)} request values are wrong")
-        self.values = tuple(values)
+    def __init__(self, values: Iterable[tuple[int, str, str]]) -> None:
+        self.values = tuple(sorted(values))
+        super().__init__(f"{len(self.values)} request values are wrong")
 
 
 _MISSING: Final = cast("None", object())
@@ -105,37 +97,41 @@ class OnDemandPlan:
         """Return the names of the request values that these features are computed from, sorted."""
         return sorted({name for feature in features for name in self.expressions[feature].inputs})
 
-    def columns(self, rows: Sequence[Mapping[str, Scalar | None]], names: Iterable[str]) -> dict[str, Column]:
+    def columns(self, rows: Sequence[Mapping[str, Value]], names: Iterable[str]) -> dict[str, Column]:
         """Return the named request values as columns, each of its input's type.
 
         A row may bring more than is named, for other views. Raises BadRequestValues for one that is missing or has
         another type; null is a value.
         """
-        bad: list[BadValue] = []
+        bad: list[tuple[int, str, str]] = []
         columns: dict[str, Column] = {}
         for name in names:
-            column = [row.get(name, _MISSING) for row in rows]
+            column = cast("Column", [row.get(name, _MISSING) for row in rows])
             columns[name] = column if _has_type(column, self.inputs[name]) else self._convert(name, column, bad)
         if bad:
-            raise BadRequestValues(sorted(bad, key=lambda value: (value.row_index, value.name)))
+            raise BadRequestValues(bad)
         return columns
 
-    def _convert(self, name: str, column: Sequence[object], bad: list[BadValue]) -> Column:
-        want = self.inputs[name]
+    def _convert(self, name: str, column: Sequence[object], bad: list[tuple[int, str, str]]) -> Column:
+        want = ValueType(self.inputs[name], nullable=True)
         converted: list[Scalar | None] = []
         for index, value in enumerate(column):
             try:
-                converted.append(conform(value, want))
-            except ValueError as wrong:
-                bad.append(BadValue(index, name, want.value, str(wrong)))
+                converted.append(cast("Scalar | None", checked(value, want)))
+            except WrongValue as wrong:
+                bad.append((index, name, str(wrong)))
         return converted
 
-    def evaluate(
-        self, features: Sequence[str], rows: Sequence[Mapping[str, Scalar | None]]
-    ) -> list[list[Scalar | None]]:
+    def evaluate(self, features: Sequence[str], rows: Sequence[Mapping[str, Value]]) -> list[list[Scalar | None]]:
         """Return one column for each feature; None is missing. Raises BadRequestValues and IntegerOverflow."""
         columns = self.columns(rows, self.needed(features))
-        return [self.expressions[feature].evaluate(columns, len(rows)) for feature in features]
+        results = []
+        for feature in features:
+            try:
+                results.append(self.expressions[feature].evaluate(columns, len(rows)))
+            except IntegerOverflow as overflow:
+                raise IntegerOverflow(overflow.row_index, overflow.position, feature) from None
+        return results
 
 
 def compile_source(view: FeatureView) -> OnDemandPlan:
@@ -182,37 +178,12 @@ def _parts(view: FeatureView) -> tuple[dict[str, FeatureType], Mapping[str, str]
     return inputs, source.expressions, types
 
 
-def conform(value: object, want: FeatureType) -> Scalar | None:
-    """Return a value as its type holds it; None stays None.
-
-    A whole number is good for DOUBLE, a number without a fraction for INT64. Raises ValueError that says what came.
-    """
-    kind = type(value)
-    if value is _MISSING:
-        raise ValueError("nothing")
-    if value is None or kind is _PYTHON_TYPES[want]:
-        if kind is float and not math.isfinite(cast("float", value)):
-            raise ValueError("a number that is not finite")
-        if kind is int and not INT64_MIN <= cast("int", value) <= INT64_MAX:
-            raise ValueError("a whole number beyond INT64")
-        return cast("Scalar | None", value)
-    if want is FeatureType.DOUBLE and kind is int:
-        return float(cast("int", value))
-    if want is FeatureType.INT64 and kind is float:
-        number = cast("float", value)
-        if -(2.0**63) <= number < 2.0**63 and number.is_integer():
-            return int(number)
-        raise ValueError("a number with a fraction or beyond INT64")
-    raise ValueError(_TYPE_NAMES.get(kind, kind.__name__))
-
-
 _PYTHON_TYPES: Final = {
     FeatureType.DOUBLE: float,
     FeatureType.INT64: int,
     FeatureType.STRING: str,
     FeatureType.BOOL: bool,
 }
-_TYPE_NAMES: Final[Mapping[type, str]] = {kind: name.value for name, kind in _PYTHON_TYPES.items()}
 
 
 def _has_type(column: Column, want: FeatureType) -> bool:

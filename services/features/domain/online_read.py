@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from services.common.errors import Violation
+from services.common.errors import Violation, echo
 from services.features.domain.catalog import Catalog, CompiledFeature, Snapshot
 from services.features.domain.definitions import Entity
 from services.features.domain.failure import INVALID_ENTITY_KEY, InvalidRequest
-from services.features.domain.ports import Column, OnlineStore, ReadRow, Reply, Request, ViewReader
+from services.features.domain.plain_view import default_of
+from services.features.domain.ports import Column, OnlineStore, ReadRow, Reply, Request, Status, ViewReader
 from services.features.domain.value_check import WrongValue, canonical_key
 from services.features.domain.view_kind import make_reader
 
@@ -33,24 +34,32 @@ class ReadPlan:
     """One for each view."""
     views: tuple[str, ...]
     """Ids of the views, in the order of the readers."""
+    views_of_features: tuple[str, ...]
+    """For each feature its view."""
     places: tuple[tuple[int, int], ...]
     """For each feature the reader and the column of it."""
+    defaults: tuple[bytes, ...]
+    """For each feature what stands in for a missing value."""
     entities: tuple[Entity, ...]
-    """Whose keys every row must have."""
+    """Whose keys decide what is read."""
+    known: frozenset[str]
+    """All entities that are defined."""
 
     def row(self, index: int, row: ReadRow, wrong: list[Violation]) -> ReadRow:
-        """Return a row with checked keys of the entities needed; adds what is wrong with it to `wrong`."""
+        """Return a row with the checked keys of the entities needed; adds what is wrong with it to `wrong`."""
         keys: dict[str, str] = {}
         for entity in self.entities:
             key = row.keys.get(entity.id)
-            field = f"rows[{index}].entities.{entity.id}"
-            if key is None:
-                wrong.append(Violation(field, "want the key of this entity, got none"))
+            if not key:
                 continue
             try:
                 keys[entity.id] = canonical_key(key, entity)
             except WrongValue as error:
-                wrong.append(Violation(field, str(error)))
+                wrong.append(Violation(f"rows[{index}].entities.{entity.id}", str(error)))
+        if not self.known.issuperset(row.keys):
+            field = f"rows[{index}].entities"
+            unknown = sorted(row.keys.keys() - self.known)
+            wrong.extend(Violation(field, f"want ids of entities, got {echo(name)}") for name in unknown)
         return ReadRow(keys, row.request_values)
 
 
@@ -107,26 +116,53 @@ class FeatureReader:
 class _Slice:
     """Some rows of a read: what is asked for them, and the columns that the replies make."""
 
-    __slots__ = ("_as_of_us", "_ends", "_plan", "_rows", "requests")
+    __slots__ = ("_as_of_us", "_asked", "_plan", "_rows", "requests")
 
     def __init__(self, plan: ReadPlan, rows: Sequence[ReadRow], as_of_us: int) -> None:
         self._plan = plan
         self._rows = rows
         self._as_of_us = as_of_us
-        self._ends: list[int] = []
         self.requests: list[Request] = []
+        # For each reader: its rows, where its requests end, and the places of its rows unless it has them all.
+        self._asked: list[tuple[Sequence[ReadRow], int, Sequence[int] | None]] = []
+        whole = all(len(row.keys) == len(plan.entities) for row in rows)
         for reader in plan.readers:
-            self.requests.extend(reader.ask(rows, as_of_us))
-            self._ends.append(len(self.requests))
+            known = None if whole else [i for i, row in enumerate(rows) if row.keys.keys() >= set(reader.entities)]
+            own = rows if known is None else [rows[i] for i in known]
+            self.requests.extend(reader.ask(own, as_of_us))
+            self._asked.append((own, len(self.requests), known))
 
     def columns(self, replies: Sequence[Reply]) -> Sequence[Column]:
         """Return a column for each feature of the plan."""
         found = []
         start = 0
-        for reader, end in zip(self._plan.readers, self._ends, strict=True):
-            found.append(reader.answer(self._rows, replies[start:end], self._as_of_us))
+        for reader, (rows, end, _) in zip(self._plan.readers, self._asked, strict=True):
+            found.append(reader.answer(rows, replies[start:end], self._as_of_us))
             start = end
-        return [found[reader][column] for reader, column in self._plan.places]
+        return [
+            self._spread(found[reader][column], self._asked[reader][2], default)
+            for (reader, column), default in zip(self._plan.places, self._plan.defaults, strict=True)
+        ]
+
+    def _spread(self, column: Column, known: Sequence[int] | None, default: bytes) -> Column:
+        """Return a column for all rows: a row without a key of the view's entities has the value MISSING."""
+        if known is None:
+            return column
+        count = len(self._rows)
+        spread = Column([default] * count, [int(Status.MISSING)] * count, [-1] * count, [0] * count, [0] * count)
+        for source, place in enumerate(known):
+            spread.values[place] = column.values[source]
+            spread.statuses[place] = column.statuses[source]
+            spread.ages_ms[place] = column.ages_ms[source]
+            spread.event_times_us[place] = column.event_times_us[source]
+            spread.known_ats_us[place] = column.known_ats_us[source]
+        return spread
+
+
+def check_row_count(count: int) -> None:
+    """Raise InvalidRequest when a read has no rows, or too many."""
+    if not 0 < count <= ROW_LIMIT:
+        raise InvalidRequest([Violation("rows", f"want 1 to {ROW_LIMIT} rows, got {count}")])
 
 
 def _compile(snapshot: Snapshot, asked: tuple[str, ...]) -> ReadPlan:
@@ -148,8 +184,11 @@ def _compile(snapshot: Snapshot, asked: tuple[str, ...]) -> ReadPlan:
         features=tuple(feature.reference for feature in features),
         readers=tuple(readers),
         views=tuple(by_view),
+        views_of_features=tuple(feature.view for feature in features),
         places=tuple(place[feature.view, feature.spec.name] for feature in features),
+        defaults=tuple(default_of(feature.spec) for feature in features),
         entities=_entities(snapshot.entities, readers),
+        known=frozenset(snapshot.entities),
     )
 
 
@@ -159,8 +198,6 @@ def _entities(known: Mapping[str, Entity], readers: Sequence[ViewReader]) -> tup
 
 
 def _check_rows(plan: ReadPlan, rows: Sequence[ReadRow]) -> Sequence[ReadRow]:
-    if not 0 < len(rows) <= ROW_LIMIT:
-        raise InvalidRequest([Violation("rows", f"want 1 to {ROW_LIMIT} rows, got {len(rows)}")])
     if len(rows) * len(plan.views) > CELL_LIMIT:
         got = f"{len(rows)} rows times {len(plan.views)} views"
         raise InvalidRequest([Violation("rows", f"want at most {CELL_LIMIT} rows times views, got {got}")])

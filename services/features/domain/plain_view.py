@@ -169,6 +169,12 @@ def input_of(feature: Feature) -> InputColumn:
     return InputColumn(feature.name, ValueType(feature.type, feature.is_list, feature.nullable))
 
 
+def default_of(feature: Feature) -> bytes:
+    """Return the wire form of what stands in for a value that is missing."""
+    assert feature.type is not None, "a definition in the catalog is sound"
+    return encode(checked(feature.default, ValueType(feature.type, feature.is_list, nullable=True)))
+
+
 class _Reading:
     """One feature in a read, with what never changes worked out."""
 
@@ -178,8 +184,7 @@ class _Reading:
         spec = feature.spec
         assert spec.type is not None, "a definition in the catalog is sound"
         self.tag = tag_of(spec.type, is_list=spec.is_list)
-        wanted = ValueType(spec.type, spec.is_list, nullable=True)
-        self.default = encode(checked(spec.default, wanted))
+        self.default = default_of(spec)
         self.max_age_us = feature.max_age_us
 
     def column(self, found: Sequence[bytes | None], as_of_us: int) -> Column:
@@ -228,10 +233,8 @@ class PlainReader:
 
     def answer(self, rows: Sequence[ReadRow], replies: Sequence[Reply], as_of_us: int) -> Sequence[Column]:
         """Return the columns; what happened after the as-of time is MISSING, for the store holds the newest only."""
-        return [
-            reading.column(found, as_of_us)
-            for reading, found in zip(self._readings, zip(*replies, strict=True), strict=True)
-        ]
+        hashes = zip(*replies, strict=True) if replies else ((),) * len(self._readings)
+        return [reading.column(found, as_of_us) for reading, found in zip(self._readings, hashes, strict=True)]
 
 
 class PlainWriter:

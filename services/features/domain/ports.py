@@ -187,6 +187,9 @@ class OnlineStore(Protocol):
 class OnlineWriter(Protocol):
     """Writes rows to the online store and nowhere else; the history has them already."""
 
+    def check(self) -> None:
+        """Raise OnlineStoreUnavailable while it is known that a write would fail."""
+
     async def write(self, writer: ViewWriter, rows: Sequence[Row]) -> Sequence[Outcome]:
         """Write rows of any number; returns what became of each, in order. Raises OnlineStoreUnavailable."""
 
@@ -197,8 +200,8 @@ class HistoryScan:
 
     parts: Sequence[str]
     """URIs of Parquet files, as DuckDB and fsspec read them; empty ones are left out."""
-    tail: pa.Table
-    """Rows that are in no file yet, with the same columns; may have no rows."""
+    tail: pa.Table | None
+    """Rows that are in no file yet, with the same columns; None when there are none."""
 
 
 class History(Protocol):

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from services.features.domain.aggregate_view import AggregateReader, AggregateWriter
 from services.features.domain.catalog import CompiledFeature, CompiledView
-from services.features.domain.definitions import BatchSource, PushSource
+from services.features.domain.definitions import AggregateSource, BatchSource, OnDemandSource, PushSource
+from services.features.domain.on_demand_view import OnDemandReader
 from services.features.domain.plain_view import PlainReader, PlainWriter
 from services.features.domain.ports import ViewReader, ViewWriter
 
@@ -13,6 +15,10 @@ def make_reader(view: CompiledView, features: Sequence[CompiledFeature]) -> View
     match view.definition.source:
         case PushSource() | BatchSource():
             return PlainReader(view, features)
+        case AggregateSource():
+            return AggregateReader(view, features)
+        case OnDemandSource():
+            return OnDemandReader(view, features)
     raise TypeError(f"nothing reads a view with the source {type(view.definition.source).__name__}")
 
 
@@ -21,4 +27,6 @@ def make_writer(view: CompiledView) -> ViewWriter | None:
     match view.definition.source:
         case PushSource() | BatchSource():
             return PlainWriter(view)
+        case AggregateSource():
+            return AggregateWriter(view)
     return None

@@ -19,7 +19,7 @@ import structlog
 
 import services
 from services.common.tasks import spawn
-from services.inference.adapters.child_process import ChildProcess
+from services.common.child_process import ChildProcess
 from services.inference.domain.frame import (
     HEADER,
     Failure,

@@ -2,7 +2,17 @@
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, PrimaryKeyConstraint, Table
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+)
 
 from services.common.database import TEXT
 
@@ -58,4 +68,52 @@ POSITION: Final = Table(
     Column("name", TEXT, nullable=False),
     Column("value", BigInteger, nullable=False),
     PrimaryKeyConstraint("name"),
+)
+
+# What became of predictions. A row is one label (the metric is empty) or one reward; the newest event time holds.
+LABEL: Final = Table(
+    "label",
+    METADATA,
+    Column("prediction_id", LargeBinary, nullable=False),
+    Column("metric", TEXT, nullable=False),
+    # As it was sent: a number, or a text.
+    Column("number", Double),
+    Column("text", TEXT),
+    Column("event_us", BigInteger, nullable=False),
+    Column("source", TEXT, nullable=False),
+    # Rises with every change of the above.
+    Column("revision", BigInteger, nullable=False),
+    # A LabelState.
+    Column("state", SmallInteger, nullable=False),
+    # When to look for its prediction next, microseconds by the clock.
+    Column("due_us", BigInteger, nullable=False),
+    # Of the prediction, once it was found.
+    Column("model", TEXT, nullable=False, server_default=""),
+    Column("version", TEXT, nullable=False, server_default=""),
+    Column("variant", TEXT, nullable=False, server_default=""),
+    # Class index or number, and the name of the class.
+    Column("value", Double),
+    Column("name", TEXT),
+    # What was handed over last, and what is being handed over: batch, and the state of the row as the batch has it.
+    Column("joined_value", Double),
+    Column("batch", BigInteger),
+    Column("batch_value", Double),
+    Column("batch_event_us", BigInteger),
+    Column("batch_revision", BigInteger),
+    PrimaryKeyConstraint("prediction_id", "metric"),
+    Index("label_by_due", "state", "due_us"),
+    Index("label_by_batch", "batch"),
+    Index("label_by_model", "model", "prediction_id"),
+)
+
+# Answers to SendFeedback with a request id, for a day.
+FEEDBACK_ANSWER: Final = Table(
+    "feedback_answer",
+    METADATA,
+    Column("request_id", TEXT, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("request_id"),
+    Index("feedback_answer_by_create", "create_us"),
 )

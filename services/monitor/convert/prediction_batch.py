@@ -1,15 +1,20 @@
 """Prediction events between the contract and the domain; reading a batch checks it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from math import prod
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from interlock.monitor.v1 import monitor_service_pb2 as pb
 from interlock.monitor.v1 import prediction_event_pb2 as event_pb
+from interlock.types.v1 import tensor_pb2
 
 from services.common.errors import INVALID_FIELD, InvalidArgument, Violation, echo
 from services.common.names import id_violation
+from services.monitor.domain.decode import BYTES, DTYPES
 from services.monitor.domain.prediction_counts import Outcomes, VariantKey
+from services.monitor.domain.raw_batch import RawBatch, RawTensor
 
 INVALID_BATCH: Final = "INVALID_BATCH"
 ID_BYTES: Final = 16
@@ -28,21 +33,11 @@ _COLUMNS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the counts need of a batch."""
-
-    key: VariantKey
-    ok_count: int
-    error_count: int
-
-    @property
-    def prediction_count(self) -> int:
-        """Predictions in the batch."""
-        return self.ok_count + self.error_count
+# Names of data types by number, as the domain has them.
+_DATA_TYPES: Final = {number: name.removeprefix("DATA_TYPE_") for name, number in tensor_pb2.DataType.items()}
 
 
-def batch_from_proto(request: pb.RecordPredictionsRequest) -> Batch | None:
+def batch_from_proto(request: pb.RecordPredictionsRequest) -> RawBatch | None:
     """Return the batch of a message, None when it only tells of drops; raises InvalidArgument listing all that is wrong."""
     wrong = list(_stamp_violations(request))
     if not request.HasField("batch"):
@@ -52,8 +47,47 @@ def batch_from_proto(request: pb.RecordPredictionsRequest) -> Batch | None:
     wrong += _name_violations(batch)
     wrong += _column_violations(batch)
     _refuse_if(wrong)
-    ok_count = sum(status == 0 for status in batch.statuses)
-    return Batch(VariantKey(batch.model, batch.version, batch.variant), ok_count, len(batch.statuses) - ok_count)
+    return _raw_batch(batch)
+
+
+def _raw_batch(batch: event_pb.PredictionBatch) -> RawBatch:
+    count = len(batch.statuses)
+    buckets = _array(batch.buckets, np.int64)
+    buckets[buckets == _NO_BUCKET] = -1
+    return RawBatch(
+        key=VariantKey(batch.model, batch.version, batch.variant),
+        environment=batch.environment,
+        epoch=batch.epoch,
+        ids=np.frombuffer(batch.prediction_ids, dtype=np.uint8).reshape(count, ID_BYTES),
+        has_tensors=_array(batch.has_tensors, np.bool_),
+        statuses=_array(batch.statuses, np.int64),
+        buckets=buckets,
+        principals=_array(batch.principals, np.int64),
+        principal_names=tuple(batch.principal_names),
+        degraded=_array(batch.degraded, np.bool_),
+        cached=_array(batch.cached, np.bool_),
+        latencies_us=_array(batch.latencies_us, np.int64),
+        weights=_array(batch.sampling_weights, np.float64),
+        inputs=tuple(map(_tensor, batch.inputs)),
+        outputs=tuple(map(_tensor, batch.outputs)),
+        entity_keys={column.entity: tuple(column.keys) for column in batch.entity_keys},
+        feature_event_times_us={
+            column.feature: _array(column.event_times_us, np.int64) for column in batch.feature_event_times
+        },
+        feature_read_times_us=(
+            _array(batch.feature_read_times_us, np.int64)
+            if batch.feature_read_times_us
+            else np.zeros(count, dtype=np.int64)
+        ),
+    )
+
+
+def _array(column: Any, kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.fromiter(column, dtype=kind, count=len(column))
+
+
+def _tensor(tensor: tensor_pb2.Tensor) -> RawTensor:
+    return RawTensor(tensor.name, _DATA_TYPES[tensor.data_type], tuple(tensor.shape), tensor.data)
 
 
 def sequence_refusal(description: str) -> InvalidArgument:
@@ -127,6 +161,10 @@ def _length_violations(batch: event_pb.PredictionBatch, count: int) -> Iterator[
     lengths = {f"batch.{name}": len(getattr(batch, name)) for name in _COLUMNS}
     for times in batch.feature_event_times:
         lengths[f"batch.feature_event_times[{echo(times.feature)}]"] = len(times.event_times_us)
+    for column in batch.entity_keys:
+        lengths[f"batch.entity_keys[{echo(column.entity)}]"] = len(column.keys)
+    if batch.feature_read_times_us:
+        lengths["batch.feature_read_times_us"] = len(batch.feature_read_times_us)
     for field, length in lengths.items():
         if length != count:
             yield Violation(field, f"want {count} entries, one for each prediction id, got {length}")
@@ -140,13 +178,30 @@ def _range_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
     ):
         if column and max(column) > limit:
             yield Violation(f"batch.{name}", f"want at most {limit}, got {max(column)}")
+    weights = _array(batch.sampling_weights, np.float64)
+    if not np.all(np.isfinite(weights) & (weights > 0)):
+        yield Violation("batch.sampling_weights", "want finite numbers above 0, got others")
 
 
 def _tensor_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
     rows = sum(batch.has_tensors)
     for side in ("inputs", "outputs"):
         for tensor in getattr(batch, side):
-            found = tensor.shape[0] if tensor.shape else 0
-            if found != rows:
-                wanted = f"want {rows} rows, one for each prediction that has tensors, got {found}"
-                yield Violation(f"batch.{side}[{echo(tensor.name)}]", wanted)
+            wrong = _tensor_wrong(tensor, rows)
+            if wrong:
+                yield Violation(f"batch.{side}[{echo(tensor.name)}]", wrong)
+
+
+def _tensor_wrong(tensor: tensor_pb2.Tensor, rows: int) -> str:
+    found = tensor.shape[0] if tensor.shape else 0
+    if found != rows:
+        return f"want {rows} rows, one for each prediction that has tensors, got {found}"
+    if min(tensor.shape, default=0) < 0:
+        return f"want sizes of at least 0, got {min(tensor.shape)}"
+    name = _DATA_TYPES.get(tensor.data_type, "")
+    if name == BYTES:
+        return ""
+    if name not in DTYPES:
+        return f"want a data type of the contract, got {tensor.data_type}"
+    want = prod(tensor.shape) * np.dtype(DTYPES[name]).itemsize
+    return "" if len(tensor.data) == want else f"want {want} bytes, got {len(tensor.data)}"

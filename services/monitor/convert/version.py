@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+import numpy as np
 from interlock.registry.v1 import baseline_pb2
 from interlock.registry.v1.model_version_pb2 import ModelVersion
 from interlock.types.v1 import signature_pb2 as pb
@@ -11,8 +12,8 @@ from interlock.types.v1 import signature_pb2 as pb
 from services.common.names import VERSION
 from services.monitor.convert.time import duration_from_proto
 from services.monitor.convert.value import scalar_from_proto
-from services.monitor.domain.baseline import Baseline, CategoricalProfile, FeatureProfile, NumericProfile
-from services.monitor.domain.version_info import FeatureInfo, FeatureKind, Task, VersionInfo
+from services.monitor.domain.profile import CategoricalProfile, FeatureProfile, NumericProfile
+from services.monitor.domain.version_info import Baseline, FeatureInfo, FeatureKind, Task, VersionInfo
 
 _KINDS: Final = {
     pb.FEATURE_TYPE_DOUBLE: FeatureKind.DOUBLE,
@@ -69,8 +70,9 @@ def _baseline(message: baseline_pb2.Baseline) -> Baseline:
 
 def _profiles(messages: Iterable[baseline_pb2.FeatureProfile]) -> dict[str, FeatureProfile]:
     return {
-        message.name: FeatureProfile(message.name, message.count, message.missing_count, _content(message))
+        message.name: FeatureProfile(message.name, message.count, message.missing_count, content)
         for message in messages
+        if (content := _content(message)) is not None
     }
 
 
@@ -80,19 +82,20 @@ def _content(message: baseline_pb2.FeatureProfile) -> NumericProfile | Categoric
             return _numeric(message.numeric)
         case "categorical":
             found = message.categorical
-            counts = {category.value: category.count for category in found.categories}
-            return CategoricalProfile(counts, found.other_count, found.distinct_count)
+            names = tuple(category.value for category in found.categories)
+            counts = np.array([category.count for category in found.categories], dtype=np.float64)
+            return CategoricalProfile(names, counts, found.other_count, found.distinct_count)
         case _:
             return None
 
 
 def _numeric(message: baseline_pb2.NumericProfile) -> NumericProfile:
     return NumericProfile(
+        edges=np.array(message.bin_edges, dtype=np.float64),
+        counts=np.array(message.bin_counts, dtype=np.float64),
         mean=message.mean,
         standard_deviation=message.standard_deviation,
         minimum=message.minimum,
         maximum=message.maximum,
-        bin_edges=tuple(message.bin_edges),
-        bin_counts=tuple(message.bin_counts),
         quantiles=tuple(message.quantiles),
     )

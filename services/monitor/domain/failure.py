@@ -10,6 +10,7 @@ from services.common.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     Violation,
     echo,
@@ -87,4 +88,63 @@ class NotCalibrated(FailedPrecondition):
             f"the quality of {version} cannot be estimated: {why}",
             reason="NOT_CALIBRATED",
             metadata={"model_version": version},
+        )
+
+
+class RequestIdReused(InvalidArgument):
+    """A request id came again with another content."""
+
+    def __init__(self, request_id: str) -> None:
+        wrong = Violation("request_id", "want a new UUID for a new request, got one that was used with another body")
+        super().__init__(
+            f"{wrong.field}: {wrong.description}",
+            reason=INVALID_FIELD,
+            metadata={"request_id": request_id},
+            violations=[wrong],
+        )
+
+
+class FeedbackQueueFull(ResourceExhausted):
+    """Too many labels wait to be written."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"{count} labels wait to be written; try again", reason="QUEUE_FULL", retry_after_s=_NEXT_ATTEMPT_S
+        )
+
+
+class PredictionNotFound(NotFound):
+    """The log has no prediction of that id."""
+
+    def __init__(self, prediction_id: str) -> None:
+        super().__init__(
+            f"prediction {echo(prediction_id)} is not in the log",
+            reason="RESOURCE_NOT_FOUND",
+            metadata={"prediction_id": prediction_id},
+        )
+
+
+class InvalidQuery(InvalidArgument):
+    """The text is not one SELECT over the view `predictions`."""
+
+    def __init__(self, description: str) -> None:
+        wrong = Violation("sql", description)
+        super().__init__(f"sql: {description}", reason="INVALID_QUERY", violations=[wrong])
+
+
+class QueryTooLarge(ResourceExhausted):
+    """The query needs more than it may have."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description, reason="QUERY_TOO_LARGE")
+
+
+class LogUnavailable(Unavailable):
+    """The log cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prediction log cannot be read now; try again",
+            reason="LOG_UNAVAILABLE",
+            retry_after_s=_NEXT_ATTEMPT_S,
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from services.monitor.domain.baseline import Baseline
+from services.monitor.domain.profile import FeatureProfile
 
 Scalar = float | int | str | bool
 
@@ -40,6 +40,18 @@ class FeatureInfo:
     allowed: tuple[Scalar, ...] = ()
     max_age_us: int | None = None
     """How old a fetched value may be, microseconds; None = any age."""
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Reference profile of a version: what its features and outputs looked like in training."""
+
+    row_count: int = 0
+    description: str = ""
+    features: Mapping[str, FeatureProfile] = field(default_factory=dict)
+    """By name of the feature."""
+    outputs: Mapping[str, FeatureProfile] = field(default_factory=dict)
+    """By "prediction" or "probability/<label>"."""
 
 
 @dataclass(frozen=True, slots=True)

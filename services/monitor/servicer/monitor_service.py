@@ -15,21 +15,23 @@ from services.monitor.convert.prediction_batch import (
     sequence_refusal,
 )
 from services.monitor.domain.event_stream import EventStream, SequenceBroken, StreamTotals
+from services.monitor.domain.intake import Intake
 from services.monitor.domain.prediction_counts import PredictionCounts
 
 
 class MonitorServicer:
-    """Takes prediction events and tells what it has counted."""
+    """Takes prediction events, hands them on, and tells what it has counted."""
 
-    def __init__(self, counts: PredictionCounts, totals: StreamTotals, draining: asyncio.Event) -> None:
+    def __init__(self, counts: PredictionCounts, totals: StreamTotals, intake: Intake, draining: asyncio.Event) -> None:
         self._counts = counts
         self._totals = totals
+        self._intake = intake
         self._draining = draining
 
     async def RecordPredictions(
         self, requests: AsyncIterator[pb.RecordPredictionsRequest], call: Call
     ) -> pb.RecordPredictionsResponse:
-        """Count batches until the router ends the stream, or the process drains."""
+        """Take batches until the router ends the stream, or the process drains."""
         stream = EventStream(self._totals)
         self._totals.open_stream_count += 1
         try:
@@ -52,7 +54,7 @@ class MonitorServicer:
             stream.take(request.sequence, batch.prediction_count if batch else 0, request.dropped_count)
         except SequenceBroken as error:
             raise sequence_refusal(str(error)) from None
-        if batch is not None:
+        if batch is not None and self._intake.offer(batch):
             self._counts.add(batch.key, ok_count=batch.ok_count, error_count=batch.error_count)
 
 

@@ -2,7 +2,7 @@
 
 from interlock.registry.v1 import artifact_pb2, audit_entry_pb2
 
-from services.registry.convert.stamp import time_to_proto
+from services.common.stamp import time_to_proto
 from services.registry.domain.audit import AuditEntry
 from services.registry.domain.ports import StoredArtifact
 

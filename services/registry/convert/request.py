@@ -13,6 +13,8 @@ from interlock.registry.v1 import registry_service_pb2 as pb
 
 from services.common import names
 from services.common.errors import INVALID_NAME, Violation, echo
+from services.common.stamp import enum_from_proto, time_from_proto
+from services.common.text_check import check_pairs, check_text
 from services.registry.convert.resource import (
     DEVICE_PREFIX,
     batching_from_proto,
@@ -20,14 +22,12 @@ from services.registry.convert.resource import (
     fallback_from_proto,
     variant_from_proto,
 )
-from services.registry.convert.stamp import enum_from_proto, time_from_proto
 from services.registry.domain.catalog import MODEL_FIELDS, ModelUpdate
 from services.registry.domain.deploying import BATCH_SIZE_LIMIT, REPLICA_LIMIT, DeployOrder
 from services.registry.domain.failure import InvalidRequest, NotActedUpon, refuse
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import DEFAULT_ENVIRONMENT, DEFAULT_POOL, DeviceClass, Variant
 from services.registry.domain.route_check import check_route_values
-from services.registry.domain.text_check import check_pairs, check_text
 from services.registry.domain.traffic import SALT_LIMIT_CHARS, RouteUpdate
 from services.registry.domain.version import is_alias, is_semantic_version, is_version_id
 

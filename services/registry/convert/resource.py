@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from google.protobuf.message import Message
 from interlock.registry.v1 import deployment_pb2, environment_pb2, model_pb2, model_version_pb2, route_pb2
 
-from services.registry.convert.stamp import (
+from services.common.stamp import (
     duration_from_proto,
     duration_to_proto,
     enum_from_proto,

@@ -3,7 +3,7 @@
 from google.protobuf.message import Message
 from interlock.types.v1 import feature_value_pb2, signature_pb2, tensor_pb2
 
-from services.registry.convert.stamp import duration_from_proto, enum_from_proto
+from services.common.stamp import duration_from_proto, enum_from_proto
 from services.registry.domain.signature import (
     REQUEST_SOURCE,
     DataType,

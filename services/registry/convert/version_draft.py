@@ -7,8 +7,8 @@ from interlock.registry.v1 import baseline_pb2, model_version_pb2
 from interlock.registry.v1 import registry_service_pb2 as pb
 from interlock.types.v1 import tensor_pb2
 
+from services.common.stamp import enum_from_proto
 from services.registry.convert.signature import data_type_from_proto, signature_from_proto
-from services.registry.convert.stamp import enum_from_proto
 from services.registry.domain.baseline import Baseline, CategoricalProfile, NumericProfile, Profile
 from services.registry.domain.failure import refuse
 from services.registry.domain.golden import GoldenRow, Tensor

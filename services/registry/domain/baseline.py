@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.text_check import check_text
 from services.registry.domain.signature import FeatureSpec, Signature, Task
-from services.registry.domain.text_check import check_text
 
 PREDICTION_PROFILE: Final = "prediction"
 CATEGORY_LIMIT: Final = 1_000

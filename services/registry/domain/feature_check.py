@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.text_check import check_text
 from services.registry.domain.signature import (
     DataType,
     FeatureSpec,
@@ -17,7 +18,6 @@ from services.registry.domain.signature import (
     TensorSpec,
     ViolationPolicy,
 )
-from services.registry.domain.text_check import check_text
 
 ALLOWED_LIMIT: Final = 10_000
 DESCRIPTION_LIMIT_CHARS: Final = 1_000

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.text_check import check_text
 from services.registry.domain.feature_check import check_feature
 from services.registry.domain.signature import (
     ANY_SIZE,
@@ -16,7 +17,6 @@ from services.registry.domain.signature import (
     Task,
     TensorSpec,
 )
-from services.registry.domain.text_check import check_text
 
 TENSOR_LIMIT: Final = 64
 RANK_LIMIT: Final = 16

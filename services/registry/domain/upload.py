@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.common.errors import OutOfRange, Violation
+from services.common.text_check import check_digest
 from services.registry.domain.failure import ArtifactIncomplete, InvalidRequest, ResourceNotFound
 from services.registry.domain.ports import ArtifactStore, StoredArtifact
-from services.registry.domain.text_check import check_digest
 
 SIZE_LIMIT_BYTES: Final = 16 * 1024**3
 CHUNK_LIMIT_BYTES: Final = 4 * 1024**2

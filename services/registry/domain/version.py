@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from services.common import names
 from services.common.errors import Violation, echo
+from services.common.text_check import check_digest, check_pairs, check_text
 from services.registry.domain.baseline import Baseline, check_baseline
 from services.registry.domain.failure import SIGNATURE_FIELD
 from services.registry.domain.golden import GoldenRow, check_golden_rows
 from services.registry.domain.signature import Signature
 from services.registry.domain.signature_check import check_signature
-from services.registry.domain.text_check import check_digest, check_pairs, check_text
 
 FILE_LIMIT: Final = 1_000
 PATH_LIMIT_CHARS: Final = 512

@@ -9,13 +9,14 @@ import msgspec
 from google.api.httpbody_pb2 import HttpBody
 
 from services.common.errors import Violation
+from services.common.json_body import Fields, InvalidJson, decode_object, raise_violations
 from services.common.rest_twin import JSON_CONTENT_TYPE
-from services.router.convert.json_body import Fields, decode_object, raise_violations
+from services.common.wording import describe
 from services.router.convert.oip import TENSOR_LIMIT, USER_ID, answer_parameters, collect, refuse_parameters
 from services.router.convert.typed_values import json_from_raw, raw_from_json
-from services.router.domain.failure import InvalidField, InvalidJson, InvalidTensors
+from services.router.domain.failure import InvalidField, InvalidTensors
 from services.router.domain.prediction import TensorAnswer, TensorRequest
-from services.router.domain.rejection import Reject, describe
+from services.router.domain.rejection import Reject
 from services.router.domain.signature import Signature
 from services.router.domain.tensor import DATA_TYPES, Kind, Tensor, element_count, pack_bytes, show_shape
 

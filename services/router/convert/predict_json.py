@@ -8,12 +8,12 @@ from google.api.httpbody_pb2 import HttpBody
 from interlock.router.v1 import prediction_pb2
 
 from services.common.errors import ServiceError, Violation, to_status
+from services.common.json_body import Fields, decode_object, raise_violations
 from services.common.rest_twin import JSON_CONTENT_TYPE, error_answer
-from services.router.convert.json_body import Fields, decode_object, raise_violations
+from services.common.wording import describe
 from services.router.convert.prediction import ASSIGNMENTS
 from services.router.convert.request import PredictAsk, RowsAsk, check_names, check_row_count
 from services.router.domain.answer import Answer, Row
-from services.router.domain.rejection import describe
 
 _PREDICT: Final = ("model", "features", "entities", "user_id", "version", "include_probabilities")
 _ROWS: Final = ("model", "rows", "version", "include_probabilities")

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Final
 
+from services.common.wording import describe
 from services.router.domain.reading import unpack_numbers
-from services.router.domain.rejection import Reject, describe
+from services.router.domain.rejection import Reject
 from services.router.domain.tensor import (
     DATA_TYPES,
     RAW_ONLY,

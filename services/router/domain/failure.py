@@ -39,13 +39,6 @@ class InvalidField(InvalidArgument):
         super().__init__(_summary("field", violations), reason="INVALID_FIELD", violations=violations)
 
 
-class InvalidJson(InvalidArgument):
-    """The body is not the JSON that the contract wants."""
-
-    def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
-        super().__init__(message, reason="INVALID_JSON", violations=violations)
-
-
 class ModelNotFound(NotFound):
     """The router's environment has no route for the model."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from services.common.errors import Violation
-from services.router.domain.rejection import Reject, describe
+from services.common.wording import describe
+from services.router.domain.rejection import Reject
 from services.router.domain.signature import FeatureSpec, FeatureType, ViolationPolicy
 from services.router.domain.tensor import DataType, Kind
 

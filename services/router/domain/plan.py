@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.common.errors import Violation
+from services.common.wording import did_you_mean
 from services.router.domain.failure import InvalidFeatures
 from services.router.domain.feature import MISSING, FeatureReader, RowNotes, UnsupportedSignature
 from services.router.domain.reading import PredictionReader
-from services.router.domain.rejection import did_you_mean
 from services.router.domain.signature import REQUEST_SOURCE, FeatureSpec, Signature, TensorSpec
 from services.router.domain.tensor import DATA_TYPES, DataType, Kind, Tensor, pack_bytes
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from services.common.wording import did_you_mean
 from services.router.domain.assignment import BUCKETS, NO_BUCKET, Bucketing, owners
 from services.router.domain.failure import ModelNotFound, NoFeaturesInSignature, NoReplicaReady, VersionNotFound
 from services.router.domain.feature import UnsupportedSignature
 from services.router.domain.plan import Plan, compile_plan
-from services.router.domain.rejection import did_you_mean
 from services.router.domain.signature import Signature
 
 DEFAULT_MAX_BATCH_SIZE: Final = 64

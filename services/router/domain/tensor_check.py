@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.wording import did_you_mean
 from services.router.domain.failure import InvalidTensors, OutputNotFound
-from services.router.domain.rejection import Reject, did_you_mean
+from services.router.domain.rejection import Reject
 from services.router.domain.signature import Signature, TensorSpec
 from services.router.domain.tensor import (
     DATA_TYPES,

@@ -10,8 +10,8 @@ from interlock.router.v1 import http_service_pb2 as pb
 from services.common.call import Call
 from services.common.errors import Violation
 from services.common.health import HealthBoard
+from services.common.json_body import Fields, decode_object
 from services.common.rest_twin import HTTP_STATUS_KEY
-from services.router.convert.json_body import Fields, decode_object
 from services.router.convert.oip import metadata_to_dict
 from services.router.convert.oip_json import (
     HEADER_LENGTH_KEY,

@@ -10,18 +10,14 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
-from interlock.features.v1 import feature_job_service_pb2, feature_service_pb2, feature_view_service_pb2
+from interlock.features.v1 import feature_job_service_pb2
 
 from services.common.server import serving
 from services.features.app import build
 from services.features.settings import Settings
 from tests.fakes.ports import free_offset
 
-FILES: tuple[FileDescriptor, ...] = (
-    feature_service_pb2.DESCRIPTOR,
-    feature_view_service_pb2.DESCRIPTOR,
-    feature_job_service_pb2.DESCRIPTOR,
-)
+FILES: tuple[FileDescriptor, ...] = (feature_job_service_pb2.DESCRIPTOR,)
 METHODS: list[MethodDescriptor] = [
     method for file in FILES for service in file.services_by_name.values() for method in service.methods
 ]

@@ -11,7 +11,7 @@ from interlock.router.v1 import prediction_pb2
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
-from services.router.convert.json_body import decode_object
+from services.common.json_body import decode_object
 from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, late_probability
 from tests.fakes.router_world import README, World, error_of, reason_of
 

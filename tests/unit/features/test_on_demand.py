@@ -12,7 +12,6 @@ from services.features.domain.definitions import EventField, Feature, FeatureTyp
 from services.features.domain.expression import MAX_EXPRESSION_DEPTH, MAX_EXPRESSION_NESTING, ExpressionError
 from services.features.domain.on_demand import (
     BadRequestValues,
-    BadValue,
     CompiledExpression,
     IntegerOverflow,
     OnDemandPlan,
@@ -138,11 +137,11 @@ def test_request_values_are_checked_all_at_once_and_others_may_be_there() -> Non
             ["f", "g"], [{"x": "1", "n": 2, "b": 1}, {"n": 2.5, "b": True, "x": math.nan}, {"x": 1.0, "b": True}]
         )
     assert caught.value.values == (
-        BadValue(0, "b", "BOOL", "INT64"),
-        BadValue(0, "x", "DOUBLE", "STRING"),
-        BadValue(1, "n", "INT64", "a number with a fraction or beyond INT64"),
-        BadValue(1, "x", "DOUBLE", "a number that is not finite"),
-        BadValue(2, "n", "INT64", "nothing"),
+        (0, "b", "want true or false or null, got the number 1"),
+        (0, "x", 'want a finite number or null, got the text "1"'),
+        (1, "n", "want a whole number from -2^63 to 2^63 - 1 or null, got the number 2.5"),
+        (1, "x", "want a finite number or null, got the number nan"),
+        (2, "n", "want a whole number from -2^63 to 2^63 - 1 or null, got nothing"),
     )
 
 

@@ -35,7 +35,9 @@ def test_a_failed_prediction_may_lack_version_and_variant() -> None:
 
 
 def _add_input(batch: event_pb.PredictionBatch, rows: int) -> None:
-    batch.inputs.append(tensor_pb2.Tensor(name="x", shape=[rows, 4]))
+    batch.inputs.append(
+        tensor_pb2.Tensor(name="x", shape=[rows, 4], data_type=tensor_pb2.DATA_TYPE_FP32, data=bytes(16 * rows))
+    )
 
 
 def _add_times(batch: event_pb.PredictionBatch, count: int) -> None:

@@ -124,6 +124,18 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """ALREADY_EXISTS: the request_id was used with another body."""
     FEATURES_ERROR_REASON_STORAGE_FULL: _FeaturesErrorReason.ValueType  # 15
     """RESOURCE_EXHAUSTED: the disk is full."""
+    FEATURES_ERROR_REASON_RESOURCE_EXISTS: _FeaturesErrorReason.ValueType  # 16
+    """ALREADY_EXISTS: the id of the job is taken."""
+    FEATURES_ERROR_REASON_NOT_MATERIALIZABLE: _FeaturesErrorReason.ValueType  # 17
+    """FAILED_PRECONDITION: the view has no batch source."""
+    FEATURES_ERROR_REASON_OUTPUT_UNUSABLE: _FeaturesErrorReason.ValueType  # 18
+    """FAILED_PRECONDITION: the folder for the result of a job is not empty, or cannot be written."""
+    FEATURES_ERROR_REASON_JOIN_TOO_LARGE: _FeaturesErrorReason.ValueType  # 19
+    """RESOURCE_EXHAUSTED: more bytes of rows than a join by stream may bring; a job has no such limit."""
+    FEATURES_ERROR_REASON_WORK_ENDED: _FeaturesErrorReason.ValueType  # 20
+    """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
+    FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: _FeaturesErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -160,6 +172,18 @@ FEATURES_ERROR_REASON_REQUEST_ID_REUSED: FeaturesErrorReason.ValueType  # 14
 """ALREADY_EXISTS: the request_id was used with another body."""
 FEATURES_ERROR_REASON_STORAGE_FULL: FeaturesErrorReason.ValueType  # 15
 """RESOURCE_EXHAUSTED: the disk is full."""
+FEATURES_ERROR_REASON_RESOURCE_EXISTS: FeaturesErrorReason.ValueType  # 16
+"""ALREADY_EXISTS: the id of the job is taken."""
+FEATURES_ERROR_REASON_NOT_MATERIALIZABLE: FeaturesErrorReason.ValueType  # 17
+"""FAILED_PRECONDITION: the view has no batch source."""
+FEATURES_ERROR_REASON_OUTPUT_UNUSABLE: FeaturesErrorReason.ValueType  # 18
+"""FAILED_PRECONDITION: the folder for the result of a job is not empty, or cannot be written."""
+FEATURES_ERROR_REASON_JOIN_TOO_LARGE: FeaturesErrorReason.ValueType  # 19
+"""RESOURCE_EXHAUSTED: more bytes of rows than a join by stream may bring; a job has no such limit."""
+FEATURES_ERROR_REASON_WORK_ENDED: FeaturesErrorReason.ValueType  # 20
+"""RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
+FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: FeaturesErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final

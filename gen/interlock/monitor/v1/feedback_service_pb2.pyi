@@ -31,9 +31,11 @@ class _FeedbackOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feedb
     FEEDBACK_OUTCOME_UNSPECIFIED: _FeedbackOutcome.ValueType  # 0
     """Never sent."""
     FEEDBACK_OUTCOME_TAKEN: _FeedbackOutcome.ValueType  # 1
-    """Taken and joined."""
+    """Taken; it is joined with its prediction within seconds, in the background."""
     FEEDBACK_OUTCOME_WAITING: _FeedbackOutcome.ValueType  # 2
-    """Taken; its prediction has not been seen. It waits as long as the policy's label retention says."""
+    """Taken; its prediction is not in the log. It waits as long as the policy's label retention says. Not looked for in an
+    hour with more than 4 million predictions: TAKEN.
+    """
     FEEDBACK_OUTCOME_DUPLICATE: _FeedbackOutcome.ValueType  # 3
     """Known already; nothing changed."""
     FEEDBACK_OUTCOME_REPLACED: _FeedbackOutcome.ValueType  # 4
@@ -49,9 +51,11 @@ class FeedbackOutcome(_FeedbackOutcome, metaclass=_FeedbackOutcomeEnumTypeWrappe
 FEEDBACK_OUTCOME_UNSPECIFIED: FeedbackOutcome.ValueType  # 0
 """Never sent."""
 FEEDBACK_OUTCOME_TAKEN: FeedbackOutcome.ValueType  # 1
-"""Taken and joined."""
+"""Taken; it is joined with its prediction within seconds, in the background."""
 FEEDBACK_OUTCOME_WAITING: FeedbackOutcome.ValueType  # 2
-"""Taken; its prediction has not been seen. It waits as long as the policy's label retention says."""
+"""Taken; its prediction is not in the log. It waits as long as the policy's label retention says. Not looked for in an
+hour with more than 4 million predictions: TAKEN.
+"""
 FEEDBACK_OUTCOME_DUPLICATE: FeedbackOutcome.ValueType  # 3
 """Known already; nothing changed."""
 FEEDBACK_OUTCOME_REPLACED: FeedbackOutcome.ValueType  # 4

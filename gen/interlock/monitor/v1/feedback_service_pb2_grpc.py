@@ -56,8 +56,8 @@ class FeedbackServiceServicer:
         A label for a prediction that is not known yet waits for it. Of several labels for one prediction the one with the
         newest event time holds; the same one again changes nothing. Budget: 2 s.
 
-        INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when
-        the log cannot be written.
+        INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue or the disk is full,
+        UNAVAILABLE when the database does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

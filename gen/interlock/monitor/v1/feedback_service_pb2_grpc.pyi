@@ -38,8 +38,8 @@ class FeedbackServiceStub:
     A label for a prediction that is not known yet waits for it. Of several labels for one prediction the one with the
     newest event time holds; the same one again changes nothing. Budget: 2 s.
 
-    INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when
-    the log cannot be written.
+    INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue or the disk is full,
+    UNAVAILABLE when the database does not answer.
     """
     SendFeedbackStream: _grpc.StreamStreamMultiCallable[_feedback_service_pb2.SendFeedbackStreamRequest, _feedback_service_pb2.SendFeedbackStreamResponse]
     """Takes feedback for as long as the client sends, and acknowledges each batch once it is safe. The client keeps no
@@ -57,8 +57,8 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
     A label for a prediction that is not known yet waits for it. Of several labels for one prediction the one with the
     newest event time holds; the same one again changes nothing. Budget: 2 s.
 
-    INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when
-    the log cannot be written.
+    INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue or the disk is full,
+    UNAVAILABLE when the database does not answer.
     """
     SendFeedbackStream: _aio.StreamStreamMultiCallable[_feedback_service_pb2.SendFeedbackStreamRequest, _feedback_service_pb2.SendFeedbackStreamResponse]  # type: ignore[assignment]
     """Takes feedback for as long as the client sends, and acknowledges each batch once it is safe. The client keeps no
@@ -79,8 +79,8 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         A label for a prediction that is not known yet waits for it. Of several labels for one prediction the one with the
         newest event time holds; the same one again changes nothing. Budget: 2 s.
 
-        INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue is full, UNAVAILABLE when
-        the log cannot be written.
+        INVALID_ARGUMENT for no feedback at all or too many, RESOURCE_EXHAUSTED when the queue or the disk is full,
+        UNAVAILABLE when the database does not answer.
         """
 
     @_abc_1.abstractmethod

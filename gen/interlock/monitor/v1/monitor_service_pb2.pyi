@@ -51,9 +51,15 @@ class _MonitorErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mo
     MONITOR_ERROR_REASON_ETAG_MISMATCH: _MonitorErrorReason.ValueType  # 11
     """ABORTED: the etag is not the current one."""
     MONITOR_ERROR_REASON_LOG_UNAVAILABLE: _MonitorErrorReason.ValueType  # 12
-    """UNAVAILABLE: the log cannot be written."""
+    """UNAVAILABLE: the log cannot be read or written."""
     MONITOR_ERROR_REASON_REPORT_NOT_READY: _MonitorErrorReason.ValueType  # 13
     """FAILED_PRECONDITION: the report is not ready, or failed."""
+    MONITOR_ERROR_REASON_QUEUE_FULL: _MonitorErrorReason.ValueType  # 14
+    """RESOURCE_EXHAUSTED: too many labels wait to be written."""
+    MONITOR_ERROR_REASON_STORAGE_FULL: _MonitorErrorReason.ValueType  # 15
+    """RESOURCE_EXHAUSTED: the disk is full."""
+    MONITOR_ERROR_REASON_INVALID_JSON: _MonitorErrorReason.ValueType  # 16
+    """INVALID_ARGUMENT: the body is malformed JSON, or holds what the contract does not have."""
 
 class MonitorErrorReason(_MonitorErrorReason, metaclass=_MonitorErrorReasonEnumTypeWrapper):
     """Lists why the monitor refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -83,9 +89,15 @@ MONITOR_ERROR_REASON_RESOURCE_EXISTS: MonitorErrorReason.ValueType  # 10
 MONITOR_ERROR_REASON_ETAG_MISMATCH: MonitorErrorReason.ValueType  # 11
 """ABORTED: the etag is not the current one."""
 MONITOR_ERROR_REASON_LOG_UNAVAILABLE: MonitorErrorReason.ValueType  # 12
-"""UNAVAILABLE: the log cannot be written."""
+"""UNAVAILABLE: the log cannot be read or written."""
 MONITOR_ERROR_REASON_REPORT_NOT_READY: MonitorErrorReason.ValueType  # 13
 """FAILED_PRECONDITION: the report is not ready, or failed."""
+MONITOR_ERROR_REASON_QUEUE_FULL: MonitorErrorReason.ValueType  # 14
+"""RESOURCE_EXHAUSTED: too many labels wait to be written."""
+MONITOR_ERROR_REASON_STORAGE_FULL: MonitorErrorReason.ValueType  # 15
+"""RESOURCE_EXHAUSTED: the disk is full."""
+MONITOR_ERROR_REASON_INVALID_JSON: MonitorErrorReason.ValueType  # 16
+"""INVALID_ARGUMENT: the body is malformed JSON, or holds what the contract does not have."""
 Global___MonitorErrorReason: _TypeAlias = MonitorErrorReason  # noqa: Y015
 
 @_typing.final

@@ -357,21 +357,38 @@ class QueryPredictionLogRequest(_message.Message):
 
     SQL_FIELD_NUMBER: _builtins.int
     MAX_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     sql: _builtins.str
-    """One SELECT in DuckDB's dialect over the view `predictions`, whose columns are those of PredictionRecord.
-    At most 20,000 characters.
+    """One SELECT in DuckDB's dialect over the view `predictions`: one row for each prediction, the columns of
+    PredictionRecord by their names, and `features` as a STRUCT with a field for each feature; docs/monitoring.md lists
+    them. At most 20,000 characters.
     """
     max_row_count: _builtins.int
     """Most rows in the answer. 0 = default, 10,000; at most 10,000,000."""
+    model: _builtins.str
+    """Id of the model whose predictions the view has. Empty: of all models, with the features of all of them."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First time of a prediction in the view, inclusive. Absent: the oldest that is kept."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Last time, exclusive. Absent: the newest."""
+
     def __init__(
         self,
         *,
         sql: _builtins.str = ...,
         max_row_count: _builtins.int = ...,
+        model: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_row_count", b"max_row_count", "sql", b"sql"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "max_row_count", b"max_row_count", "model", b"model", "sql", b"sql", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.convert.json_body import Fields, decode_object
-from services.router.domain.failure import InvalidJson
+from services.common.json_body import Fields, InvalidJson, decode_object
 
 JSON = st.recursive(
     st.none()

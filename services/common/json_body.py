@@ -1,14 +1,13 @@
 """Strict JSON: what is malformed, unknown, doubled or of the wrong type is refused with its place, not dropped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from services.common.errors import Violation, echo
-from services.router.domain.failure import InvalidJson
-from services.router.domain.rejection import describe, did_you_mean
+from services.common.errors import InvalidArgument, Violation, echo
+from services.common.wording import describe, did_you_mean
 
 _ValueT = TypeVar("_ValueT")
 _VIOLATION_LIMIT: Final = 50
@@ -20,6 +19,13 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {
     list: "a list",
     int: "a whole number",
 }
+
+
+class InvalidJson(InvalidArgument):
+    """The body is not the JSON that the contract wants; the areas' enums of reasons have INVALID_JSON."""
+
+    def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(message, reason="INVALID_JSON", violations=violations)
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

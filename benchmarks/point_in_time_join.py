@@ -1,0 +1,213 @@
+"""Joins ten million rows of history to one million rows of labels, on one thread, and measures time and memory.
+
+    python benchmarks/point_in_time_join.py [--history 10000000] [--labels 1000000] [--memory-mib 2048]
+
+Writes benchmarks/results/point_in_time_join.md. Each figure is of a process of its own; memory is its largest resident
+set, read by the kernel.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "gen")]
+
+SECOND = 1_000_000
+START = 1_700_000_000 * SECOND
+SPAN = 30 * 86_400 * SECOND
+ENTITIES = 200_000
+ROWS_A_FILE = 1_000_000
+
+
+def make_files(folder: Path, history: int, labels: int) -> None:
+    """Write history (parts of a million rows, out of order, a tenth known late) and labels, the same for the same sizes."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    random = np.random.default_rng(7)
+    stamp = pa.timestamp("us", "UTC")
+    for number, begin in enumerate(range(0, history, ROWS_A_FILE)):
+        count = min(ROWS_A_FILE, history - begin)
+        event = START + random.integers(0, SPAN, count)
+        late = np.where(random.random(count) < 0.1, random.integers(0, 86_400 * SECOND, count), SECOND)
+        entity = random.integers(0, ENTITIES, count)
+        table = pa.table(
+            {
+                "entity__customer": pa.array(entity.astype(str)),
+                "amount": pa.array(random.normal(50, 20, count)),
+                "visits": pa.array(random.integers(0, 100, count)),
+                "segment": pa.array(np.array(["a", "b", "c"])[random.integers(0, 3, count)]),
+                "event_time": pa.array(event, stamp),
+                "known_at": pa.array(event + late, stamp),
+                "event_id": pa.array([f"{begin + index}" for index in range(count)]),
+                "absent": pa.array([[]] * count, pa.list_(pa.string())),
+            }
+        )
+        pq.write_table(table, folder / f"part-{number}.parquet")
+    table = pa.table(
+        {
+            "customer": pa.array(random.integers(0, ENTITIES, labels).astype(str)),
+            "time": pa.array(START + random.integers(0, SPAN, labels), stamp),
+            "label": pa.array(random.integers(0, 2, labels)),
+        }
+    )
+    with pa.OSFile(str(folder / "labels.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=65_536)
+
+
+def run_case(folder: Path, case: str, memory_mib: int) -> dict[str, float]:
+    """Join once in this process and return what it took."""
+    import pyarrow as pa
+
+    from services.features.adapters.batch_reader import BatchReader
+    from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+    from services.features.domain.point_in_time import HistoryFiles
+
+    parts = tuple(sorted(map(str, folder.glob("part-*.parquet"))))
+    begin = time.perf_counter()
+    with open_engine(EngineLimits(str(folder / "spill"), memory_mib=memory_mib, threads=1)) as database:
+        engine = JoinEngine(database, plan_of(case), {"spending": HistoryFiles(parts)}, BatchReader({}))
+        with pa.memory_map(str(folder / "labels.arrow")) as file:
+            engine.load_rows(iter(pa.ipc.open_stream(file)))
+        with pa.memory_map(str(folder / "labels.arrow")) as file:
+            stream = pa.ipc.open_stream(file)
+            count = sum(len(piece) for piece in engine.join(iter(stream), lambda _done: None))
+    return {
+        "rows": count,
+        "found": sum(engine.present_counts.values()),
+        "seconds": time.perf_counter() - begin,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def plan_of(case: str):
+    """Return what is joined."""
+    from datetime import timedelta
+
+    from services.features.domain.definitions import Aggregate, AggregateFunction, EventField, FeatureType
+    from services.features.domain.point_in_time import AggregateView, Clock, JoinPlan, PlannedFeature, PlannedKey, ValueView
+
+    keys = (PlannedKey("customer", FeatureType.STRING, "customer"),)
+    if case == "aggregates":
+        week = timedelta(days=7)
+        aggregates = (
+            Aggregate(feature="count", function=AggregateFunction.COUNT, window=week),
+            Aggregate(feature="mean", function=AggregateFunction.MEAN, field="amount", window=week),
+            Aggregate(feature="largest", function=AggregateFunction.MAXIMUM, field="amount", window=week),
+        )
+        planned = tuple(PlannedFeature(each.feature, FeatureType.DOUBLE, each.feature) for each in aggregates)
+        fields = (EventField("amount", FeatureType.DOUBLE),)
+        return JoinPlan("time", (AggregateView("spending", keys, planned, fields, aggregates, 86_400 * SECOND),))
+    features = (
+        PlannedFeature("amount", FeatureType.DOUBLE, "amount"),
+        PlannedFeature("visits", FeatureType.INT64, "visits"),
+        PlannedFeature("segment", FeatureType.STRING, "segment"),
+    )
+    clock = Clock.EVENT_TIME if case == "event time" else Clock.BOTH
+    return JoinPlan("time", (ValueView("spending", keys, features),), clock=clock)
+
+
+WINDOW_SQL = """
+    SELECT row, amount, visits, segment FROM (
+      SELECT row,
+        arg_max(amount, clock) OVER seen AS amount,
+        arg_max(visits, clock) OVER seen AS visits,
+        arg_max(segment, clock) OVER seen AS segment
+      FROM (
+        SELECT entity__customer AS key, greatest(event_time, known_at) AS at, 0 AS kind, NULL AS row, amount, visits, segment,
+          epoch_us(event_time)::HUGEINT * 9223372036854775808 + epoch_us(known_at) AS clock
+        FROM read_parquet('{parts}')
+        UNION ALL
+        SELECT customer, time, 1, row_number() OVER (), NULL, NULL, NULL, NULL FROM labels
+      )
+      WINDOW seen AS (PARTITION BY key ORDER BY at, kind ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+    ) WHERE row IS NOT NULL"""
+
+
+def run_window(folder: Path, memory_mib: int) -> dict[str, float]:
+    """Join once with one window over labels and history: the other way to write it, for comparison."""
+    import pyarrow as pa
+
+    from services.features.adapters.join_engine import EngineLimits, open_engine
+
+    begin = time.perf_counter()
+    with open_engine(EngineLimits(str(folder / "spill"), memory_mib=memory_mib, threads=1)) as database:
+        with pa.memory_map(str(folder / "labels.arrow")) as file:
+            database.register("labels", pa.ipc.open_stream(file).read_all())
+        query = WINDOW_SQL.format(parts=folder / "part-*.parquet")
+        pieces = database.sql(query).to_arrow_reader(65_536)
+        rows = found = 0
+        for piece in pieces:
+            rows += len(piece)
+            found += sum(len(piece) - piece.column(name).null_count for name in ("amount", "visits", "segment"))
+    return {
+        "rows": rows,
+        "found": found,
+        "seconds": time.perf_counter() - begin,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+CASES = {
+    "values": "three features, both clocks (ASOF JOIN on the staircase)",
+    "window": "the same as one window over labels and history",
+    "event time": "three features, event time only",
+    "aggregates": "count, mean and largest of 7 days, both clocks",
+}
+
+
+def main() -> None:
+    """Run each case in a process of its own and write the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--history", type=int, default=10_000_000)
+    parser.add_argument("--labels", type=int, default=1_000_000)
+    parser.add_argument("--memory-mib", type=int, default=2048)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.case:
+        run = run_window if options.case == "window" else lambda *args: run_case(args[0], options.case, args[1])
+        print(json.dumps(run(options.folder, options.memory_mib)))
+        return
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="il-") as name:
+        make_files(Path(name), options.history, options.labels)
+        for case, title in CASES.items():
+            command = [sys.executable, __file__, "--case", case, "--folder", name, "--memory-mib", str(options.memory_mib)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lines.append(f"| {title} | failed: {done.stderr.strip().splitlines()[-1][:80]} | | |")
+            else:
+                found = json.loads(done.stdout)
+                lines.append(f"| {title} | {found['seconds']:.1f} | {found['peak_mib'] / 1024:.2f} | {found['found']:,} |")
+            print(lines[-1], flush=True)
+    write_table(options, lines)
+
+
+def write_table(options: argparse.Namespace, lines: list[str]) -> None:
+    """Write the result beside the others."""
+    head = [
+        "# Point-in-time join",
+        "",
+        f"{options.history:,} rows of history ({ENTITIES:,} entities over 30 days, a tenth known up to a day late) joined to",
+        f"{options.labels:,} rows of labels. One thread; DuckDB may use {options.memory_mib:,} MiB and spills the rest to disk.",
+        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. `python benchmarks/point_in_time_join.py`",
+        "",
+        "| join | seconds | peak memory, GiB | values found |",
+        "|---|---|---|---|",
+    ]
+    path = ROOT / "benchmarks" / "results" / "point_in_time_join.md"
+    path.write_text("\n".join([*head, *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The online store on Redis: reads that share round trips, writes, and what happens when Redis does not answer."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from services.common.tasks import spawn
+from services.features.adapters.metrics import StoreMetrics
+from services.features.adapters.redis_link import Link
+from services.features.domain.catalog import CompiledView
+from services.features.domain.failure import OnlineStoreUnavailable, QueueFull
+from services.features.domain.online_key import KeySpace
+from services.features.domain.ports import Reply, Request, ScriptCall
+
+# Arguments of commands: a feature of a row is one of them.
+ROUND_TRIP_ARGUMENTS: Final = 10_000
+WAITING_ARGUMENTS: Final = 200_000
+_LANES: Final = 2
+_WRITE_LANES: Final = 2
+_WRITE_REQUESTS: Final = 1_000
+_SLOW_LIMIT: Final = 2
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+_LOG: Final = structlog.get_logger(part="online_store")
+
+
+class Breaker:
+    """Refuses at once while Redis is known not to answer, and lets one round trip find out whether it does again.
+
+    A refused or lost connection opens it, and so does the second round trip in a row that takes too long; each failure
+    doubles the pause before the next try, up to a second.
+    """
+
+    def __init__(self, on_back: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._on_back = on_back
+        self._clock = clock
+        self._why = ""
+        self._slow = 0
+        self._pause_s = 0.0
+        self._closed_at = 0.0
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the last round trip failed."""
+        return bool(self._slow or self._pause_s)
+
+    def check(self) -> None:
+        """Raise OnlineStoreUnavailable while it makes no sense to ask."""
+        if self._pause_s and self._clock() < self._closed_at:
+            raise OnlineStoreUnavailable(self._why)
+
+    def succeeded(self) -> None:
+        """Take note of a round trip that ended well."""
+        was_gone, self._slow, self._pause_s = bool(self._pause_s), 0, 0.0
+        if was_gone:
+            _LOG.info("online_store_back")
+            self._on_back()
+
+    def failed(self, why: str, *, slow: bool) -> None:
+        """Take note of one that did not."""
+        self._slow += slow
+        if slow and self._slow < _SLOW_LIMIT:
+            return
+        if not self._pause_s:
+            _LOG.warning("online_store_gone", why=why)
+        self._why = why
+        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or _FIRST_PAUSE_S)
+        self._closed_at = self._clock() + self._pause_s
+
+
+class _Asked:
+    """Requests of one caller that wait for a round trip, or a part of them."""
+
+    __slots__ = ("cost", "future", "requests")
+
+    def __init__(self, requests: Sequence[Request], cost: int) -> None:
+        self.requests = requests
+        self.cost = cost
+        self.future: asyncio.Future[Sequence[Reply]] = asyncio.get_running_loop().create_future()
+
+
+class RedisStore:
+    """See `ports.OnlineStore`.
+
+    A read leaves at once when a lane is free; what comes while the lanes are busy leaves together, up to a size, so
+    under load the round trips get fewer and larger. A caller waits for `read_deadline_s` and no longer; longer only for
+    a read that needs more than one round trip, by as many.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        read_deadline_s: float,
+        write_deadline_s: float,
+        metrics: StoreMetrics,
+        on_back: Callable[[], None],
+    ) -> None:
+        """`on_back` is called when Redis answers again after it did not."""
+        self._link = link
+        self._read_deadline_s = read_deadline_s
+        self._write_deadline_s = write_deadline_s
+        self._metrics = metrics
+        self._breaker = Breaker(on_back)
+        self._waiting: deque[_Asked] = deque()
+        self._waiting_cost = 0
+        self._busy_lanes = 0
+        self._write_lanes = asyncio.Semaphore(_WRITE_LANES)
+
+    def check(self) -> None:
+        """Raise OnlineStoreUnavailable while Redis is known not to answer."""
+        self._breaker.check()
+
+    async def read(self, requests: Sequence[Request]) -> Sequence[Reply]:
+        """See `ports.OnlineStore`."""
+        self._breaker.check()
+        parts = [self._ask(part, cost) for part, cost in _cut(requests)]
+        try:
+            async with asyncio.timeout(self._read_deadline_s * len(parts)):
+                if len(parts) == 1:
+                    return await parts[0].future
+                return [reply for part in parts for reply in await part.future]
+        except TimeoutError:
+            raise self._too_slow(self._read_deadline_s * len(parts)) from None
+        finally:
+            for part in parts:
+                if not part.future.cancel() and not part.future.cancelled():
+                    # Looked at, so that asyncio does not complain of a second part's failure.
+                    part.future.exception()
+
+    async def write(self, requests: Sequence[Request]) -> Sequence[Reply]:
+        """See `ports.OnlineStore`."""
+        replies: list[Reply] = []
+        for start in range(0, len(requests), _WRITE_REQUESTS):
+            async with self._write_lanes:
+                self._breaker.check()
+                part = requests[start : start + _WRITE_REQUESTS]
+                replies += await self._exchange(part, self._write_deadline_s)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise _refused(reply)
+        return replies
+
+    async def delete_view(self, view: CompiledView) -> None:
+        """See `ports.OnlineStore`."""
+        try:
+            async for keys in self._link.scan(KeySpace(view).prefix + b"*", self._write_deadline_s):
+                if keys:
+                    await self.write([(b"UNLINK", key) for key in keys])
+        except (RedisError, OSError, TimeoutError) as error:
+            raise OnlineStoreUnavailable(_describe(error)) from None
+
+    async def is_there(self) -> bool:
+        """Return whether Redis answers, whatever was known before."""
+        try:
+            await self._exchange([(b"EXISTS", b"f")], self._write_deadline_s)
+        except OnlineStoreUnavailable:
+            return False
+        return True
+
+    def _ask(self, requests: Sequence[Request], cost: int) -> _Asked:
+        if self._waiting_cost + cost > WAITING_ARGUMENTS:
+            raise QueueFull("values to read", self._waiting_cost, WAITING_ARGUMENTS)
+        asked = _Asked(requests, cost)
+        self._waiting.append(asked)
+        self._waiting_cost += cost
+        # One lane is enough to find out whether Redis is back.
+        if self._busy_lanes < (1 if self._breaker.suspect else _LANES):
+            self._busy_lanes += 1
+            spawn(self._run_lane(), "online-read")
+        return asked
+
+    async def _run_lane(self) -> None:
+        try:
+            while taken := self._take():
+                await self._serve(taken)
+        finally:
+            self._busy_lanes -= 1
+
+    def _take(self) -> list[_Asked]:
+        taken: list[_Asked] = []
+        cost = 0
+        while self._waiting and (not taken or cost + self._waiting[0].cost <= ROUND_TRIP_ARGUMENTS):
+            asked = self._waiting.popleft()
+            self._waiting_cost -= asked.cost
+            if not asked.future.done():
+                taken.append(asked)
+                cost += asked.cost
+        return taken
+
+    async def _serve(self, taken: list[_Asked]) -> None:
+        requests = taken[0].requests if len(taken) == 1 else [each for asked in taken for each in asked.requests]
+        try:
+            replies = await self._exchange(requests, self._read_deadline_s)
+        except OnlineStoreUnavailable as error:
+            # Who waits behind would only wait longer for the same answer.
+            self._fail([*taken, *self._waiting], error)
+            self._waiting.clear()
+            self._waiting_cost = 0
+            return
+        self._metrics.left_together(len(taken))
+        start = 0
+        for asked in taken:
+            end = start + len(asked.requests)
+            _settle(asked, replies[start:end])
+            start = end
+
+    async def _exchange(self, requests: Sequence[Request], deadline_s: float) -> list[Reply]:
+        """Make a round trip and tell the breaker; raises OnlineStoreUnavailable."""
+        try:
+            replies = await self._link.exchange(requests, deadline_s)
+        except TimeoutError:
+            self._breaker.failed(f"no answer within {deadline_s * 1000:.0f} ms", slow=True)
+            raise self._too_slow(deadline_s) from None
+        except (RedisError, OSError) as error:
+            self._breaker.failed(_describe(error), slow=False)
+            self._metrics.failed()
+            raise OnlineStoreUnavailable(_describe(error)) from None
+        self._breaker.succeeded()
+        return replies
+
+    def _too_slow(self, deadline_s: float) -> OnlineStoreUnavailable:
+        self._metrics.failed()
+        return OnlineStoreUnavailable(f"no answer within {deadline_s * 1000:.0f} ms")
+
+    @staticmethod
+    def _fail(asked: Sequence[_Asked], error: OnlineStoreUnavailable) -> None:
+        for each in asked:
+            if not each.future.done():
+                each.future.set_exception(OnlineStoreUnavailable(error.metadata["why"]))
+
+
+def _settle(asked: _Asked, replies: Sequence[Reply]) -> None:
+    if asked.future.done():
+        return
+    for reply in replies:
+        if isinstance(reply, Exception):
+            asked.future.set_exception(_refused(reply))
+            return
+    asked.future.set_result(replies)
+
+
+def _cut(requests: Sequence[Request]) -> list[tuple[Sequence[Request], int]]:
+    """Return the requests in parts of a round trip each, with what they cost."""
+    costs = list(map(_cost, requests))
+    total = sum(costs)
+    if total <= ROUND_TRIP_ARGUMENTS:
+        return [(requests, total)]
+    parts = []
+    start = cost = 0
+    for place, more in enumerate(costs):
+        if place > start and cost + more > ROUND_TRIP_ARGUMENTS:
+            parts.append((requests[start:place], cost))
+            start, cost = place, 0
+        cost += more
+    return [*parts, (requests[start:], cost)]
+
+
+def _cost(request: Request) -> int:
+    return len(request.arguments) + 2 if isinstance(request, ScriptCall) else len(request)
+
+
+def _refused(reply: Exception) -> OnlineStoreUnavailable:
+    _LOG.error("online_store_refused", error=str(reply)[:200])
+    return OnlineStoreUnavailable(_describe(reply))
+
+
+def _describe(error: Exception) -> str:
+    """Return what went wrong; never an address, which may hold a password."""
+    if isinstance(error, ResponseError):
+        return f"it refuses: {str(error).partition(' ')[0]}" if str(error) else "it refuses"
+    return "the connection failed"

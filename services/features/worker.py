@@ -1,0 +1,35 @@
+"""The child process of offline work: `python -m services.features.worker <folder>`."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from services.common.errors import to_status
+from services.features.adapters.offline_task import read_task, write_error
+from services.features.adapters.offline_work import run_task
+
+
+def main() -> int:
+    """Do the work of a folder; exit 0 when result or error stands there."""
+    folder = Path(sys.argv[1])
+    connections = json.loads(sys.stdin.buffer.readline() or b"{}")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        run_task(folder, read_task(folder), connections)
+    except Exception as error:  # noqa: BLE001 - the parent tells the caller, and the log what a bug was
+        write_error(folder, to_status(error, folder.name))
+        if not hasattr(error, "reason"):
+            raise
+    return 0
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

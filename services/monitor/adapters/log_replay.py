@@ -1,0 +1,118 @@
+"""Gives back from the log what a crash took from memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+
+from services.monitor.adapters.log_files import LogFile, LogFiles
+from services.monitor.domain.columns import PredictionColumns
+from services.monitor.domain.failure import RegistryUnavailable, ResourceNotFound
+from services.monitor.domain.log_table import columns_of_table
+from services.monitor.domain.version_info import VersionInfo
+from services.monitor.domain.window_ports import VersionFinder
+
+_LOG: Final = structlog.get_logger(part="windows")
+_PATIENCE_S: Final = 60
+_RECEIVED: Final = "receive_time"
+_STEP_US: Final = 600 * 1_000_000
+"""What was received within so long is given back in one piece."""
+_BATCH_ROWS: Final = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    file: LogFile
+    first_us: int
+    last_us: int
+
+
+class LogReplay:
+    """Reads what was received after a time, in the order in which it was received."""
+
+    def __init__(self, files: LogFiles, versions: VersionFinder) -> None:
+        self._files = files
+        self._versions = versions
+
+    async def since(self, after_us: int) -> AsyncIterator[tuple[list[PredictionColumns], int]]:
+        """Yield pieces: predictions, and the receive time by which everything has been given once the piece is."""
+        candidates = await asyncio.to_thread(self._candidates, after_us)
+        while candidates:
+            begin_us = max(after_us, min(found.first_us for found in candidates) - 1)
+            after_us = begin_us + _STEP_US
+            piece = []
+            for found in candidates:
+                if found.first_us <= after_us and found.last_us > begin_us:
+                    piece += await self._piece(found.file, begin_us, after_us)
+            yield piece, min(after_us, max(found.last_us for found in candidates))
+            candidates = [found for found in candidates if found.last_us > after_us]
+
+    def _candidates(self, after_us: int) -> list[_Candidate]:
+        """Return the files that hold something received after a time."""
+        found = []
+        for file in self._files.files(self._files.partitions()):
+            times = self._files.range_of(file, _RECEIVED)
+            if times is not None and times[1] > after_us:
+                found.append(_Candidate(file, *times))
+        return found
+
+    def _read(self, file: LogFile, after_us: int, until_us: int) -> list[pa.Table]:
+        received = pc.field(_RECEIVED)
+        limits = [pa.scalar(limit, pa.timestamp("us")) for limit in (after_us, until_us)]
+        dataset = self._files.dataset([file], file.schema)
+        batches = dataset.to_batches(filter=(received > limits[0]) & (received <= limits[1]), batch_size=_BATCH_ROWS)
+        return [pa.Table.from_batches([batch]) for batch in batches if batch.num_rows]
+
+    async def _piece(self, file: LogFile, after_us: int, until_us: int) -> list[PredictionColumns]:
+        info = await self._find(file)
+        if info is None:
+            return []
+        try:
+            return await asyncio.to_thread(lambda: list(self._columns(file, after_us, until_us, info)))
+        except (OSError, pa.ArrowException) as error:
+            _LOG.error("log_file_not_replayed", path=file.path, error=str(error))
+            return []
+
+    def _columns(self, file: LogFile, after_us: int, until_us: int, info: VersionInfo) -> Iterator[PredictionColumns]:
+        for table in self._read(file, after_us, until_us):
+            for part in _parts(table):
+                has_prediction = "prediction" in part.column_names
+                was_run = part["prediction"].is_valid() if has_prediction else pc.equal(part["status"], 0)
+                run, failed = part.filter(was_run), part.filter(pc.invert(was_run))
+                if run.num_rows:
+                    yield columns_of_table(run, info)
+                if failed.num_rows:
+                    nothing: dict[str, Any] = {"rows": np.empty(0, dtype=np.int64), "features": {}}
+                    yield replace(columns_of_table(failed, info), predicted=None, probabilities=None, **nothing)
+
+    async def _find(self, file: LogFile) -> VersionInfo | None:
+        """Return the version of a file; a registry that starts at the same time as we do is waited for."""
+        for _ in range(_PATIENCE_S):
+            try:
+                return await self._versions.find(file.partition.model, file.version) if file.version else None
+            except ResourceNotFound:
+                return None
+            except RegistryUnavailable:
+                await asyncio.sleep(1)
+        _LOG.error("log_file_not_replayed", path=file.path, error="the registry does not answer")
+        return None
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows of each environment and variant."""
+    names = ("environment", "variant")
+    for found in (
+        table.select(names)
+        .cast(pa.schema([(name, pa.string()) for name in names]))
+        .group_by(names)
+        .aggregate([])
+        .to_pylist()
+    ):
+        yield table.filter(
+            (pc.field("environment") == found["environment"]) & (pc.field("variant") == found["variant"])
+        )

