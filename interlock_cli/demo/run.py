@@ -8,8 +8,10 @@ from pathlib import Path
 import grpc
 import httpx
 import pandas as pd
+from interlock.features.v1 import feature_view_service_pb2
 from rich.console import Console
 
+from interlock_cli.definitions.reading import read_definitions
 from interlock_cli.demo.cache import TrainedVersion, cached_version
 from interlock_cli.demo.data import (
     LABELS,
@@ -43,6 +45,8 @@ from interlock_cli.demo.traffic import Answer, PredictionDoor, request_bodies
 from interlock_sdk.client import DEFAULT_TARGET, Client, connect
 from interlock_sdk.errors import CallError, DeploymentFailed, DeploymentNotReady
 from interlock_sdk.features import FeatureRow
+
+DEFINITIONS = Path(__file__).with_name("features.yaml")
 
 _OPEN_TIMEOUT_S = 30.0
 _HTTP_TIMEOUT_S = 10.0
@@ -88,6 +92,7 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
     trained = [_trained(recipe, flights, weather, options.folder, report) for recipe in RECIPES]
     sample = flights.within(REPLAYED).spread(options.flight_count)
     async with connect(options.target) as client:
+        await _define(client, report)
         with report.doing("registering, deploying, waiting until both versions are READY"):
             published = await publish(client, trained, report.done)
         played = await _played(options, client, published, (sample, flights, weather), report)
@@ -95,6 +100,14 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
     result = judge_answers(serving, with_live_features(sample, flights, weather), played.answers)
     _show(result, report)
     return result
+
+
+async def _define(client: Client, report: DemoReport) -> None:
+    """Applies the feature views that version 2 fetches from."""
+    files = read_definitions([DEFINITIONS])
+    answer = await client.feature_views.apply(files.entities, files.feature_views)
+    changed = sum(change.kind != feature_view_service_pb2.CHANGE_KIND_UNCHANGED for change in answer.changes)
+    report.done(f"{len(files.feature_views)} feature views {'applied' if changed else 'are there already'}")
 
 
 def _read_data(report: DemoReport) -> tuple[Flights, pd.DataFrame]:

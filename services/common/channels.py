@@ -54,6 +54,7 @@ def open_channel(
     attempt_timeout_s: float | None = None,
     hop_timeout_s: float | None = None,
     health_name: str = "",
+    ejection: bool = True,
     message_limit_bytes: int = DEFAULT_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
     """Return a channel for unary calls and short streams.
@@ -61,13 +62,15 @@ def open_channel(
     `address` is a gRPC target (`dns:///name:port`, `ipv4:a:1,b:2`, `unix:/path`, `host:port`). `idempotent` lists full
     method names (`package.Service/Method`) that may be tried twice; `attempt_timeout_s` bounds each of their tries and
     must lie above the peer's p99.9. `hop_timeout_s` caps each unary call below the caller's deadline. `health_name` is
-    the name on the peer's health board without which no call goes there.
+    the name on the peer's health board without which no call goes there. `ejection` keeps calls from an address that
+    fails half of them; it counts every status but OK as a failure, so it is not for a hop whose callers' mistakes come
+    back as errors of the peer.
     """
     options = [
         *_options(message_limit_bytes),
         # Unlocks perAttemptRecvTimeout in the retry policy.
         ("grpc.experimental.enable_hedging", 1),
-        ("grpc.service_config", service_config(idempotent, attempt_timeout_s, health_name)),
+        ("grpc.service_config", service_config(idempotent, attempt_timeout_s, health_name, ejection=ejection)),
     ]
     carry = _Carry(hop_timeout_s)
     interceptors: list[grpc.aio.ClientInterceptor] = [
@@ -89,10 +92,13 @@ def open_stream_channel(address: str, *, message_limit_bytes: int = DEFAULT_MESS
     return grpc.aio.insecure_channel(address, options=options)  # noqa: TID251 - the dialler
 
 
-def service_config(idempotent: Iterable[str], attempt_timeout_s: float | None, health_name: str = "") -> str:
+def service_config(
+    idempotent: Iterable[str], attempt_timeout_s: float | None, health_name: str = "", *, ejection: bool = True
+) -> str:
     """Return the gRPC service config as the JSON text that a channel takes."""
+    balancing: dict[str, Any] = {"outlier_detection_experimental": _EJECTION} if ejection else {"round_robin": {}}
     config: dict[str, Any] = {
-        "loadBalancingConfig": [{"outlier_detection_experimental": _EJECTION}],
+        "loadBalancingConfig": [balancing],
         "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
     }
     methods = [dict(zip(("service", "method"), name.split("/"), strict=True)) for name in idempotent]

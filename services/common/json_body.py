@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -12,6 +13,8 @@ from services.common.wording import describe, did_you_mean
 _ValueT = TypeVar("_ValueT")
 _VIOLATION_LIMIT: Final = 50
 _SUGGESTION_LIMIT: Final = 8
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TYPE_NAMES: Final[Mapping[type, str]] = {
     str: "a text",
     bool: "true or false",
@@ -82,6 +85,18 @@ class Fields:
             if not isinstance(value, str) and len(self.violations) < _VIOLATION_LIMIT:
                 self.add(f"{name}.{key}", f"want a text, got {describe(value)}")
         return found
+
+    def moment_us(self, name: str) -> int | None:
+        """Return an RFC 3339 time in microseconds since 1970-01-01 UTC; absent and null are None."""
+        value = self._found.get(name)
+        if value is None:
+            return None
+        try:
+            moment: datetime = msgspec.convert(value, _Moment)
+        except msgspec.ValidationError:
+            self.add(name, f'want a time with its zone, such as "2026-03-01T08:30:00Z", got {describe(value)}')
+            return None
+        return (moment - _EPOCH) // timedelta(microseconds=1)
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""

@@ -1,11 +1,13 @@
 """Puts the monitor together."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 from interlock.monitor.v1 import (
     alert_service_pb2,
     analysis_service_pb2,
@@ -21,6 +23,8 @@ from interlock.monitor.v1alpha1 import verdict_service_pb2
 
 from services.common.call import Binding
 from services.common.channels import open_channel
+from services.common.database import Database
+from services.common.errors import ServiceError
 from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
@@ -33,20 +37,23 @@ from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
 from services.monitor.adapters.window_store import SqlWindowStore
+from services.monitor.domain.analyses import Analyses
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
 from services.monitor.domain.intake import Intake
+from services.monitor.domain.label_intake import LabelIntake
 from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.ports import LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.domain.scope import Scopes
 from services.monitor.domain.window_intake import WindowIntake
+from services.monitor.servicer.analysis_service import AnalysisServicer
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.settings import Settings
 
 _WITHOUT_CODE: Final = (
     alert_service_pb2,
-    analysis_service_pb2,
     feedback_service_pb2,
     prediction_log_service_pb2,
     report_service_pb2,
@@ -55,6 +62,7 @@ _WITHOUT_CODE: Final = (
     verdict_service_pb2,
 )
 
+_LOG: Final = structlog.get_logger(part="monitor")
 _LAST_BATCHES_S: Final = 5.0
 
 
@@ -80,21 +88,22 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         log = await stack.enter_async_context(_open_log(settings, runtime, policies.book, drops))
         windows = await stack.enter_async_context(
             _open_windows(
-                settings,
-                runtime,
-                store=SqlWindowStore(database),
-                replay=LogReplay(log.files, versions),
-                versions=versions,
-                policies=policies.book,
-                drops=drops,
+                settings, runtime, database=database, log=log, versions=versions, policies=policies.book, drops=drops
             )
         )
-        sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows}
+        await stack.enter_async_context(
+            _in_background(runtime, _keep_house(settings, policies, windows.store), "housekeeping")
+        )
+        sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows.intake}
         intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
         runtime.registry.register(CountsCollector(counts, totals, drops))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
-            _binding(monitoring_policy_service_pb2, MonitoringPolicyServicer(policies, policies.book, versions)),
+            _binding(
+                monitoring_policy_service_pb2,
+                MonitoringPolicyServicer(policies, policies.book, versions, windows.intake.flush),
+            ),
+            _binding(analysis_service_pb2, AnalysisServicer(windows.analyses)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
 
@@ -127,19 +136,28 @@ async def _open_log(
     await writer.flush()
 
 
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    store: SqlWindowStore
+    intake: WindowIntake
+    labels: LabelIntake
+    analyses: Analyses
+
+
 @asynccontextmanager
 async def _open_windows(
     settings: Settings,
     runtime: Runtime[Settings],
     *,
-    store: SqlWindowStore,
-    replay: LogReplay,
+    database: Database,
+    log: _PredictionLog,
     versions: RegistryVersions,
     policies: PolicyBook,
     drops: Drops,
-) -> AsyncIterator[WindowIntake]:
-    """Open what makes windows of predictions; when it ends, all of them are in the database."""
-    windows = WindowIntake(
+) -> AsyncIterator[_Windows]:
+    """Open windows and what is asked of them; when it ends, all that came in is in the database."""
+    store = SqlWindowStore(database)
+    intake = WindowIntake(
         store,
         versions,
         policies,
@@ -150,9 +168,23 @@ async def _open_windows(
         retention_s=settings.monitor_window_retention_s,
         clock_tolerance_s=settings.clock_tolerance_s,
     )
-    async with _in_background(runtime, windows.run(settings.monitor_window_interval_s, replay), "windows"):
-        yield windows
-    await windows.flush()
+    scopes = Scopes(store, versions, policies, retention_us=int(settings.monitor_window_retention_s * 1e6))
+    labels = LabelIntake(store, versions, policies, feature_limit=settings.monitor_feature_limit)
+    replay = LogReplay(log.files, versions)
+    async with _in_background(runtime, intake.run(settings.monitor_window_interval_s, replay), "windows"):
+        yield _Windows(store, intake, labels, Analyses(store, scopes, intake.flush))
+    await intake.flush()
+
+
+async def _keep_house(settings: Settings, policies: PolicyStore, store: SqlWindowStore) -> None:
+    """Forget old windows, and learn of policies that another monitor has changed."""
+    while True:
+        await asyncio.sleep(settings.monitor_log_housekeeping_interval_s)
+        try:
+            await policies.load()
+            await store.clean(int((time.time() - settings.monitor_window_retention_s) * 1e6))
+        except ServiceError as error:
+            _LOG.warning("housekeeping_failed", reason=error.reason)
 
 
 @asynccontextmanager

@@ -10,26 +10,29 @@ from typing import Any, Final
 
 import uuid_utils
 from inference import grpc_service_pb2 as oip_pb
+from interlock.features.v1 import feature_service_pb2 as features_pb
+from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceStub
 from interlock.monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
 from interlock.registry.v1 import control_service_pb2 as registry_pb
 from interlock.router.v1 import http_service_pb2, router_service_pb2
 from interlock.router.v1alpha1 import router_service_pb2 as unstable_pb2
 
 from services.common.call import Binding
-from services.common.channels import open_stream_channel
+from services.common.channels import open_channel, open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
 from services.common.watch import watch_registry
+from services.router.adapters.features_client.reader import FeatureReads
 from services.router.adapters.inference_client.pool import InferencePools
 from services.router.adapters.inference_client.stream import StreamOptions
-from services.router.adapters.metrics import EventMetrics, HopMetrics, PrometheusPredictions
+from services.router.adapters.metrics import EventMetrics, FetchMetrics, HopMetrics, PrometheusPredictions
 from services.router.adapters.monitor_client.event_queue import EventQueue
 from services.router.adapters.monitor_client.sender import EventSender
 from services.router.adapters.registry_client import RoutesFollower
 from services.router.domain.admission import Admission
 from services.router.domain.catalog import Catalog
-from services.router.domain.ports import Inference
+from services.router.domain.ports import Features, Inference
 from services.router.domain.prediction import Predictor, RoutingTable
 from services.router.servicer.http import RouterHttpServicer
 from services.router.servicer.oip import OipServicer
@@ -39,6 +42,7 @@ from services.router.settings import Settings
 ROUTER: Final = router_service_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 HTTP: Final = http_service_pb2.DESCRIPTOR.services_by_name["RouterHttpService"].full_name
 OIP: Final = oip_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_FEATURES: Final = features_pb.DESCRIPTOR.services_by_name["FeatureService"].full_name
 _PREDICTING: Final = frozenset({"Predict", "PredictRows"})
 _INFERRING: Final = frozenset({"ModelInfer"})
 _HOT_OF: Final = {ROUTER: _PREDICTING, HTTP: _PREDICTING | _INFERRING, OIP: _INFERRING}
@@ -56,15 +60,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
     async with (
         _watching(settings, runtime, table, router_id),
         _inferring(settings, runtime, router_id) as inference,
+        _fetching(settings, runtime) as features,
         _reporting(settings, runtime, router_id) as events,
     ):
         predictor = Predictor(
             table=table,
             inference=inference,
+            features=features,
             events=events,
             metrics=PrometheusPredictions(runtime.registry),
             admission=Admission(settings.calls_in_flight_limit),
             new_id=uuid_utils.uuid7,
+            clock_tolerance_s=settings.clock_tolerance_s,
         )
         yield _bindings(predictor, Catalog(table, inference), runtime)
 
@@ -128,6 +135,25 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         yield pools
     finally:
         await pools.close()
+
+
+@asynccontextmanager
+async def _fetching(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Features]:
+    # Without ejection: a caller's wrong keys come back as an error of the peer, and say nothing about its health.
+    channel = open_channel(
+        settings.features_address,
+        idempotent=[f"{_FEATURES}/ReadFeatures"],
+        ejection=False,
+        message_limit_bytes=settings.message_limit_bytes,
+    )
+    async with channel:
+        yield FeatureReads(
+            FeatureServiceStub(channel),
+            timeout_s=settings.features_timeout_s,
+            gather_s=settings.gather_s,
+            tracing=runtime.tracing,
+            metrics=FetchMetrics(runtime.registry),
+        )
 
 
 @asynccontextmanager

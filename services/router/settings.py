@@ -25,6 +25,8 @@ class Settings(CommonSettings):
     """Longest wait of a request for others to leave with. Seconds; a lone request never waits."""
     replica_hope_s: Annotated[float, Field(ge=0, le=30)] = 3.0
     """Longest wait of a request for a version that was READY a moment ago, or whose replica is being dialled. Seconds."""
+    features_timeout_s: Annotated[float, Field(ge=0.001, le=1)] = 0.04
+    """Longest wait of a request for its features; then its policies decide. Seconds, inside the request's own deadline."""
     calls_in_flight_limit: PositiveInt = 4096
     """Calls that the process answers at a time; more are refused with a retry delay."""
     event_interval_s: PositiveFloat = 0.1

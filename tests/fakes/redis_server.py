@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from interlock_cli.settings import StackSettings
 from interlock_cli.stack.redis import find_redis
@@ -80,7 +81,7 @@ class RedisServer:
         try:
             async with self.client() as client:
                 return bool(await client.ping())
-        except Exception:
+        except (RedisError, OSError):
             return False
 
 

@@ -12,6 +12,7 @@ Compute = Callable[[Sequence[Tensor], int], list[Tensor]]
 FLIGHT = "flight-delay"
 PAIR = "pair"
 MIRROR = "mirror"
+LIVE = "live-delay"
 MIRROR_TYPES = (
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BF16", "BYTES",
 )  # fmt: skip
@@ -41,6 +42,38 @@ features { name: "a" type: FEATURE_TYPE_DOUBLE tensor: "x" column: 0 }
 features { name: "b" type: FEATURE_TYPE_DOUBLE tensor: "x" column: 1 }
 prediction { task: TASK_REGRESSION tensor: "y" }
 """
+
+
+# One feature of each policy. The answer is a number whose digits are the values: 100 to the power of the place.
+_LIVE_SIGNATURE = """
+inputs { name: "x" data_type: DATA_TYPE_FP64 shape: [-1, 4] }
+outputs { name: "y" data_type: DATA_TYPE_FP64 shape: [-1, 1] }
+features { name: "hour" type: FEATURE_TYPE_INT64 tensor: "x" column: 0 minimum: 0 maximum: 23 }
+features { name: "delay" type: FEATURE_TYPE_DOUBLE tensor: "x" column: 1 source: "carriers.delay" maximum: 60
+  missing_policy: MISSING_POLICY_DEFAULT default_value { double_value: 7 } max_age { seconds: 60 }
+  violation_policy: VIOLATION_POLICY_CLIP }
+features { name: "wind" type: FEATURE_TYPE_DOUBLE tensor: "x" column: 2 source: "weather.wind" minimum: 0
+  missing_policy: MISSING_POLICY_FALLBACK }
+features { name: "landings" type: FEATURE_TYPE_INT64 tensor: "x" column: 3 source: "weather.landings" }
+prediction { task: TASK_REGRESSION tensor: "y" }
+"""
+
+
+def live_signature(**policies: int) -> Signature:
+    """The live model's signature, with other missing policies by feature."""
+    signature = text_format.Parse(_LIVE_SIGNATURE, Signature())
+    for feature in signature.features:
+        if feature.name in policies:
+            feature.missing_policy = policies[feature.name]  # type: ignore[assignment]
+    return signature
+
+
+def schedule_signature() -> Signature:
+    """A version of the live model that knows the hour only."""
+    signature = live_signature()
+    signature.inputs[0].shape[1] = 1
+    del signature.features[1:]
+    return signature
 
 
 def flight_signature() -> Signature:
@@ -79,6 +112,16 @@ def run_pair(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
     return [Tensor(name="y", data_type=DataType.DATA_TYPE_FP64, shape=[rows, 1], data=struct.pack(f"<{rows}d", *sums))]
 
 
+def run_live(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
+    columns = _named(tensors, "x").shape[1]
+    values = struct.unpack(f"<{rows * columns}d", _named(tensors, "x").data)
+    sums = [
+        sum(value * 100 ** (columns - 1 - place) for place, value in enumerate(values[row * columns :][:columns]))
+        for row in range(rows)
+    ]
+    return [Tensor(name="y", data_type=DataType.DATA_TYPE_FP64, shape=[rows, 1], data=struct.pack(f"<{rows}d", *sums))]
+
+
 def run_mirror(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
     return [
         Tensor(
@@ -88,7 +131,7 @@ def run_mirror(tensors: Sequence[Tensor], rows: int) -> list[Tensor]:
     ]
 
 
-COMPUTE: dict[str, Compute] = {FLIGHT: run_flight, PAIR: run_pair, MIRROR: run_mirror}
+COMPUTE: dict[str, Compute] = {FLIGHT: run_flight, PAIR: run_pair, MIRROR: run_mirror, LIVE: run_live}
 
 
 def _named(tensors: Sequence[Tensor], name: str) -> Tensor:

@@ -24,6 +24,7 @@ from interlock.router.v1.router_service_pb2_grpc import RouterServiceStub
 from services.common.server import Serving, serving
 from services.router.app import build
 from services.router.settings import Settings
+from tests.fakes.router_features import FakeFeatures, serve_features
 from tests.fakes.router_inference import FakeReplica, serve_replica
 from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, flight_signature, mirror_signature, pair_signature
 from tests.fakes.router_monitor import FakeMonitor, serve_monitor
@@ -68,6 +69,7 @@ class World:
     def __init__(self, replicas: int = 1) -> None:
         self.control = FakeControl(standard_resources())
         self.monitor = FakeMonitor()
+        self.features = FakeFeatures({"carriers": "carrier", "weather": "origin"})
         self.replicas = [
             FakeReplica(replica_id=f"replica-{index + 1}", ready=set(STANDARD_READY)) for index in range(replicas)
         ]
@@ -79,11 +81,13 @@ class World:
         self.replica_servers: list[grpc.aio.Server] = []
         self.replica_ports: list[int] = []
         self.monitor_server: grpc.aio.Server | None = None
+        self.features_server: grpc.aio.Server | None = None
         self._ports: dict[str, int] = {}
 
     async def __aenter__(self) -> Self:
         self.control_server, self._ports["registry"] = await serve_control(self.control)
         self.monitor_server, self._ports["monitor"] = await serve_monitor(self.monitor)
+        self.features_server, self._ports["features"] = await serve_features(self.features)
         for replica in self.replicas:
             server, port = await serve_replica(replica)
             self.replica_servers.append(server)
@@ -92,7 +96,7 @@ class World:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop_router()
-        for server in (self.control_server, self.monitor_server, *self.replica_servers):
+        for server in (self.control_server, self.monitor_server, self.features_server, *self.replica_servers):
             if server is not None:
                 await server.stop(0)
         shutil.rmtree(self.folder)
@@ -109,12 +113,17 @@ class World:
     def monitor_address(self) -> str:
         return f"127.0.0.1:{self._ports['monitor']}"
 
+    @property
+    def features_address(self) -> str:
+        return f"127.0.0.1:{self._ports['features']}"
+
     def settings(self) -> Settings:
         values: dict[str, Any] = {
             "state_dir": self.folder,
             "port_offset": _free_offset(),
             "registry_address": self.control_address,
             "monitor_address": self.monitor_address,
+            "features_address": self.features_address,
             "pools": {"default": [f"127.0.0.1:{port}" for port in self.replica_ports]},
             "drain_delay_s": 0.0,
             "drain_grace_s": 5.0,

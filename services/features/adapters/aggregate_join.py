@@ -37,13 +37,17 @@ def join_aggregates(db: duckdb.DuckDBPyConnection, view: AggregateView, table: s
     """Make `table` with the aggregates of each row, from the tables `rows` and `history`."""
     mine = sql.key_columns(view.keys)
     db.execute(f"CREATE TABLE counted AS {sql.events(view.keys, view.allowed_lateness_us)}")
-    db.execute(f"CREATE TABLE codes AS SELECT row_number() OVER () - 1 AS code, * FROM (SELECT DISTINCT {mine} FROM counted)")
+    db.execute(
+        f"CREATE TABLE codes AS SELECT row_number() OVER () - 1 AS code, * FROM (SELECT DISTINCT {mine} FROM counted)"
+    )
     [(total,)] = db.sql("SELECT (SELECT count(*) FROM counted) + (SELECT count(*) FROM rows)").fetchall()
     portions = 1 + total // _ROWS_A_PORTION
     for portion in range(portions):
         joined = _join_portion(db, view, plan, f"coalesce(code, 0) % {portions} = {portion}")
         db.register("portion", joined)
-        db.execute(f"{'INSERT INTO' if portion else 'CREATE TABLE'} {table} {'' if portion else 'AS'} SELECT * FROM portion")
+        db.execute(
+            f"{'INSERT INTO' if portion else 'CREATE TABLE'} {table} {'' if portion else 'AS'} SELECT * FROM portion"
+        )
         db.unregister("portion")
     db.execute("DROP TABLE counted")
     db.execute("DROP TABLE codes")

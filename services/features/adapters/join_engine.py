@@ -84,7 +84,9 @@ class JoinEngine:
 
     def load_rows(self, pieces: Iterator[pa.RecordBatch]) -> None:
         """Take keys and times of the rows; raises InvalidRequest naming the first column or row that is wrong."""
-        columns = "".join(f", {sql.quote(sql.key_column(key.entity))} {sql.type_of(key.type)}" for key in self._plan.keys)
+        columns = "".join(
+            f", {sql.quote(sql.key_column(key.entity))} {sql.type_of(key.type)}" for key in self._plan.keys
+        )
         self._db.execute(f"CREATE TABLE rows (row BIGINT, t BIGINT{columns})")
         for piece in pieces:
             keys_and_time = self._row_columns(piece)
@@ -203,7 +205,12 @@ class JoinEngine:
     def _insert(self, view: ValueView | AggregateView, query: str, source: str) -> None:
         try:
             self._db.execute(f"INSERT INTO history BY NAME {sql.only_needed(view.keys, query)}")
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException, duckdb.BinderException) as error:
+        except (
+            duckdb.IOException,
+            duckdb.InvalidInputException,
+            duckdb.ConversionException,
+            duckdb.BinderException,
+        ) as error:
             raise SourceUnreadable(source, str(error).split("\n", 1)[0][:300]) from error
 
     def _join_values(self, view: ValueView, table: str) -> None:
@@ -248,7 +255,9 @@ class JoinEngine:
         if self._plan.include_event_times:
             names += [event_time_column(view.view) for view in self._plan.views if not isinstance(view, OnDemandView)]
         arrays = [
-            columns[name].cast(_EPOCH) if name not in part.schema.names and name not in self.present_counts else columns[name]
+            columns[name].cast(_EPOCH)
+            if name not in part.schema.names and name not in self.present_counts
+            else columns[name]
             for name in names
         ]
         return pa.RecordBatch.from_arrays(arrays, names=names)
@@ -288,7 +297,9 @@ def _files_by_columns(db: duckdb.DuckDBPyConnection, uris: Sequence[str]) -> dic
             f"SELECT file_name, list(DISTINCT name) FROM parquet_schema([{listed}]) GROUP BY file_name"
         ).fetchall()
     except (duckdb.IOException, duckdb.InvalidInputException) as error:
-        raise SourceUnreadable(paths[0] if len(paths) == 1 else "history", str(error).split("\n", 1)[0][:300]) from error
+        raise SourceUnreadable(
+            paths[0] if len(paths) == 1 else "history", str(error).split("\n", 1)[0][:300]
+        ) from error
     for path, names in found:
         groups.setdefault(frozenset(names), []).append(path)
     return groups
@@ -318,4 +329,3 @@ def write_stream(path: Path, pieces: Iterator[pa.RecordBatch]) -> int:
             writer.write_batch(piece)
             count += len(piece)
     return count
-

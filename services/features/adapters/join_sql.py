@@ -57,8 +57,13 @@ def history_columns(keys: Sequence[PlannedKey], values: Sequence[tuple[str, str]
 
     A value without a column in the file, because the view got it later, counts as absent in every row.
     """
-    columns = [f"CAST({name} AS {_TYPES[key.type]}) AS {name}" for key in keys for name in [quote(key_column(key.entity))]]
-    columns += [f"CAST({quote(name) if name in present else 'NULL'} AS {kind}) AS {quote(value_column(name))}" for name, kind in values]
+    columns = [
+        f"CAST({name} AS {_TYPES[key.type]}) AS {name}" for key in keys for name in [quote(key_column(key.entity))]
+    ]
+    columns += [
+        f"CAST({quote(name) if name in present else 'NULL'} AS {kind}) AS {quote(value_column(name))}"
+        for name, kind in values
+    ]
     missing = ", ".join(text(name) for name, _ in values if name not in present)
     absent = f"list_concat(absent, [{missing}])" if missing else "absent"
     times = "epoch_us(event_time) AS event_us, epoch_us(known_at) AS known_us"

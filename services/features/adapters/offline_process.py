@@ -57,9 +57,7 @@ class WorkFailed(ServiceError):
 class OfflineProcesses:
     """Starts children, at most `parallelism` at a time; work that has to wait does so in the order it came."""
 
-    def __init__(
-        self, folder: Path, limits: EngineLimits, connections: Mapping[str, str], *, parallelism: int
-    ) -> None:
+    def __init__(self, folder: Path, limits: EngineLimits, connections: Mapping[str, str], *, parallelism: int) -> None:
         self._folder = folder
         self._limits = limits
         self._connections = json.dumps(dict(connections)).encode() + b"\n"

@@ -21,11 +21,13 @@ from services.features.domain.ports import Reply, Request, ScriptCall
 ROUND_TRIP_ARGUMENTS: Final = 10_000
 WAITING_ARGUMENTS: Final = 200_000
 _LANES: Final = 2
+_LONGEST_GATHERING_S: Final = 0.001
 _WRITE_LANES: Final = 2
 _WRITE_REQUESTS: Final = 1_000
 _SLOW_LIMIT: Final = 2
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
+_TOO_SLOW: Final = "it takes too long"
 _LOG: Final = structlog.get_logger(part="online_store")
 
 
@@ -87,9 +89,9 @@ class _Asked:
 class RedisStore:
     """See `ports.OnlineStore`.
 
-    A read leaves at once when a lane is free; what comes while the lanes are busy leaves together, up to a size, so
-    under load the round trips get fewer and larger. A caller waits for `read_deadline_s` and no longer; longer only for
-    a read that needs more than one round trip, by as many.
+    When reads leave follows the router's rule: at once when half of the reads in flight wait here, after a millisecond at
+    the latest; so a lone read never waits, and under load the round trips get fewer and larger, up to a size. A caller
+    waits for `read_deadline_s` and no longer; for a read that needs several round trips, by as many longer.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class RedisStore:
         self._breaker = Breaker(on_back)
         self._waiting: deque[_Asked] = deque()
         self._waiting_cost = 0
+        self._in_flight = 0
+        self._leaves_at: asyncio.TimerHandle | None = None
         self._busy_lanes = 0
         self._write_lanes = asyncio.Semaphore(_WRITE_LANES)
 
@@ -119,15 +123,21 @@ class RedisStore:
     async def read(self, requests: Sequence[Request]) -> Sequence[Reply]:
         """See `ports.OnlineStore`."""
         self._breaker.check()
-        parts = [self._ask(part, cost) for part, cost in _cut(requests)]
+        cut = _cut(requests)
+        self._admit(sum(cost for _, cost in cut))
+        self._in_flight += 1
+        parts = [self._ask(part, cost) for part, cost in cut]
+        self._leave_if_due()
         try:
             async with asyncio.timeout(self._read_deadline_s * len(parts)):
                 if len(parts) == 1:
                     return await parts[0].future
                 return [reply for part in parts for reply in await part.future]
         except TimeoutError:
-            raise self._too_slow(self._read_deadline_s * len(parts)) from None
+            raise self._too_slow() from None
         finally:
+            self._in_flight -= 1
+            self._leave_if_due()
             for part in parts:
                 if not part.future.cancel() and not part.future.cancelled():
                     # Looked at, so that asyncio does not complain of a second part's failure.
@@ -163,17 +173,32 @@ class RedisStore:
             return False
         return True
 
-    def _ask(self, requests: Sequence[Request], cost: int) -> _Asked:
-        if self._waiting_cost + cost > WAITING_ARGUMENTS:
+    def _admit(self, cost: int) -> None:
+        if self._waiting_cost and self._waiting_cost + cost > WAITING_ARGUMENTS:
             raise QueueFull("values to read", self._waiting_cost, WAITING_ARGUMENTS)
+
+    def _ask(self, requests: Sequence[Request], cost: int) -> _Asked:
         asked = _Asked(requests, cost)
         self._waiting.append(asked)
         self._waiting_cost += cost
-        # One lane is enough to find out whether Redis is back.
+        return asked
+
+    def _leave_if_due(self) -> None:
+        if not self._waiting:
+            return
+        if 2 * len(self._waiting) >= self._in_flight or self._waiting_cost >= ROUND_TRIP_ARGUMENTS:
+            self._leave()
+        elif self._leaves_at is None:
+            self._leaves_at = asyncio.get_running_loop().call_later(_LONGEST_GATHERING_S, self._leave)
+
+    def _leave(self) -> None:
+        if self._leaves_at is not None:
+            self._leaves_at.cancel()
+            self._leaves_at = None
+        # One lane is enough to find out whether Redis is back. A busy lane takes what waits when it is through.
         if self._busy_lanes < (1 if self._breaker.suspect else _LANES):
             self._busy_lanes += 1
             spawn(self._run_lane(), "online-read")
-        return asked
 
     async def _run_lane(self) -> None:
         try:
@@ -215,8 +240,8 @@ class RedisStore:
         try:
             replies = await self._link.exchange(requests, deadline_s)
         except TimeoutError:
-            self._breaker.failed(f"no answer within {deadline_s * 1000:.0f} ms", slow=True)
-            raise self._too_slow(deadline_s) from None
+            self._breaker.failed(_TOO_SLOW, slow=True)
+            raise self._too_slow() from None
         except (RedisError, OSError) as error:
             self._breaker.failed(_describe(error), slow=False)
             self._metrics.failed()
@@ -224,9 +249,9 @@ class RedisStore:
         self._breaker.succeeded()
         return replies
 
-    def _too_slow(self, deadline_s: float) -> OnlineStoreUnavailable:
+    def _too_slow(self) -> OnlineStoreUnavailable:
         self._metrics.failed()
-        return OnlineStoreUnavailable(f"no answer within {deadline_s * 1000:.0f} ms")
+        return OnlineStoreUnavailable(_TOO_SLOW)
 
     @staticmethod
     def _fail(asked: Sequence[_Asked], error: OnlineStoreUnavailable) -> None:

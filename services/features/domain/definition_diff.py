@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
@@ -17,6 +17,7 @@ from services.features.domain.definitions import (
     EventField,
     Feature,
     FeatureView,
+    FileLocation,
     OnDemandSource,
     Source,
 )
@@ -183,13 +184,14 @@ def _entity(entity: Entity) -> dict[str, Any]:
 
 
 def _view(view: FeatureView) -> dict[str, Any]:
+    """Return a view under the names that a file of definitions has: how features are computed stands beside them."""
     return {
         "entities": view.entities,
-        "features": {each.name: _feature(each) for each in view.features},
+        "source": _source(view.source),
+        "features": {each.name: _feature(each) | _computed(view.source, each.name) for each in view.features},
         "max_age": view.max_age,
         "retention": view.retention,
         "allowed_lateness": view.allowed_lateness if isinstance(view.source, AggregateSource) else None,
-        "source": _source(view.source),
         "description": view.description,
         "owner": view.owner,
         "labels": dict(view.labels),
@@ -208,37 +210,31 @@ def _feature(feature: Feature) -> dict[str, Any]:
     }
 
 
-def _source(source: Source | None) -> dict[str, Any]:
+def _computed(source: Source | None, feature: str) -> dict[str, Any]:
+    match source:
+        case BatchSource(feature_columns=columns):
+            return {"column": columns.get(feature)}
+        case OnDemandSource(expressions=expressions):
+            return {"expression": expressions.get(feature)}
+        case AggregateSource(aggregates=aggregates):
+            mine = next((each for each in aggregates if each.feature == feature), None)
+            if mine is not None:
+                count = mine.last_count or None
+                return {"aggregate": mine.function, "of": mine.field, "window": mine.window, "count": count}
+    return {}
+
+
+def _source(source: Source | None) -> Any:
     match source:
         case BatchSource(location=location):
             where = (
                 {} if location is None else {name: getattr(location, name) for name in location.__dataclass_fields__}
             )
-            names = ("entity_columns", "feature_columns", "event_time_column", "known_at_column", "time_zone")
-            columns = {name: getattr(source, name) for name in names}
-            return {"batch": {**where, **{name: _plain(each) for name, each in columns.items()}}}
-        case OnDemandSource():
-            return {"on_demand": {"inputs": _fields(source.inputs), "expressions": dict(source.expressions)}}
-        case AggregateSource():
-            aggregates = {
-                each.feature: {
-                    "function": each.function,
-                    "field": each.field,
-                    "window": each.window,
-                    "last_count": each.last_count or None,
-                }
-                for each in source.aggregates
-            }
-            return {"aggregate": {"fields": _fields(source.fields), "aggregates": aggregates}}
-        case None:
-            return {}
-    # Nothing is said of a push source but that it is one.
-    return {"push": True}
-
-
-def _fields(fields: Iterable[EventField]) -> dict[str, Any]:
-    return {each.name: each.type for each in fields}
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+            columns = {name: getattr(source, name) for name in ("event_time_column", "known_at_column", "time_zone")}
+            kind = "files" if isinstance(location, FileLocation) else "sql"
+            return {kind: {**where, **columns, "entity_columns": dict(source.entity_columns)}}
+        case OnDemandSource(inputs=fields):
+            return {"request": {each.name: each.type for each in fields}}
+        case AggregateSource(fields=fields):
+            return {"events": {each.name: each.type for each in fields}}
+    return None if source is None else "push"

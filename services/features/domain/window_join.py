@@ -59,7 +59,9 @@ def sum_in_window(
     """Return the sum of `values` (int64 or float64) where `counts`, for each row; 0 without events."""
     entering, leaving = _moves(events, counts, rows, window_us, both_clocks=both_clocks)
     if values.dtype == np.int64:
-        whole: Numbers = _prefix(values[entering.order])[entering.position] - _prefix(values[leaving.order])[leaving.position]
+        whole: Numbers = (
+            _prefix(values[entering.order])[entering.position] - _prefix(values[leaving.order])[leaving.position]
+        )
         return whole
     (high_in, low_in), (high_out, low_out) = (_exact_prefix(values[move.order]) for move in (entering, leaving))
     total = high_in[entering.position] - high_out[leaving.position]

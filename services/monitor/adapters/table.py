@@ -61,6 +61,21 @@ ANALYSIS_WINDOW: Final = _window_table("analysis_window")
 # What became of them once labels came.
 QUALITY_WINDOW: Final = _window_table("quality_window")
 
+# What had drifted in a window, so that it does not pass for usual later.
+WINDOW_VERDICT: Final = Table(
+    "window_verdict",
+    METADATA,
+    Column("model", TEXT, nullable=False),
+    Column("version", TEXT, nullable=False),
+    Column("environment", TEXT, nullable=False),
+    Column("slice", TEXT, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    # JSON: names.
+    Column("drifted", TEXT, nullable=False),
+    PrimaryKeyConstraint("model", "version", "environment", "slice", "start_us", "end_us"),
+)
+
 # How far something has been taken, in the same transaction as what came of it: that is how nothing counts twice.
 POSITION: Final = Table(
     "monitor_position",

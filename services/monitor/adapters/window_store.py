@@ -1,7 +1,9 @@
 """Windows in the database. What came in is merged into what is there, so several monitors can share one."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -10,11 +12,11 @@ from sqlalchemy import Select, Table, and_, delete, func, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
-from services.monitor.adapters.table import ANALYSIS_WINDOW, POSITION, QUALITY_WINDOW
+from services.monitor.adapters.table import ANALYSIS_WINDOW, POSITION, QUALITY_WINDOW, WINDOW_VERDICT
 from services.monitor.domain.numeric_sketch import SketchUnreadable
 from services.monitor.domain.quality_window import QualityWindow
 from services.monitor.domain.window import WindowKey, WindowSketch
-from services.monitor.domain.window_ports import Selection
+from services.monitor.domain.window_ports import Selection, VerdictKey
 
 _LOG: Final = structlog.get_logger(part="windows")
 _WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow)
@@ -78,6 +80,34 @@ class SqlWindowStore:
             row = (await connection.execute(query)).first()
         return None if row is None else (row.start_us, row.end_us)
 
+    async def oldest_start(self, selection: Selection) -> int | None:
+        """Return when the oldest window of a version begins, whatever the selection's time; None without any."""
+        columns = ANALYSIS_WINDOW.c
+        query = select(func.min(columns.start_us)).where(
+            columns.model == selection.model,
+            columns.version == selection.version,
+            columns.environment == selection.environment,
+        )
+        async with self._database.read() as connection:
+            found: int | None = await connection.scalar(query)
+            return found
+
+    async def keep_verdict(self, key: VerdictKey, drifted: Sequence[str]) -> None:
+        """Keep what had drifted in a window."""
+        columns = WINDOW_VERDICT.c
+        values = {"slice" if name == "slice_name" else name: value for name, value in asdict(key).items()}
+        same = and_(*(columns[name] == value for name, value in values.items()))
+        async with self._database.write() as connection:
+            await connection.execute(delete(WINDOW_VERDICT).where(same))
+            await connection.execute(insert(WINDOW_VERDICT).values(**values, drifted=json.dumps(list(drifted))))
+
+    async def verdicts(self, selection: Selection) -> Mapping[tuple[int, int], Sequence[str]]:
+        """Return what had drifted, by begin and end of the window; the selection's variant does not matter."""
+        query = _selected(WINDOW_VERDICT, replace(selection, variant=None))
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).mappings()
+            return {(row["start_us"], row["end_us"]): json.loads(row["drifted"]) for row in rows}
+
     async def active(self, since_us: int) -> Sequence[tuple[str, str, str]]:
         """Return model, version, environment of what has windows that end after a time."""
         columns = ANALYSIS_WINDOW.c
@@ -88,7 +118,7 @@ class SqlWindowStore:
     async def clean(self, before_us: int) -> None:
         """Drop windows that ended before a time."""
         async with self._database.write() as connection:
-            for table in (ANALYSIS_WINDOW, QUALITY_WINDOW):
+            for table in (ANALYSIS_WINDOW, QUALITY_WINDOW, WINDOW_VERDICT):
                 await connection.execute(delete(table).where(table.c.end_us < before_us))
 
     async def _merge(
@@ -167,7 +197,7 @@ def _selected(table: Table, selection: Selection) -> Select[Any]:
         query = query.where(columns.version == selection.version)
     if selection.variant is not None:
         query = query.where(columns.variant == selection.variant)
-    return query.order_by(columns.start_us, columns.variant)
+    return query.order_by(columns.start_us)
 
 
 def _merged(

@@ -11,7 +11,8 @@ from scipy import stats
 from services.monitor.domain.profile import FloatArray, Histogram, profile_numbers
 
 HALF_COUNT: Final = 0.5
-"""An empty bin counts as half a value in the population stability index, which has no value otherwise."""
+"""An empty bin, of either side, counts as half a value of the reference in the population stability index, which has no
+value otherwise. Not half a value of its own sample: then the index would rise with the traffic."""
 
 
 class DriftMetric(enum.StrEnum):
@@ -96,7 +97,9 @@ def population_stability(reference: FloatArray, current: FloatArray) -> FloatArr
 
     Siddiqi, Credit risk scorecards (2006): sum of (q - p) ln(q / p).
     """
-    p, q = _shares(reference, HALF_COUNT), _shares(current, HALF_COUNT)
+    smallest = HALF_COUNT / np.sum(reference, axis=-1, keepdims=True)
+    p, q = _shares(reference), _shares(current)
+    p, q = np.where(p > 0, p, smallest), np.where(q > 0, q, smallest)
     filled = (np.asarray(reference) > 0) | (np.asarray(current) > 0)
     return np.asarray(np.sum((q - p) * np.log(q / p), axis=-1, where=filled))
 
@@ -179,9 +182,9 @@ def _cumulative(counts: FloatArray) -> FloatArray:
     return np.concatenate([zeros, sums / sums[..., -1:]], axis=-1)
 
 
-def _shares(counts: FloatArray, at_least: float = 0.0) -> FloatArray:
+def _shares(counts: FloatArray) -> FloatArray:
     array = np.asarray(counts, dtype=np.float64)
-    return np.asarray(np.maximum(array, at_least) / array.sum(axis=-1, keepdims=True))
+    return np.asarray(array / array.sum(axis=-1, keepdims=True))
 
 
 def _relative_entropy(p: FloatArray, q: FloatArray) -> FloatArray:

@@ -16,7 +16,12 @@ DAY_S: Final = 86_400.0
 MINIMUM_BLOCKS: Final = 8
 """Blocks of the same time of day from which their own spread is the null."""
 DRAWS: Final = 400
+COMPARED_WINDOWS: Final = 200
+"""Most recent windows whose spread gives the design effect."""
+SMALLEST_CHANGE: Final = 0.01
+"""Relative change of a statistic that is never surprising, whatever the windows before."""
 _NORMAL_DF: Final = 1_000.0
+_LOGARITHMIC: Final = frozenset({DriftMetric.KOLMOGOROV_SMIRNOV, DriftMetric.WASSERSTEIN})
 
 
 class NullSource(enum.StrEnum):
@@ -52,8 +57,6 @@ class Null:
 
     def p_value(self, value: float) -> float:
         """Return the probability of a value at least as large."""
-        if self.spread <= 0:
-            return 1.0 if scale(self.metric, np.array(value)) <= self.centre else 0.0
         score = (float(scale(self.metric, np.array(value))) - self.centre) / self.spread
         return float(stdtr(self.degrees_of_freedom, -score))
 
@@ -68,7 +71,9 @@ class NullModel:
 
     source: NullSource
     design_effect: float
-    """How many values of the scope tell as much as one independent value, 1 or more."""
+    """How many values of the scope tell as much as one independent value, 1 or more; on average over the bins."""
+    worst_effect: float
+    """The same in the direction in which windows differ most: what the null is drawn with."""
     blocks: tuple[Histogram, ...]
     """The same hours of the days before; empty unless they are the null."""
     degrees_of_freedom: float
@@ -97,7 +102,7 @@ def fit_null(
         return _null_of_blocks(metric, reference, current, model, random)
     counts = _predicted_counts(reference, current, model, random)
     drawn = scale(metric, measure_counts(metric, reference, current, counts))
-    return Null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
+    return _null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
 
 
 def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> NullModel:
@@ -109,16 +114,22 @@ def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: floa
     """
     blocks = _same_hours(windows, past, window_s)
     if len(blocks) >= MINIMUM_BLOCKS:
-        effect, _ = _design_effect(blocks, _typical_size(blocks))
-        return NullModel(NullSource.SAME_HOURS, effect, tuple(blocks), len(blocks) - 1.0)
+        mean, worst = _design_effects(blocks, _typical_size(blocks))
+        return NullModel(NullSource.SAME_HOURS, mean, worst, tuple(blocks), len(blocks) - 1.0)
     usual = [window for window in past if not window.is_drifted]
-    compared = usual if len(usual) >= 2 else past if len(past) >= 2 else [*past, *windows]
-    filled = [window.histogram for window in compared if window.histogram.total > 0]
+    compared = usual if len(usual) >= 2 else list(past) if len(past) >= 2 else [*past, *windows]
+    filled = [window.histogram for window in compared[-COMPARED_WINDOWS:] if window.histogram.total > 0]
     size = _typical_size([window.histogram for window in windows if window.histogram.total > 0])
     if len(filled) < 2:
-        return NullModel(NullSource.SAMPLING, 1.0, (), _NORMAL_DF)
-    effect, degrees_of_freedom = _design_effect(filled, size)
-    return NullModel(NullSource.DESIGN_EFFECT, effect, (), degrees_of_freedom)
+        return NullModel(NullSource.SAMPLING, 1.0, 1.0, (), _NORMAL_DF)
+    mean, worst = _design_effects(filled, size)
+    return NullModel(NullSource.DESIGN_EFFECT, mean, worst, (), len(filled) - 1.0)
+
+
+def _null(metric: DriftMetric, centre: float, spread: float, degrees_of_freedom: float) -> Null:
+    # Where the blocks are all alike (the hour of the day, in windows of an hour) rounding would be significant.
+    least = SMALLEST_CHANGE if metric in _LOGARITHMIC else SMALLEST_CHANGE * max(centre, SMALLEST_CHANGE) / 3
+    return Null(metric, centre, max(spread, least), degrees_of_freedom)
 
 
 def _null_of_blocks(
@@ -138,19 +149,17 @@ def _null_of_blocks(
     spread = math.sqrt(means.var(ddof=1) + variances.mean())
     # A new observation differs from the mean of m by 1 + 1/m variances.
     predictive = spread * math.sqrt(1 + 1 / means.size)
-    return Null(metric, float(means.mean()), predictive, model.degrees_of_freedom)
+    return _null(metric, float(means.mean()), predictive, model.degrees_of_freedom)
 
 
 def _predicted_counts(
     reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
 ) -> FloatArray:
     """Draw counts of a scope without drift: the reference is a sample too, so its shares are drawn first."""
-    effect = model.design_effect
-    if math.isfinite(model.degrees_of_freedom) and model.source is NullSource.DESIGN_EFFECT:
-        freedom = model.degrees_of_freedom
-        effects = np.maximum(effect * freedom / random.chisquare(freedom, DRAWS), 1.0)
-    else:
-        effects = np.full(DRAWS, effect)
+    effects, freedom = np.full(DRAWS, model.worst_effect), model.degrees_of_freedom
+    if model.source is NullSource.DESIGN_EFFECT:
+        # It was estimated from few windows, so it is drawn too.
+        effects = np.maximum(effects * freedom / random.chisquare(freedom, DRAWS), 1.0)
     sizes = np.maximum(np.rint(current.effective_count / effects), 1).astype(np.int64)
     shares = random.dirichlet(reference.counts * (reference.effective_count / reference.total) + 1e-9, DRAWS)
     return np.asarray(random.multinomial(sizes, _normalised(shares)), dtype=np.float64)
@@ -176,23 +185,27 @@ def _same_hours(windows: Sequence[Window], past: Sequence[Window], window_s: flo
     ]
 
 
-def _design_effect(histograms: Sequence[Histogram], size: float) -> tuple[float, float]:
-    """Return the design effect of windows of the given size, and the degrees of freedom it was estimated with.
+def _design_effects(histograms: Sequence[Histogram], size: float) -> tuple[float, float]:
+    """Return the mean and the largest design effect, 1 + (n - 1) rho, of windows of the given size.
 
-    Pearson's chi-square of the table windows x bins over its degrees of freedom estimates 1 + (n - 1) rho (Rao and Scott,
-    The analysis of categorical data from complex sample surveys, 1981).
+    They are the generalised design effects of Rao and Scott, The analysis of categorical data from complex sample surveys
+    (1981). The mean would spread a shift that moves with the hour over all bins, where it looks like noise, so nulls are
+    drawn with the largest.
     """
     counts = np.array([item.counts * (item.effective_count / item.total) for item in histograms])
     counts = counts[:, counts.sum(axis=0) > 0]
     rows, columns = counts.shape
     freedom = (rows - 1) * (columns - 1)
     if freedom < 1:
-        return 1.0, _NORMAL_DF
+        return 1.0, 1.0
     expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
-    found = float(((counts - expected) ** 2 / expected).sum()) / freedom
-    typical = _typical_size(histograms)
-    correlation = max(found - 1, 0.0) / max(typical - 1, 1.0)
-    return 1 + max(size - 1, 0.0) * correlation, float(freedom)
+    residuals = (counts - expected) / np.sqrt(expected)
+    # The smaller of the two Gram matrices has the same largest eigenvalue.
+    gram = residuals @ residuals.T if rows <= columns else residuals.T @ residuals
+    found = np.array([float(np.trace(gram)) / freedom, float(np.linalg.eigvalsh(gram)[-1]) / (rows - 1)])
+    correlations = np.maximum(found - 1, 0.0) / max(_typical_size(histograms) - 1, 1.0)
+    mean, worst = (1 + max(size - 1, 0.0) * correlations).tolist()
+    return mean, worst
 
 
 def _typical_size(histograms: Sequence[Histogram]) -> float:

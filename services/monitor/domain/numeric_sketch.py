@@ -119,6 +119,15 @@ class NumericSketch:
             return np.full(wanted.shape, np.nan)
         return np.asarray(self.kll.get_quantiles(wanted), dtype=np.float64)
 
+    def shares_below(self, points: npt.ArrayLike) -> FloatArray:
+        """Return which share of the values lies below each of ascending points, the last one included; off by `rank_error`."""
+        wanted = np.asarray(points, dtype=np.float64)
+        if self.kll.is_empty() or not wanted.size:
+            return np.zeros(wanted.shape)
+        shares = np.asarray(self.kll.get_cdf(wanted, False), dtype=np.float64)[:-1]
+        shares[-1] = self.kll.get_rank(float(wanted[-1]), True)
+        return shares
+
     def histogram(self) -> Histogram:
         """Return the exact counts in the baseline's bins."""
         total = self.value_weight

@@ -25,6 +25,18 @@ class Selection:
     """None: of all variants."""
 
 
+@dataclass(frozen=True, slots=True)
+class VerdictKey:
+    """One window of a version, all variants together."""
+
+    model: str
+    version: str
+    environment: str
+    slice_name: str
+    start_us: int
+    end_us: int
+
+
 class WindowStore(Protocol):
     """Keeps windows of predictions and of labels. Every method raises ServiceError when it cannot."""
 
@@ -48,6 +60,15 @@ class WindowStore(Protocol):
 
     async def newest_complete(self, model: str, environment: str, until_us: int) -> tuple[int, int] | None:
         """Return begin and end of the newest window of a model that ends by a time; None without any."""
+
+    async def oldest_start(self, selection: Selection) -> int | None:
+        """Return when the oldest window of a version begins, whatever the selection's time; None without any."""
+
+    async def keep_verdict(self, key: VerdictKey, drifted: Sequence[str]) -> None:
+        """Keep what had drifted in a window."""
+
+    async def verdicts(self, selection: Selection) -> Mapping[tuple[int, int], Sequence[str]]:
+        """Return what had drifted, by begin and end of the window; the selection's variant does not matter."""
 
     async def active(self, since_us: int) -> Sequence[tuple[str, str, str]]:
         """Return model, version, environment of what has windows that end after a time."""

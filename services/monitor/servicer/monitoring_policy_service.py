@@ -1,5 +1,6 @@
 """How models are watched."""
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from interlock.monitor.v1 import monitoring_policy_service_pb2 as pb
@@ -17,7 +18,14 @@ _LIST: Final = {"list": "monitoringPolicies"}
 class MonitoringPolicyServicer:
     """Gives, changes and lists policies."""
 
-    def __init__(self, policies: Policies, book: PolicyBook, versions: ModelVersions) -> None:
+    def __init__(
+        self,
+        policies: Policies,
+        book: PolicyBook,
+        versions: ModelVersions,
+        settle: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._settle = settle
         self._policies = policies
         self._book = book
         self._versions = versions
@@ -44,6 +52,8 @@ class MonitoringPolicyServicer:
             refuse(check_policy(wanted, versions, PATH))
             return wanted
 
+        # The windows that there are decide from when on a change holds.
+        await self._settle()
         changed = await self._policies.change(update.model, update.etag, update.request_id, apply)
         return pb.UpdateMonitoringPolicyResponse(monitoring_policy=policy_to_proto(changed))
 

@@ -1,6 +1,6 @@
 """What the registry pushes, as the domain's configuration."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import structlog
@@ -11,6 +11,7 @@ from services.common.names import DEPLOYMENT, MODEL, ROUTE, VERSION
 from services.common.watch import Configuration as WatchedConfiguration
 from services.common.watch import RegistryWatch
 from services.router.convert.signature import signature_from_proto
+from services.router.domain.enrichment import FeatureFailurePolicy
 from services.router.domain.prediction import RoutingTable
 from services.router.domain.routing import (
     DEFAULT_MAX_BATCH_SIZE,
@@ -26,6 +27,11 @@ from services.router.domain.routing import (
 _LOG: Final = structlog.get_logger("routes")
 # The names that clients of the Open Inference Protocol know runtimes by.
 _PLATFORMS: Final = {model_version_pb2.RUNTIME_ONNX: "onnx_onnxv1"}
+_FEATURE_FAILURE: Final = {
+    route_pb2.FEATURE_FAILURE_POLICY_DEFAULTS: FeatureFailurePolicy.DEFAULTS,
+    route_pb2.FEATURE_FAILURE_POLICY_FALLBACK: FeatureFailurePolicy.FALLBACK,
+    route_pb2.FEATURE_FAILURE_POLICY_REFUSE: FeatureFailurePolicy.REFUSE,
+}
 
 
 class RoutesFollower:
@@ -112,7 +118,23 @@ def _route(route: route_pb2.Route) -> Route:
         )
         for variant in route.variants
     )
-    return Route(model, route.salt or route.name, variants)
+    return Route(
+        model,
+        route.salt or route.name,
+        variants,
+        fallback=tuple(_rungs(route.fallback)),
+        feature_failure=_FEATURE_FAILURE.get(route.feature_failure_policy, FeatureFailurePolicy.SIGNATURE),
+        redacted=frozenset(route.redacted_features),
+    )
+
+
+def _rungs(ladder: route_pb2.FallbackLadder) -> Iterator[str | float]:
+    for rung in ladder.rungs:
+        kind = rung.WhichOneof("rung")
+        if kind == "deployment":
+            yield rung.deployment
+        elif kind == "static_prediction":
+            yield rung.static_prediction
 
 
 def _aliases(watched: WatchedConfiguration) -> dict[str, Mapping[str, str]]:

@@ -12,12 +12,13 @@ from services.common.json_body import Fields, decode_object, raise_violations
 from services.common.rest_twin import JSON_CONTENT_TYPE, error_answer
 from services.common.wording import describe
 from services.router.convert.prediction import ASSIGNMENTS
-from services.router.convert.request import PredictAsk, RowsAsk, check_names, check_row_count
-from services.router.domain.answer import Answer, Row
+from services.router.convert.request import PredictAsk, RowsAsk, check_entities, check_names, check_row_count
+from services.router.domain.answer import Answer
+from services.router.domain.row import Row
 
-_PREDICT: Final = ("model", "features", "entities", "user_id", "version", "include_probabilities")
+_PREDICT: Final = ("model", "features", "entities", "user_id", "version", "include_probabilities", "as_of_time")
 _ROWS: Final = ("model", "rows", "version", "include_probabilities")
-_ROW: Final = ("features", "entities", "user_id")
+_ROW: Final = ("features", "entities", "user_id", "as_of_time")
 _ENCODER: Final = msgspec.json.Encoder()
 _V1_PATH: Final = "/v1"
 
@@ -29,6 +30,7 @@ def predict_from_json(body: bytes) -> PredictAsk:
     ask = PredictAsk(fields.text("model"), fields.text("version"), row, fields.flag("include_probabilities"))
     fields.check()
     check_names(ask.model, ask.version)
+    check_entities([row])
     return ask
 
 
@@ -41,7 +43,9 @@ def rows_from_json(body: bytes) -> RowsAsk:
     fields.check()
     check_names(model, version)
     check_row_count(len(found))
-    return RowsAsk(model, version, _rows(found), probabilities)
+    rows = _rows(found)
+    check_entities(rows)
+    return RowsAsk(model, version, rows, probabilities)
 
 
 def prediction_to_json(answer: Answer, *, probabilities: bool) -> HttpBody:
@@ -62,10 +66,8 @@ def rows_to_json(results: Sequence[Answer | ServiceError], *, probabilities: boo
 
 
 def _row(fields: Fields) -> Row:
-    features, user_id = fields.members("features"), fields.text("user_id")
-    # Nothing is fetched in this release; keys of entities are checked for their type and not used.
-    fields.texts("entities")
-    return Row(features, user_id)
+    entities, as_of_us = fields.texts("entities"), fields.moment_us("as_of_time")
+    return Row(fields.members("features"), fields.text("user_id"), entities, as_of_us)
 
 
 def _rows(found: Sequence[Any]) -> tuple[Row, ...]:
@@ -84,18 +86,20 @@ def _prediction(answer: Answer, *, probabilities: bool) -> dict[str, object]:
     found: dict[str, object] = {"prediction_id": str(answer.id), "prediction": reading.prediction}
     if reading.label is not None:
         found["label"] = reading.label
+    if reading.confidence is not None:
         found["confidence"] = reading.confidence
     found.update(
         latency_ms=answer.latency_ms,
-        model_version=choice.target.version.id,
+        model_version=answer.model_version,
         variant=choice.variant,
-        served_by=choice.target.deployment.name,
+        served_by=answer.served_by,
         degraded=answer.degraded,
         cached=False,
         probabilities=reading.probabilities if probabilities else (),
         assignment=prediction_pb2.Assignment.Name(ASSIGNMENTS[choice.assignment]),
         flagged=answer.flagged,
         config_epoch=choice.epoch,
+        missing_features=answer.missing,
     )
     return found
 

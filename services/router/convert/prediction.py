@@ -32,14 +32,15 @@ def prediction_to_proto(answer: Answer, *, probabilities: bool) -> prediction_pb
         label=reading.label,
         confidence=reading.confidence,
         latency_ms=answer.latency_ms,
-        model_version=choice.target.version.id,
+        model_version=answer.model_version,
         variant=choice.variant,
-        served_by=choice.target.deployment.name,
+        served_by=answer.served_by,
         degraded=answer.degraded,
         probabilities=reading.probabilities if probabilities else (),
         assignment=ASSIGNMENTS[choice.assignment],
         flagged=answer.flagged,
         config_epoch=choice.epoch,
+        missing_features=answer.missing,
     )
 
 

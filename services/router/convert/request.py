@@ -1,17 +1,23 @@
 """What a caller asks, checked as far as the signature is not needed for it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.router.v1 import router_service_pb2 as pb
 
 from services.common.errors import Violation
 from services.common.names import parse_id
 from services.router.convert.feature_value import features_from_proto
-from services.router.domain.answer import Row
 from services.router.domain.failure import InvalidField
+from services.router.domain.row import Row
 
 ROWS_LIMIT: Final = 1000
+ENTITIES_LIMIT: Final = 64
+KEY_LIMIT_BYTES: Final = 512
+_NANOS: Final = 1_000_000_000
+_US_PER_S: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,8 @@ class RowsAsk:
 def predict_from_proto(request: pb.PredictRequest) -> PredictAsk:
     """Return the request for one row; raises InvalidArgument for names that break the rule of ids."""
     check_names(request.model, request.version)
-    row = Row(features_from_proto(request.features), request.user_id)
+    row = _row(request, "")
+    check_entities([row])
     return PredictAsk(request.model, request.version, row, request.include_probabilities)
 
 
@@ -45,8 +52,23 @@ def rows_from_proto(request: pb.PredictRowsRequest) -> RowsAsk:
     """Return the request for several rows; raises InvalidArgument for their number and for illegal names."""
     check_names(request.model, request.version)
     check_row_count(len(request.rows))
-    rows = tuple(Row(features_from_proto(row.features), row.user_id) for row in request.rows)
+    rows = tuple(_row(row, f"rows[{index}].") for index, row in enumerate(request.rows))
+    check_entities(rows)
     return RowsAsk(request.model, request.version, rows, request.include_probabilities)
+
+
+def check_entities(rows: Sequence[Row]) -> None:
+    """Refuse keys of entities that no feature view can have; `entities` stands for those of all rows."""
+    names = {name for row in rows for name in row.entities}
+    if len(names) > ENTITIES_LIMIT:
+        raise InvalidField([Violation("entities", f"want at most {ENTITIES_LIMIT} entities, got {len(names)}")])
+    for name in names:
+        parse_id(name, "entities")
+    for row in rows:
+        for name, key in row.entities.items():
+            if len(key) > KEY_LIMIT_BYTES or len(key.encode()) > KEY_LIMIT_BYTES:
+                want = f"want a key of at most {KEY_LIMIT_BYTES} bytes, got {len(key.encode())}"
+                raise InvalidField([Violation(f"entities.{name}", want)])
 
 
 def check_names(model: str, version: str, *, model_field: str = "model", version_field: str = "version") -> None:
@@ -62,3 +84,14 @@ def check_row_count(count: int) -> None:
     """Refuse no rows and more than 1,000."""
     if not 1 <= count <= ROWS_LIMIT:
         raise InvalidField([Violation("rows", f"want 1 to {ROWS_LIMIT} rows, got {count}")])
+
+
+def _row(request: pb.PredictRequest | pb.PredictRow, path: str) -> Row:
+    as_of_us = _microseconds(request.as_of_time, f"{path}as_of_time") if request.HasField("as_of_time") else None
+    return Row(features_from_proto(request.features), request.user_id, dict(request.entities), as_of_us)
+
+
+def _microseconds(time: Timestamp, field: str) -> int:
+    if not 0 <= time.nanos < _NANOS:
+        raise InvalidField([Violation(field, f"want nanos from 0 to {_NANOS - 1}, got {time.nanos}")])
+    return time.seconds * _US_PER_S + time.nanos // 1_000

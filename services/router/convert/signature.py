@@ -9,6 +9,7 @@ from services.router.domain.signature import (
     REQUEST_SOURCE,
     FeatureSpec,
     FeatureType,
+    MissingPolicy,
     PredictionSpec,
     Signature,
     TensorSpec,
@@ -21,6 +22,10 @@ _TYPES: Final = {
     signature_pb2.FEATURE_TYPE_INT64: FeatureType.INT64,
     signature_pb2.FEATURE_TYPE_STRING: FeatureType.STRING,
     signature_pb2.FEATURE_TYPE_BOOL: FeatureType.BOOL,
+}
+_MISSING: Final = {
+    signature_pb2.MISSING_POLICY_DEFAULT: MissingPolicy.DEFAULT,
+    signature_pb2.MISSING_POLICY_FALLBACK: MissingPolicy.FALLBACK,
 }
 _POLICIES: Final = {
     signature_pb2.VIOLATION_POLICY_FLAG: ViolationPolicy.FLAG,
@@ -56,11 +61,12 @@ def _feature(spec: signature_pb2.FeatureSpec) -> FeatureSpec:
         source=spec.source or REQUEST_SOURCE,
         nullable=spec.nullable,
         default=value_from_proto(spec.default_value) if spec.HasField("default_value") else None,
-        default_when_missing=spec.missing_policy == signature_pb2.MISSING_POLICY_DEFAULT,
+        missing=_MISSING.get(spec.missing_policy, MissingPolicy.REFUSE),
         minimum=spec.minimum if spec.HasField("minimum") else None,
         maximum=spec.maximum if spec.HasField("maximum") else None,
         allowed=tuple(value_from_proto(value) for value in spec.allowed_values),
         policy=_POLICIES.get(spec.violation_policy, ViolationPolicy.REFUSE),
+        max_age_s=spec.max_age.ToNanoseconds() / 1e9 if spec.HasField("max_age") else None,
     )
 
 

@@ -1,7 +1,6 @@
-"""One row asked and answered."""
+"""One row answered."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,19 +10,15 @@ from services.router.domain.reading import Reading
 from services.router.domain.routing import Choice
 
 FEATURES_DEFAULT: Final = "features_default"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one row is predicted from."""
-
-    features: Mapping[str, object]
-    user_id: str = ""
+FEATURES_UNAVAILABLE: Final = "features_unavailable"
+FALLBACK: Final = "fallback"
+STATIC_PREDICTION: Final = "static_prediction"
+"""Who served an answer that no version gave."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one row is answered; times in milliseconds."""
+    """What one row is answered; times in milliseconds. `fixed` means that a fixed prediction of the route answered."""
 
     id: PredictionId
     reading: Reading
@@ -31,6 +26,19 @@ class Answer:
     flagged: tuple[str, ...]
     degraded: tuple[str, ...]
     latency_ms: float
+    missing: tuple[str, ...] = ()
+    """Fetched features that had no usable value."""
+    fixed: bool = False
+
+    @property
+    def model_version(self) -> str:
+        """Id of the version that answered; empty when none did."""
+        return "" if self.fixed else self.choice.target.version.id
+
+    @property
+    def served_by(self) -> str:
+        """The deployment that answered, or that a fixed prediction did."""
+        return STATIC_PREDICTION if self.fixed else self.choice.target.deployment.name
 
 
 def new_answer(
@@ -38,6 +46,10 @@ def new_answer(
 ) -> Answer:
     """Return the answer to an encoded row; `started` is of `time.perf_counter()`."""
     degraded = (FEATURES_DEFAULT,) if encoded.defaulted else ()
+    return Answer(prediction_id, reading, choice, encoded.flagged, degraded, elapsed_ms(started))
+
+
+def elapsed_ms(started: float) -> float:
+    """Return the milliseconds since `started`, of `time.perf_counter()`."""
     # Microseconds are all that the clock is good for.
-    latency_ms = round((time.perf_counter() - started) * 1e3, 3)
-    return Answer(prediction_id, reading, choice, encoded.flagged, degraded, latency_ms)
+    return round((time.perf_counter() - started) * 1e3, 3)

@@ -84,6 +84,21 @@ class NoFeaturesInSignature(FailedPrecondition):
         )
 
 
+class FeaturesMissing(FailedPrecondition):
+    """Features to be fetched are missing or too old, and may not be; the violations list all of them."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__(_summary("fetched feature", violations), reason="FEATURES_MISSING", violations=violations)
+
+
+class FeaturesUnavailable(Unavailable):
+    """The features service does not answer, and the row cannot do without it; the violations list what is missing."""
+
+    def __init__(self, violations: Sequence[Violation] = ()) -> None:
+        message = "the features service does not answer, and what it should have given has nothing to stand in for it"
+        super().__init__(message, reason="FEATURES_UNAVAILABLE", violations=violations)
+
+
 class NoReplicaReady(Unavailable):
     """No replica that holds the version is ready."""
 

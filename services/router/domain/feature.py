@@ -7,7 +7,7 @@ from typing import Any, Final
 from services.common.errors import Violation
 from services.common.wording import describe
 from services.router.domain.rejection import Reject
-from services.router.domain.signature import FeatureSpec, FeatureType, ViolationPolicy
+from services.router.domain.signature import FeatureSpec, FeatureType, MissingPolicy, ViolationPolicy
 from services.router.domain.tensor import DataType, Kind
 
 MISSING: Final = object()
@@ -38,13 +38,15 @@ class RowNotes:
 
     violations: list[Violation] = field(default_factory=list)
     flagged: list[str] = field(default_factory=list)
+    falling: list[str] = field(default_factory=list)
+    """Missing features whose policy is that the route's fallback answers."""
     defaulted: bool = False
 
 
 class FeatureReader:
     """Turns what a caller sent for one feature into what the column of the tensor takes."""
 
-    __slots__ = ("_allowed", "_default", "_high", "_low", "_ranged", "_spec", "_target", "_types", "name")
+    __slots__ = ("_allowed", "_high", "_low", "_ranged", "_spec", "_target", "_types", "default", "name")
 
     def __init__(self, spec: FeatureSpec, target: DataType) -> None:
         if target.kind not in _FITS[spec.type]:
@@ -57,7 +59,7 @@ class FeatureReader:
         self._low = max(target.low, -math.inf if spec.minimum is None else spec.minimum)
         self._high = min(target.high, math.inf if spec.maximum is None else spec.maximum)
         self._allowed = frozenset(spec.allowed)
-        self._default = None if spec.default is None else self._checked_default(spec.default)
+        self.default = None if spec.default is None else self._checked_default(spec.default)
 
     def read(self, value: Any, notes: RowNotes) -> Any:
         """Return the value for the column; what is wrong with it goes into `notes` and None comes back."""
@@ -84,17 +86,20 @@ class FeatureReader:
         return self._fitting(used)
 
     def _when_missing(self, notes: RowNotes) -> Any:
-        if self._spec.default_when_missing and self._default is not None:
+        if self._spec.missing is MissingPolicy.DEFAULT and self.default is not None:
             notes.defaulted = True
-            return self._default
+            return self.default
+        if self._spec.missing is MissingPolicy.FALLBACK:
+            notes.falling.append(self.name)
+            return None
         raise Reject(f"want {self._want()}, got nothing: the feature is required")
 
     def _when_null(self) -> Any:
         if self._spec.nullable:
             if self._target.kind is Kind.FLOAT:
                 return math.nan
-            if self._default is not None:
-                return self._default
+            if self.default is not None:
+                return self.default
         raise Reject(f"want {self._want()}, got null")
 
     def _checked_default(self, value: object) -> Any:
@@ -147,3 +152,21 @@ class FeatureReader:
         if low is not None:
             return f"a {self._spec.type.value} of at least {low:g}"
         return f"a {self._spec.type.value} of at most {high:g}" if high is not None else self._want()
+
+
+class FetchedColumn:
+    """Keeps a column free for a value that is fetched, and refuses one that the caller sends for it."""
+
+    __slots__ = ("_source", "name")
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.name = spec.name
+        self._source = spec.source
+
+    def read(self, value: Any, notes: RowNotes) -> None:
+        """Note a value that came with the request."""
+        if value is not MISSING:
+            want = (
+                f"want no value, as it is fetched from {self._source} for the keys in entities, got {describe(value)}"
+            )
+            notes.violations.append(Violation(f"features.{self.name}", want))

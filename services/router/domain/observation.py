@@ -7,7 +7,9 @@ from typing import Final, Self
 
 from services.common.call import Call
 from services.common.errors import ServiceError
+from services.router.domain.enrichment import FeatureRead
 from services.router.domain.ports import EventSink, PredictionEvent, PredictionId, PredictionMetrics
+from services.router.domain.redaction import redacted
 from services.router.domain.routing import Choice
 from services.router.domain.tensor import Tensor
 
@@ -31,7 +33,9 @@ class Observation:
         "_degraded",
         "_events",
         "_metrics",
+        "_reads",
         "_started",
+        "fixed",
         "ids",
         "inputs",
         "outputs",
@@ -48,14 +52,20 @@ class Observation:
         self.ids: list[PredictionId] = []
         self._buckets: list[int] = []
         self._degraded: list[bool] = []
+        self._reads: list[FeatureRead] = []
+        self.fixed = False
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()
 
-    def add_row(self, prediction_id: PredictionId, bucket: int, *, degraded: bool = False) -> None:
-        """Say that the block holds one more row."""
+    def add_row(
+        self, prediction_id: PredictionId, bucket: int, *, degraded: bool = False, read: FeatureRead | None = None
+    ) -> None:
+        """Say that the block holds one more row; either each of its rows has a `read` or none."""
         self.ids.append(prediction_id)
         self._buckets.append(bucket)
         self._degraded.append(degraded)
+        if read is not None:
+            self._reads.append(read)
 
     def mark_degraded(self) -> None:
         """Say that the last row was answered less well than asked."""
@@ -67,21 +77,29 @@ class Observation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        """Hand the outcome of the rows on: the event, and metrics. For those who do not use the block form."""
         status, code = _outcome(error, self._call)
         seconds = time.perf_counter() - self._started
-        self._metrics.observe(self._choice, code, len(self.ids), seconds)
+        self._metrics.observe(self._choice, code, len(self.ids), seconds, fixed=self.fixed)
         ran = status == 0
+        rules, signature = self._choice.rules, self._choice.target.version.signature
+        inputs = self.inputs if ran else ()
         self._events.record(
             PredictionEvent(
                 choice=self._choice,
                 ids=tuple(self.ids),
                 buckets=tuple(self._buckets),
                 degraded=tuple(self._degraded),
-                inputs=self.inputs if ran else (),
+                inputs=redacted(signature, rules.redacted, inputs) if rules.redacted else inputs,
                 outputs=self.outputs if ran else (),
                 status=status,
                 principal=self._call.principal,
                 latency_us=min(int(seconds * 1e6), _LATENCY_LIMIT_US),
+                reads=tuple(self._reads),
+                fixed=self.fixed,
             )
         )
 

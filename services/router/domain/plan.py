@@ -11,9 +11,9 @@ from typing import Any, Final
 from services.common.errors import Violation
 from services.common.wording import did_you_mean
 from services.router.domain.failure import InvalidFeatures
-from services.router.domain.feature import MISSING, FeatureReader, RowNotes, UnsupportedSignature
+from services.router.domain.feature import MISSING, FeatureReader, FetchedColumn, RowNotes, UnsupportedSignature
 from services.router.domain.reading import PredictionReader
-from services.router.domain.signature import REQUEST_SOURCE, FeatureSpec, Signature, TensorSpec
+from services.router.domain.signature import FeatureSpec, MissingPolicy, Signature, TensorSpec
 from services.router.domain.tensor import DATA_TYPES, DataType, Kind, Tensor, pack_bytes
 
 # Suggestions cost time that the caller would choose; the rest of the names is listed without.
@@ -33,34 +33,87 @@ class EncodedRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """A row whose request values are read: columns by tensor, those of fetched features still empty."""
+
+    columns: list[list[Any]]
+    notes: RowNotes
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFeature:
+    """A feature whose value is fetched: its spec, what reads the value, and its place as tensor and column."""
+
+    spec: FeatureSpec
+    reader: FeatureReader
+    place: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class _TensorPlan:
     name: str
     data_type: str
     columns: int
-    readers: tuple[FeatureReader, ...]
+    readers: tuple[FeatureReader | FetchedColumn, ...]
     pack: _Pack
 
 
 class Plan:
-    """Encodes rows for one version and reads its answers."""
+    """Encodes rows for one version and reads its answers.
 
-    def __init__(self, tensors: tuple[_TensorPlan, ...], reader: PredictionReader) -> None:
+    `fetched` are the features that do not come with the request, `sources` where they come from, in the same order.
+    `plain` says that a row of values is all it takes: nothing is fetched, nothing may fall back.
+    """
+
+    def __init__(
+        self,
+        tensors: tuple[_TensorPlan, ...],
+        reader: PredictionReader,
+        fetched: tuple[FetchedFeature, ...],
+        *,
+        plain: bool,
+    ) -> None:
         self._tensors = tensors
-        self._names = frozenset(reader.name for tensor in tensors for reader in tensor.readers)
+        away = {feature.spec.name for feature in fetched}
+        self.names = frozenset(
+            reader.name for tensor in tensors for reader in tensor.readers if reader.name not in away
+        )
+        """Names of the features that come with the request."""
+        self._known = self.names | away
+        self.fetched = fetched
+        self.sources = tuple(feature.spec.source for feature in fetched)
+        self.plain = plain
         self.reader = reader
 
     def encode(self, features: Mapping[str, object]) -> EncodedRow:
-        """Return the row's bytes; raises InvalidFeatures with everything that is wrong with it."""
+        """Return the bytes of a row that comes whole; raises InvalidFeatures with everything that is wrong with it."""
+        return self.pack(self.draft(features))
+
+    def draft(self, features: Mapping[str, object]) -> Draft:
+        """Return the row as far as the request goes; raises InvalidFeatures with everything that is wrong with it."""
         notes = RowNotes()
-        rows = [
+        columns = [
             [reader.read(features.get(reader.name, MISSING), notes) for reader in tensor.readers]
             for tensor in self._tensors
         ]
         self._check_names(features, notes)
         if notes.violations:
             raise InvalidFeatures(notes.violations)
-        chunks = tuple(tensor.pack(values) for tensor, values in zip(self._tensors, rows, strict=True))
-        return EncodedRow(chunks, tuple(notes.flagged), notes.defaulted)
+        return Draft(columns, notes)
+
+    def request_values(self, draft: Draft) -> dict[str, object]:
+        """Return the values that came with the request, by name, as the model takes them."""
+        return {
+            reader.name: value
+            for tensor, values in zip(self._tensors, draft.columns, strict=True)
+            for reader, value in zip(tensor.readers, values, strict=True)
+            if reader.name in self.names
+        }
+
+    def pack(self, draft: Draft) -> EncodedRow:
+        """Return the bytes of a row with all its columns filled."""
+        chunks = tuple(tensor.pack(values) for tensor, values in zip(self._tensors, draft.columns, strict=True))
+        return EncodedRow(chunks, tuple(draft.notes.flagged), draft.notes.defaulted)
 
     def tensors(self, rows: Sequence[EncodedRow]) -> tuple[Tensor, ...]:
         """Return the input tensors of some rows, joined along the batch dimension."""
@@ -76,11 +129,11 @@ class Plan:
 
     def _check_names(self, features: Mapping[str, object], notes: RowNotes) -> None:
         # Equal sizes and no missing name mean equal names: the usual row is settled by one comparison.
-        if len(features) <= len(self._names) and self._names.issuperset(features):
+        if len(features) <= len(self.names) and self.names.issuperset(features):
             return
-        unknown = [name for name in features if name not in self._names]
+        unknown = [name for name in features if name not in self._known]
         for index, name in enumerate(unknown[:_VIOLATION_LIMIT]):
-            hint = did_you_mean(name, self._names) if index < _SUGGESTION_LIMIT else ""
+            hint = did_you_mean(name, self.names) if index < _SUGGESTION_LIMIT else ""
             notes.violations.append(
                 Violation(f"features.{name}", f"want a feature of the signature, got an unknown name{hint}")
             )
@@ -90,11 +143,15 @@ def compile_plan(signature: Signature) -> Plan:
     """Return the plan of a signature with features; UnsupportedSignature says why there can be none."""
     if not signature.features or signature.prediction is None:
         raise UnsupportedSignature("the signature has no features; use the Open Inference Protocol")
-    fetched = [feature.name for feature in signature.features if feature.source not in ("", REQUEST_SOURCE)]
-    if fetched:
-        raise UnsupportedSignature(f"features that are fetched are not served in this release: {', '.join(fetched)}")
     tensors = tuple(_tensor_plan(spec, signature.features) for spec in signature.inputs)
-    return Plan(tensors, PredictionReader(signature.prediction, signature.outputs))
+    fetched = tuple(
+        FetchedFeature(spec, FeatureReader(spec, DATA_TYPES[tensor.data_type]), (index, spec.column))
+        for index, tensor in enumerate(signature.inputs)
+        for spec in signature.features
+        if spec.fetched and spec.tensor == tensor.name
+    )
+    plain = not fetched and all(spec.missing is not MissingPolicy.FALLBACK for spec in signature.features)
+    return Plan(tensors, PredictionReader(signature.prediction, signature.outputs), fetched, plain=plain)
 
 
 def _tensor_plan(spec: TensorSpec, features: Sequence[FeatureSpec]) -> _TensorPlan:
@@ -104,7 +161,7 @@ def _tensor_plan(spec: TensorSpec, features: Sequence[FeatureSpec]) -> _TensorPl
         raise UnsupportedSignature(f"input {spec.name}: want the shape [-1, columns] with one feature for each column")
     if spec.shape[1] not in (-1, len(mine)) or not mine:
         raise UnsupportedSignature(f"input {spec.name}: want {spec.shape[1]} features, got {len(mine)}")
-    readers = tuple(FeatureReader(feature, data_type) for feature in mine)
+    readers = tuple(FetchedColumn(spec) if spec.fetched else FeatureReader(spec, data_type) for spec in mine)
     return _TensorPlan(spec.name, spec.data_type, len(mine), readers, _packer(data_type, len(mine)))
 
 

@@ -1,9 +1,12 @@
 """What the domain needs from outside; adapters and the tests' fakes provide it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.common.call import Call
+from services.common.errors import ServiceError
+from services.router.domain.enrichment import FeatureAsk, FeatureRead, FeatureStatus, FetchedRow
 from services.router.domain.routing import Choice, Target
 from services.router.domain.tensor import Tensor
 
@@ -20,12 +23,28 @@ class Job:
 class Inference(Protocol):
     """The replicas that run versions."""
 
-    async def infer(self, target: Target, job: Job, call: Call) -> tuple[Tensor, ...]:
-        """Return the outputs of a job's rows, in order, before the call's deadline; raises ServiceError."""
+    async def infer(self, target: Target, job: Job, call: Call, hope_s: float | None = None) -> tuple[Tensor, ...]:
+        """Return the outputs of a job's rows, in order, before the call's deadline; raises ServiceError.
+
+        `hope_s` shortens, in seconds, how long a version is waited for that was ready a moment ago.
+        """
         ...
 
     def is_ready(self, target: Target) -> bool:
         """Whether some replica of the target's pool says READY for its version."""
+        ...
+
+
+class Features(Protocol):
+    """The features service."""
+
+    async def read(
+        self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call
+    ) -> list[FetchedRow | ServiceError]:
+        """Return what is known for each row, in order, or what is wrong with its keys.
+
+        Raises FeaturesUnavailable, soon, when the service does not answer.
+        """
         ...
 
 
@@ -35,6 +54,14 @@ class PredictionId(Protocol):
     @property
     def bytes(self) -> bytes:
         """The 16 bytes."""
+        ...
+
+
+class NewId(Protocol):
+    """Makes prediction ids: of now, or of a time in nanoseconds since 1970-01-01 UTC."""
+
+    def __call__(self, *, nanoseconds: int | None = None) -> PredictionId:
+        """Return an id that was never given before."""
         ...
 
 
@@ -54,6 +81,10 @@ class PredictionEvent:
     """gRPC status code."""
     principal: str
     latency_us: int
+    reads: tuple[FeatureRead, ...] = ()
+    """What was fetched; empty for a version that fetches nothing."""
+    fixed: bool = False
+    """A fixed prediction of the route answered, and no version."""
 
 
 class EventSink(Protocol):
@@ -67,6 +98,21 @@ class EventSink(Protocol):
 class PredictionMetrics(Protocol):
     """Counts what came of predictions, by names that the registry gave."""
 
-    def observe(self, choice: Choice | None, code: str, rows: int, seconds: float) -> None:
-        """Count `rows` predictions with a gRPC code name; no choice means that the model is unknown."""
+    def observe(self, choice: Choice | None, code: str, rows: int, seconds: float, *, fixed: bool = False) -> None:
+        """Count `rows` predictions with a gRPC code name; no choice means that the model is unknown.
+
+        `fixed` means that a fixed prediction of the route answered, and no version.
+        """
+        ...
+
+    def count_values(self, model: str, counts: Mapping[FeatureStatus, int]) -> None:
+        """Count fetched values by how good they were."""
+        ...
+
+    def count_degraded(self, model: str, how: Sequence[str]) -> None:
+        """Count one answer that was less good than asked, once for each way."""
+        ...
+
+    def count_fallback(self, model: str, served_by: str) -> None:
+        """Count one answer of a rung of the route's fallback."""
         ...

@@ -8,18 +8,20 @@ from typing import Final
 from services.common.call import Call
 from services.common.errors import ServiceError, Violation
 from services.router.domain.admission import Admission
-from services.router.domain.answer import Answer, Row, new_answer
+from services.router.domain.answer import Answer, new_answer
 from services.router.domain.failure import InvalidField, NoConfiguration
 from services.router.domain.observation import Observation, code_of
 from services.router.domain.plan import Plan
-from services.router.domain.ports import EventSink, Inference, Job, PredictionId, PredictionMetrics
+from services.router.domain.ports import EventSink, Features, Inference, Job, NewId, PredictionId, PredictionMetrics
 from services.router.domain.reading import Reading
 from services.router.domain.routing import Choice, Configuration, RoutedModel, Target
+from services.router.domain.row import Row
 from services.router.domain.rows import RowsRun
 from services.router.domain.tensor import Tensor
 from services.router.domain.tensor_check import check_inputs, check_outputs
 
 USER_ID_LIMIT_BYTES: Final = 256
+_SECOND_US: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,60 +73,75 @@ class RoutingTable:
 
 
 class Predictor:
-    """Answers requests: chooses the version, makes tensors, asks inference, reads the answer, reports the event."""
+    """Answers requests: chooses the version, makes tensors, asks inference, reads the answer, reports the event.
+
+    `clock_tolerance_s`: how far ahead of the clock (`now`, seconds since 1970 UTC) a row may say that it is asked at.
+    """
 
     def __init__(
         self,
         *,
         table: RoutingTable,
         inference: Inference,
+        features: Features,
         events: EventSink,
         metrics: PredictionMetrics,
         admission: Admission,
-        new_id: Callable[[], PredictionId],
+        new_id: NewId,
+        clock_tolerance_s: float,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.table = table
+        self.features = features
+        self.metrics = metrics
         self._inference = inference
         self._events = events
-        self._metrics = metrics
         self._admission = admission
-        self.new_id = new_id
+        self._new_id = new_id
+        self._clock_tolerance_s = clock_tolerance_s
+        self._now = now
 
     async def predict(self, model: str, version: str, row: Row, call: Call) -> Answer:
         """Answer one row, or raise ServiceError."""
         started = time.perf_counter()
         with self._admission.enter():
-            choice = self.choose(self._routed(model, version, call), version, row.user_id)
+            choice = self.choose(self._routed(model, version, call), version, row)
+            plan = choice.target.version.plan
+            if choice.rules.ladder or not (plan is None or plan.plain):
+                return await RowsRun(self, call, started).answer_one(choice, row)
             with self.observe(choice, call, started) as seen:
-                seen.add_row(self.new_id(), choice.bucket)
+                seen.add_row(self.id_of(row), choice.bucket)
                 plan = choice.target.version.features_plan()
                 encoded = plan.encode(row.features)
                 if encoded.defaulted:
                     seen.mark_degraded()
                 seen.inputs = plan.tensors((encoded,))
                 seen.outputs, readings = await self.read(plan, choice.target, seen.inputs, call)
-                return new_answer(seen.ids[0], readings[0], choice, encoded, started)
+                answer = new_answer(seen.ids[0], readings[0], choice, encoded, started)
+            if answer.degraded:
+                self.metrics.count_degraded(choice.target.version.model, answer.degraded)
+            return answer
 
     async def predict_rows(
         self, model: str, version: str, rows: Sequence[Row], call: Call
     ) -> list[Answer | ServiceError]:
         """Answer each row by itself, in order; raise ServiceError for what concerns all of them."""
         with self._admission.enter():
-            run = RowsRun(self._routed(model, version, call), version, self, call)
-            return await run.answer(rows)
+            return await RowsRun(self, call).answer(self._routed(model, version, call), version, rows)
 
     async def infer(self, request: TensorRequest, call: Call) -> TensorAnswer:
         """Answer tensors with tensors, or raise ServiceError."""
         started = time.perf_counter()
         with self._admission.enter():
-            choice = self.choose(self._routed(request.model, request.version, call), request.version, request.user_id)
+            routed = self._routed(request.model, request.version, call)
+            choice = self.choose(routed, request.version, Row({}, request.user_id))
             with self.observe(choice, call, started) as seen:
-                seen.add_row(self.new_id(), choice.bucket)
+                seen.add_row(self._new_id(), choice.bucket)
                 signature = choice.target.version.signature
                 inputs, rows = check_inputs(signature, request.inputs)
                 check_outputs(signature, request.outputs, request.is_typed)
                 for _ in range(rows - 1):
-                    seen.add_row(self.new_id(), choice.bucket)
+                    seen.add_row(self._new_id(), choice.bucket)
                 seen.inputs = inputs
                 seen.outputs = await self._inference.infer(choice.target, Job(inputs, rows, request.outputs), call)
                 return TensorAnswer(seen.outputs, choice, tuple(seen.ids))
@@ -133,8 +150,17 @@ class Predictor:
         """Whether some replica can run the target's version now."""
         return self._inference.is_ready(target)
 
-    def choose(self, routed: RoutedModel, version: str, user_id: str) -> Choice:
+    def id_of(self, row: Row) -> PredictionId:
+        """Return a new id for a row, of the time it is asked at."""
+        if row.as_of_us is None:
+            return self._new_id()
+        return self._new_id(nanoseconds=row.as_of_us * 1_000)
+
+    def choose(self, routed: RoutedModel, version: str, row: Row) -> Choice:
         """Return what answers a row; raises ServiceError."""
+        user_id = row.user_id
+        if row.as_of_us is not None:
+            self._check_as_of(row.as_of_us)
         if len(user_id) > USER_ID_LIMIT_BYTES or len(user_id.encode()) > USER_ID_LIMIT_BYTES:
             want = f"want at most {USER_ID_LIMIT_BYTES} bytes, got {len(user_id.encode())}"
             raise InvalidField([Violation("user_id", want)])
@@ -142,15 +168,23 @@ class Predictor:
 
     def observe(self, choice: Choice, call: Call, started: float) -> Observation:
         """Return the observation of a block of rows; `started` is of `time.perf_counter()`."""
-        return Observation(choice, call, started, events=self._events, metrics=self._metrics)
+        return Observation(choice, call, started, events=self._events, metrics=self.metrics)
 
     async def read(
-        self, plan: Plan, target: Target, inputs: tuple[Tensor, ...], call: Call
+        self, plan: Plan, target: Target, inputs: tuple[Tensor, ...], call: Call, hope_s: float | None = None
     ) -> tuple[tuple[Tensor, ...], list[Reading]]:
         """Run rows and return the output tensors and what they mean."""
         rows = inputs[0].shape[0]
-        outputs = await self._inference.infer(target, Job(inputs, rows, (plan.reader.output,)), call)
+        outputs = await self._inference.infer(target, Job(inputs, rows, (plan.reader.output,)), call, hope_s)
         return outputs, plan.reader.read(outputs, rows)
+
+    def _check_as_of(self, as_of_us: int) -> None:
+        latest_us = int((self._now() + self._clock_tolerance_s) * _SECOND_US)
+        if 0 <= as_of_us <= latest_us:
+            return
+        got = "one before it" if as_of_us < 0 else f"one that is {as_of_us / _SECOND_US - self._now():.0f} s ahead"
+        want = f"want a time from 1970 on, at most {self._clock_tolerance_s:g} s ahead of the router's clock"
+        raise InvalidField([Violation("as_of_time", f"{want}, got {got}")])
 
     def _routed(self, model: str, version: str, call: Call) -> RoutedModel:
         try:
@@ -158,6 +192,6 @@ class Predictor:
             if version:
                 routed.pinned(version)
         except ServiceError as error:
-            self._metrics.observe(None, code_of(error, call), 1, 0.0)
+            self.metrics.observe(None, code_of(error, call), 1, 0.0)
             raise
         return routed

@@ -51,6 +51,14 @@ class PredictionReader:
         width = self._columns
         return [self._classify(values[row * width : (row + 1) * width]) for row in range(rows)]
 
+    def fixed(self, value: float) -> Reading | None:
+        """Return a fixed class index or number as a reading, without a confidence; None when it is no class here."""
+        if not self._spec.labels:
+            return Reading(value)
+        if not value.is_integer() or not 0 <= value < len(self._spec.labels):
+            return None
+        return Reading(int(value), self._spec.labels[int(value)])
+
     def _shapes(self, rows: int) -> tuple[tuple[int, ...], ...]:
         if self._spec.labels:
             return ((rows, self._columns),)

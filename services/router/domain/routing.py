@@ -9,6 +9,7 @@ from typing import Final
 
 from services.common.wording import did_you_mean
 from services.router.domain.assignment import BUCKETS, NO_BUCKET, Bucketing, owners
+from services.router.domain.enrichment import FeatureFailurePolicy
 from services.router.domain.failure import ModelNotFound, NoFeaturesInSignature, NoReplicaReady, VersionNotFound
 from services.router.domain.feature import UnsupportedSignature
 from services.router.domain.plan import Plan, compile_plan
@@ -70,11 +71,14 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The traffic policy of a model."""
+    """The traffic policy of a model; `fallback` lists deployments by name and fixed predictions as numbers."""
 
     model: str
     salt: str
     variants: tuple[Variant, ...]
+    fallback: tuple[str | float, ...] = ()
+    feature_failure: FeatureFailurePolicy = FeatureFailurePolicy.SIGNATURE
+    redacted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What a route says beside who answers: what answers instead, and what never leaves the router.
+
+    A rung of the ladder is another target, or the class index or number that is answered without a model.
+    """
+
+    ladder: tuple[Target | float, ...] = ()
+    feature_failure: FeatureFailurePolicy = FeatureFailurePolicy.SIGNATURE
+    redacted: frozenset[str] = frozenset()
+
+
+NO_RULES: Final = Rules()
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What was chosen for one request, and how."""
 
@@ -94,6 +113,7 @@ class Choice:
     assignment: Assignment
     bucket: int
     epoch: int
+    rules: Rules = NO_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +136,14 @@ class RoutedModel:
     arms: tuple[_Arm, ...] = ()
     bucketing: Bucketing | None = None
     owners: bytes = b""
+    rules: Rules = NO_RULES
+    pinned_rules: Rules = NO_RULES
+    """Without the ladder: who names a version wants that one or none."""
 
     def choose(self, user_id: str, version: str, draw: Callable[[], int] = draw_bucket) -> Choice:
         """Return what answers: the pinned version, else the variant that owns the user's (or a drawn) bucket."""
         if version:
-            return Choice(self.pinned(version), "", Assignment.PINNED, NO_BUCKET, self.epoch)
+            return Choice(self.pinned(version), "", Assignment.PINNED, NO_BUCKET, self.epoch, self.pinned_rules)
         if self.bucketing is None:
             raise ModelNotFound(self.id, " (it is deployed without a share of the traffic: pin a version)")
         bucket = self.bucketing.bucket_of(user_id) if user_id else draw()
@@ -128,8 +151,8 @@ class RoutedModel:
         if arm.target is None:
             raise NoReplicaReady(self.id, arm.name)
         if user_id:
-            return Choice(arm.target, arm.name, Assignment.STICKY, bucket, self.epoch)
-        return Choice(arm.target, arm.name, Assignment.PER_REQUEST, NO_BUCKET, self.epoch)
+            return Choice(arm.target, arm.name, Assignment.STICKY, bucket, self.epoch, self.rules)
+        return Choice(arm.target, arm.name, Assignment.PER_REQUEST, NO_BUCKET, self.epoch, self.rules)
 
     def pinned(self, version: str) -> Target:
         """Return the deployed version of that id, semantic label or alias."""
@@ -225,6 +248,13 @@ def _add_route(model: RoutedModel, route: Route, targets: Mapping[str, Target]) 
     model.arms = tuple(
         _Arm(variant.name, targets.get(variant.deployment), variant.weight_basis_points) for variant in route.variants
     )
+    rungs = [rung if isinstance(rung, float) else targets.get(rung) for rung in route.fallback]
+    # A rung whose deployment is not there, or another model's, cannot answer; the next one may.
+    ladder = tuple(
+        rung for rung in rungs if isinstance(rung, float) or (rung is not None and rung.version.model == model.id)
+    )
+    model.rules = Rules(ladder, route.feature_failure, route.redacted)
+    model.pinned_rules = Rules((), route.feature_failure, route.redacted)
     # A version in several deployments is pinned through the one that the route uses.
     model.targets.update((arm.target.version.id, arm.target) for arm in reversed(model.arms) if arm.target)
 

@@ -1,32 +1,57 @@
-"""Many rows in one call: each is placed by itself, rows of one variant travel together, each has its own outcome."""
+"""Rows on their way to an outcome of their own: placed one by one, completed with fetched values, run in blocks.
+
+What the route's first choice cannot answer goes down the route's ladder, rung by rung and each rung once.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 from services.common.call import Call
-from services.common.errors import ServiceError
-from services.router.domain.answer import Answer, Row, new_answer
-from services.router.domain.failure import NoFeaturesInSignature
+from services.common.errors import ServiceError, Unavailable
+from services.router.domain.answer import (
+    FALLBACK,
+    FEATURES_DEFAULT,
+    FEATURES_UNAVAILABLE,
+    STATIC_PREDICTION,
+    Answer,
+    elapsed_ms,
+)
+from services.router.domain.enrichment import FallsBack, FeatureAsk, FeatureRead, FetchedRow, FilledRow, fill
+from services.router.domain.failure import FeaturesUnavailable, NoFeaturesInSignature
 from services.router.domain.observation import Observation
-from services.router.domain.plan import EncodedRow, Plan
-from services.router.domain.ports import PredictionId
+from services.router.domain.plan import Draft, Plan
+from services.router.domain.ports import Features, PredictionId, PredictionMetrics
 from services.router.domain.reading import Reading
 from services.router.domain.routing import Choice, RoutedModel, Target
+from services.router.domain.row import Row
 from services.router.domain.tensor import Tensor
+
+# With a ladder below it nobody waits long for a version whose worker is being replaced.
+_LADDER_HOPE_S: Final = 0.25
 
 
 class RowSteps(Protocol):
     """The steps of a prediction that rows share with a single one."""
 
     @property
-    def new_id(self) -> Callable[[], PredictionId]:
-        """Makes prediction ids."""
+    def features(self) -> Features:
+        """Where fetched values come from."""
         ...
 
-    def choose(self, routed: RoutedModel, version: str, user_id: str) -> Choice:
+    @property
+    def metrics(self) -> PredictionMetrics:
+        """Counts what became of predictions."""
+        ...
+
+    def id_of(self, row: Row) -> PredictionId:
+        """Return a new id for a row, of the time it is asked at."""
+        ...
+
+    def choose(self, routed: RoutedModel, version: str, row: Row) -> Choice:
         """Return what answers a row."""
         ...
 
@@ -35,75 +60,280 @@ class RowSteps(Protocol):
         ...
 
     async def read(
-        self, plan: Plan, target: Target, inputs: tuple[Tensor, ...], call: Call
+        self, plan: Plan, target: Target, inputs: tuple[Tensor, ...], call: Call, hope_s: float | None = None
     ) -> tuple[tuple[Tensor, ...], list[Reading]]:
         """Run rows and return the output tensors and what they mean."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A row without an outcome; `choice` is the route's, `error` what the row gets when no rung answers it."""
+
     index: int
+    row: Row
     choice: Choice
     id: PredictionId
-    encoded: EncodedRow
+    error: ServiceError | None = None
+    missing: tuple[str, ...] = ()
+    features_down: bool = False
+    read: FeatureRead | None = None
+    """What was fetched for the first choice."""
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One row's try with one target: the route's choice, or a rung of the ladder."""
+
+    pending: _Pending
+    choice: Choice
+    plan: Plan
+    draft: Draft
+    read: FeatureRead | None = None
+    problem: ServiceError | None = None
+    """What is wrong with the row's keys."""
+    filled: FilledRow | None = None
+
+    @property
+    def on_a_rung(self) -> bool:
+        """Whether the route's own choice has been tried before."""
+        return self.choice is not self.pending.choice
 
 
 class RowsRun:
     """One call's rows on their way; one instance serves one call."""
 
-    def __init__(self, routed: RoutedModel, version: str, steps: RowSteps, call: Call) -> None:
-        self._routed = routed
-        self._version = version
+    def __init__(self, steps: RowSteps, call: Call, started: float | None = None) -> None:
         self._steps = steps
         self._call = call
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() if started is None else started
         self._results: dict[int, Answer | ServiceError] = {}
+        self._open: set[_Pending] = set()
+        self._falling: list[_Pending] = []
 
-    async def answer(self, rows: Sequence[Row]) -> list[Answer | ServiceError]:
+    async def answer(self, routed: RoutedModel, version: str, rows: Sequence[Row]) -> list[Answer | ServiceError]:
         """Return one result per row, in order; raises when no version of the model can be asked by features."""
-        placed = [found for index, row in enumerate(rows) if (found := self._place(index, row)) is not None]
-        await together([self._run_block(block) for block in _blocks(placed)])
+        await self._serve([
+            found for index, row in enumerate(rows) if (found := self._place(routed, version, index, row)) is not None
+        ])  # fmt: skip
         results = [self._results[index] for index in range(len(rows))]
         unfit = [result for result in results if isinstance(result, NoFeaturesInSignature)]
         if unfit and len(unfit) == len(results):
             raise unfit[0]
         return results
 
-    def _place(self, index: int, row: Row) -> _Placed | None:
+    async def answer_one(self, choice: Choice, row: Row) -> Answer:
+        """Return the answer to a row whose variant is chosen; raises ServiceError."""
+        await self._serve([_Pending(0, row, choice, self._steps.id_of(row))])
+        result = self._results[0]
+        if isinstance(result, ServiceError):
+            raise result
+        return result
+
+    def _place(self, routed: RoutedModel, version: str, index: int, row: Row) -> _Pending | None:
         try:
-            choice = self._steps.choose(self._routed, self._version, row.user_id)
-            return _Placed(index, choice, self._steps.new_id(), self._encode(choice, row))
+            choice = self._steps.choose(routed, version, row)
         except ServiceError as error:
             self._results[index] = error
             return None
+        return _Pending(index, row, choice, self._steps.id_of(row))
 
-    def _encode(self, choice: Choice, row: Row) -> EncodedRow:
+    async def _serve(self, rows: Sequence[_Pending]) -> None:
+        self._open.update(rows)
         try:
-            return choice.target.version.features_plan().encode(row.features)
-        except ServiceError:
-            with self._steps.observe(choice, self._call, self._started) as seen:
-                seen.add_row(self._steps.new_id(), choice.bucket)
-                raise
+            await self._try([(pending, pending.choice) for pending in rows])
+            # All rows of a call are of one model and so of one route; one that names a version has no ladder.
+            for rung in self._falling[0].choice.rules.ladder if self._falling else ():
+                falling, self._falling = self._falling, []
+                if isinstance(rung, Target):
+                    await self._try_rung(rung, falling)
+                else:
+                    self._answer_fixed(rung, falling)
+            for pending in self._falling:
+                self._lose(pending, pending.error)
+        except BaseException as error:
+            # The caller went, its deadline passed, or we have a defect: what had no outcome has this one.
+            for pending in list(self._open):
+                self._observe(pending, pending.choice).end(error)
+            raise
 
-    async def _run_block(self, block: Sequence[_Placed]) -> None:
+    async def _try(self, chosen: Sequence[tuple[_Pending, Choice]]) -> None:
+        attempts = [found for pending, choice in chosen if (found := self._draft(pending, choice)) is not None]
+        by_version: dict[str, list[_Attempt]] = {}
+        for attempt in attempts:
+            if attempt.plan.fetched:
+                by_version.setdefault(attempt.choice.target.version.id, []).append(attempt)
+        await together([self._fetch(group) for group in by_version.values()])
+        await together(
+            [self._run_block(block) for block in _blocks([found for found in attempts if self._fill(found)])]
+        )
+
+    async def _try_rung(self, rung: Target, falling: Sequence[_Pending]) -> None:
+        same = [pending for pending in falling if pending.choice.target.deployment.name == rung.deployment.name]
+        self._falling.extend(same)
+        others = [pending for pending in falling if pending not in same]
+        await self._try([(pending, replace(pending.choice, target=rung)) for pending in others])
+
+    def _draft(self, pending: _Pending, choice: Choice) -> _Attempt | None:
+        features = pending.row.features
         try:
-            readings = await self._read(block)
+            plan = choice.target.version.features_plan()
+            if choice is not pending.choice:
+                # Another version may need less than the one that the caller knows of.
+                features = {name: value for name, value in features.items() if name in plan.names}
+            return _Attempt(pending, choice, plan, plan.draft(features))
         except ServiceError as error:
-            self._results.update((row.index, error) for row in block)
-            return
-        for row, reading in zip(block, readings, strict=True):
-            self._results[row.index] = new_answer(row.id, reading, row.choice, row.encoded, self._started)
+            self._miss(pending, choice, error)
+            return None
 
-    async def _read(self, block: Sequence[_Placed]) -> list[Reading]:
-        choice = block[0].choice
-        plan = choice.target.version.features_plan()
-        with self._steps.observe(choice, self._call, self._started) as seen:
-            for row in block:
-                seen.add_row(row.id, row.choice.bucket, degraded=row.encoded.defaulted)
-            seen.inputs = plan.tensors([row.encoded for row in block])
-            seen.outputs, readings = await self._steps.read(plan, choice.target, seen.inputs, self._call)
-        return readings
+    async def _fetch(self, attempts: Sequence[_Attempt]) -> None:
+        """Fetch for rows of one version; who has met a silent service in this call is not kept waiting again."""
+        for attempt in attempts:
+            attempt.read = FeatureRead(attempt.pending.row.entities, None)
+        asking = [attempt for attempt in attempts if not attempt.pending.features_down]
+        if not asking:
+            return
+        plan = asking[0].plan
+        asks = [
+            FeatureAsk(found.pending.row.entities, plan.request_values(found.draft), found.pending.row.as_of_us)
+            for found in asking
+        ]
+        try:
+            rows = await self._steps.features.read(plan.sources, asks, self._call)
+        except FeaturesUnavailable:
+            for attempt in asking:
+                attempt.pending.features_down = True
+            return
+        self._take(asking, rows)
+
+    def _take(self, attempts: Sequence[_Attempt], rows: Sequence[FetchedRow | ServiceError]) -> None:
+        statuses = Counter(status for row in rows if isinstance(row, FetchedRow) for status in row.statuses)
+        self._steps.metrics.count_values(attempts[0].choice.target.version.model, statuses)
+        for attempt, row in zip(attempts, rows, strict=True):
+            if isinstance(row, ServiceError):
+                attempt.problem = row
+            else:
+                attempt.read = FeatureRead(attempt.pending.row.entities, row)
+
+    def _fill(self, attempt: _Attempt) -> bool:
+        """Complete a row with what was fetched; returns whether it can be run."""
+        pending, read = attempt.pending, attempt.read
+        if not attempt.on_a_rung:
+            pending.read = read
+        if attempt.problem is not None:
+            self._miss(pending, attempt.choice, attempt.problem)
+            return False
+        fetched = None if read is None else read.fetched
+        try:
+            attempt.filled = fill(attempt.plan, attempt.draft, fetched, attempt.choice.rules.feature_failure)
+        except FallsBack as falls:
+            pending.missing = _union(pending.missing, falls.missing)
+            self._miss(pending, attempt.choice, falls.error, falls=True)
+            return False
+        except ServiceError as error:
+            self._miss(pending, attempt.choice, error)
+            return False
+        pending.missing = _union(pending.missing, attempt.filled.missing)
+        return True
+
+    async def _run_block(self, block: Sequence[_Attempt]) -> None:
+        choice, plan = block[0].choice, block[0].plan
+        rows = [(found, found.filled.encoded) for found in block if found.filled is not None]
+        seen = self._steps.observe(choice, self._call, self._started)
+        for attempt, encoded in rows:
+            degraded = attempt.on_a_rung or encoded.defaulted or attempt.pending.features_down
+            seen.add_row(attempt.pending.id, attempt.choice.bucket, degraded=degraded, read=attempt.read)
+        seen.inputs = plan.tensors([encoded for _, encoded in rows])
+        hope_s = _LADDER_HOPE_S if choice.rules.ladder else None
+        try:
+            seen.outputs, readings = await self._steps.read(plan, choice.target, seen.inputs, self._call, hope_s)
+        except ServiceError as error:
+            self._fail(block, seen, error)
+            return
+        seen.end(None)
+        for attempt, reading in zip(block, readings, strict=True):
+            self._answer(attempt, reading)
+
+    def _fail(self, block: Sequence[_Attempt], seen: Observation, error: ServiceError) -> None:
+        """Take note that a block could not be run: its rows go on down the ladder, or all of them have their outcome."""
+        falls = isinstance(error, Unavailable)
+        if block[0].on_a_rung or (falls and block[0].choice.rules.ladder):
+            for attempt in block:
+                self._miss(attempt.pending, attempt.choice, error, falls=falls)
+            return
+        seen.end(error)
+        for attempt in block:
+            self._open.discard(attempt.pending)
+            self._results[attempt.pending.index] = error
+
+    def _answer(self, attempt: _Attempt, reading: Reading) -> None:
+        assert attempt.filled is not None
+        pending, encoded = attempt.pending, attempt.filled.encoded
+        ways = {
+            FEATURES_UNAVAILABLE: pending.features_down,
+            FEATURES_DEFAULT: encoded.defaulted,
+            FALLBACK: attempt.on_a_rung,
+        }
+        degraded = tuple(way for way, holds in ways.items() if holds)
+        self._settle(
+            pending,
+            Answer(
+                pending.id,
+                reading,
+                attempt.choice,
+                encoded.flagged,
+                degraded,
+                elapsed_ms(self._started),
+                pending.missing,
+            ),
+        )
+
+    def _answer_fixed(self, value: float, falling: Sequence[_Pending]) -> None:
+        """Answer rows with a fixed prediction; a number that is no class of the version chosen answers nobody."""
+        for pending in falling:
+            reading = pending.choice.target.version.features_plan().reader.fixed(value)
+            if reading is None:
+                self._falling.append(pending)
+                continue
+            seen = self._steps.observe(pending.choice, self._call, self._started)
+            seen.add_row(pending.id, pending.choice.bucket, degraded=True)
+            seen.fixed = True
+            seen.end(None)
+            degraded = (FEATURES_UNAVAILABLE, FALLBACK) if pending.features_down else (FALLBACK,)
+            ms = elapsed_ms(self._started)
+            self._settle(
+                pending, Answer(pending.id, reading, pending.choice, (), degraded, ms, pending.missing, fixed=True)
+            )
+
+    def _settle(self, pending: _Pending, answer: Answer) -> None:
+        self._open.discard(pending)
+        self._results[pending.index] = answer
+        model = pending.choice.target.version.model
+        if answer.degraded:
+            self._steps.metrics.count_degraded(model, answer.degraded)
+        if FALLBACK in answer.degraded:
+            self._steps.metrics.count_fallback(model, STATIC_PREDICTION if answer.fixed else answer.served_by)
+
+    def _miss(self, pending: _Pending, choice: Choice, error: ServiceError, *, falls: bool = False) -> None:
+        """Take note that a target did not answer a row: a rung leaves it to the next one, the first choice may."""
+        if choice is not pending.choice:
+            self._falling.append(pending)
+        elif falls and choice.rules.ladder:
+            pending.error = error
+            self._falling.append(pending)
+        else:
+            self._lose(pending, error)
+
+    def _lose(self, pending: _Pending, error: ServiceError | None) -> None:
+        assert error is not None
+        self._open.discard(pending)
+        self._results[pending.index] = error
+        self._observe(pending, pending.choice).end(error)
+
+    def _observe(self, pending: _Pending, choice: Choice) -> Observation:
+        seen = self._steps.observe(choice, self._call, self._started)
+        seen.add_row(pending.id, choice.bucket, read=pending.read)
+        return seen
 
 
 async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
@@ -119,15 +349,19 @@ async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
         raise failures.exceptions[0] from None
 
 
-def _blocks(placed: Sequence[_Placed]) -> list[list[_Placed]]:
+def _blocks(attempts: Sequence[_Attempt]) -> list[list[_Attempt]]:
     """Group rows that one batch may hold: of one variant and way of assignment, not more than the batch takes."""
-    groups: dict[tuple[str, str, object], list[_Placed]] = {}
-    for row in placed:
-        key = (row.choice.target.deployment.name, row.choice.variant, row.choice.assignment)
-        groups.setdefault(key, []).append(row)
+    groups: dict[tuple[str, str, object], list[_Attempt]] = {}
+    for attempt in attempts:
+        key = (attempt.choice.target.deployment.name, attempt.choice.variant, attempt.choice.assignment)
+        groups.setdefault(key, []).append(attempt)
     return [
         group[first : first + limit]
         for group in groups.values()
         for limit in (group[0].choice.target.deployment.max_batch_size,)
         for first in range(0, len(group), limit)
     ]
+
+
+def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return (*first, *(name for name in second if name not in first))

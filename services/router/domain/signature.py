@@ -16,6 +16,14 @@ class FeatureType(Enum):
     BOOL = "truth value"
 
 
+class MissingPolicy(Enum):
+    """What happens when no value is there."""
+
+    REFUSE = "refuse"
+    DEFAULT = "default"
+    FALLBACK = "fallback"
+
+
 class ViolationPolicy(Enum):
     """What happens to a value outside the limits."""
 
@@ -37,7 +45,9 @@ class TensorSpec:
 class FeatureSpec:
     """One named input, bound to a column of a tensor.
 
-    `default` stands in for a missing value where `default_when_missing`, and for null in a tensor without NaN.
+    `default` stands in for a missing value where `missing` says so, and for null in a tensor without NaN. A `source`
+    other than "request" is "<view>.<feature>" of the features service; a fetched value older than `max_age_s` seconds
+    counts as missing.
     """
 
     name: str
@@ -47,11 +57,17 @@ class FeatureSpec:
     source: str = REQUEST_SOURCE
     nullable: bool = False
     default: object = None
-    default_when_missing: bool = False
+    missing: MissingPolicy = MissingPolicy.REFUSE
     minimum: float | None = None
     maximum: float | None = None
     allowed: tuple[object, ...] = ()
     policy: ViolationPolicy = ViolationPolicy.REFUSE
+    max_age_s: float | None = None
+
+    @property
+    def fetched(self) -> bool:
+        """Whether the value comes from the features service and not with the request."""
+        return self.source != REQUEST_SOURCE
 
 
 @dataclass(frozen=True, slots=True)

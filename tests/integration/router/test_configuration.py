@@ -8,6 +8,7 @@ from interlock.registry.v1.route_pb2 import BucketRange
 from interlock.router.v1 import prediction_pb2
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
+from interlock.types.v1.signature_pb2 import FEATURE_TYPE_DOUBLE
 
 from tests.fakes.router_models import FLIGHT, PAIR, flight_signature, pair_signature
 from tests.fakes.router_registry import Resource, deployment_of, model_of, route_of, served, version_of
@@ -123,9 +124,9 @@ async def test_a_route_that_makes_no_sense_leaves_the_one_before(world: World, f
     assert (await predict(world)).config_epoch == 1
 
 
-async def test_a_version_with_fetched_features_does_not_stop_the_others(world: World) -> None:
+async def test_a_version_that_no_row_can_be_made_for_does_not_stop_the_others(world: World) -> None:
     signature = flight_signature()
-    signature.features[0].source = "carriers.code"
+    signature.features[0].type = FEATURE_TYPE_DOUBLE
     world.control.publish([*served(FLIGHT, signature), *served(PAIR, pair_signature())])
     await applied(world, 2)
     assert (await predict(world)).config_epoch == 2

@@ -54,7 +54,7 @@ async def test_the_readme_request_works_and_prints_defaults(world: World) -> Non
     assert status == 200
     assert list(body) == [
         "prediction_id", "prediction", "label", "confidence", "latency_ms", "model_version", "variant", "served_by", "degraded",
-        "cached", "probabilities", "assignment", "flagged", "config_epoch",
+        "cached", "probabilities", "assignment", "flagged", "config_epoch", "missing_features",
     ]  # fmt: skip
     assert (body["prediction"], body["label"], body["cached"], body["probabilities"]) == (1, "late", False, [])
     assert body["assignment"] == "ASSIGNMENT_STICKY"

@@ -16,6 +16,7 @@ from services.router.domain.plan import Plan, compile_plan
 from services.router.domain.signature import (
     FeatureSpec,
     FeatureType,
+    MissingPolicy,
     PredictionSpec,
     Signature,
     TensorSpec,
@@ -191,17 +192,16 @@ def test_null_becomes_nan_or_the_default() -> None:
 
 
 def test_a_missing_value_takes_the_default_only_where_the_policy_says_so() -> None:
-    row = plan_of(feature(default=4.0, default_when_missing=True)).encode({})
+    row = plan_of(feature(default=4.0, missing=MissingPolicy.DEFAULT)).encode({})
     assert (struct.unpack("<f", row.chunks[0]), row.defaulted) == ((4.0,), True)
     assert "required" in refusal(plan_of(feature(default=4.0)), {})[0][1]
 
 
 UNSUPPORTED = [
-    (feature(source="view.feature"), "FP32"),
     (feature(kind=FeatureType.STRING), "FP32"),
     (feature(kind=FeatureType.DOUBLE), "INT32"),
     (feature(kind=FeatureType.DOUBLE), "BYTES"),
-    (feature(default="x", default_when_missing=True), "FP32"),
+    (feature(default="x", missing=MissingPolicy.DEFAULT), "FP32"),
     (feature(column=1), "FP32"),
 ]
 

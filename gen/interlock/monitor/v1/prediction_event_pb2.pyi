@@ -50,7 +50,7 @@ class PredictionBatch(_message.Message):
     model: _builtins.str
     """Id of the model."""
     version: _builtins.str
-    """Id of the version that answered."""
+    """Id of the version that answered, also when it did in another's place. Empty: a fixed prediction of the route did."""
     variant: _builtins.str
     """Variant of the route. Empty: pinned."""
     environment: _builtins.str

@@ -93,7 +93,9 @@ class Route(_message.Message):
 
     @_builtins.property
     def fallback(self) -> Global___FallbackLadder:
-        """What answers when a feature whose policy is FALLBACK is missing, or inference is UNAVAILABLE."""
+        """What answers when a feature whose policy is FALLBACK is missing, or inference is UNAVAILABLE. Not for requests that
+        pin a version, and not for the Open Inference Protocol.
+        """
 
     @_builtins.property
     def cache(self) -> Global___CachePolicy:

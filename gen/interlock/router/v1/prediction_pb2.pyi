@@ -74,15 +74,17 @@ class Prediction(_message.Message):
     label: _builtins.str
     """Name of the predicted class. Absent for a regression."""
     confidence: _builtins.float
-    """Probability of the predicted class, 0 to 1. Absent for a regression."""
+    """Probability of the predicted class, 0 to 1. Absent for a regression and for a fixed prediction."""
     latency_ms: _builtins.float
     """Time that the router spent on the request, in milliseconds."""
     model_version: _builtins.str
-    """Id of the version that answered, for example "3"."""
+    """Id of the version that answered, for example "3". Empty when a fixed prediction of the route's ladder did."""
     variant: _builtins.str
-    """Name of the route's variant that was chosen. Empty when a version was pinned."""
+    """Name of the route's variant that was chosen, also when a rung of the ladder answered in its place. Empty when a
+    version was pinned.
+    """
     served_by: _builtins.str
-    """Deployment that answered, `deployments/{deployment}`."""
+    """Deployment that answered, `deployments/{deployment}`, or "static_prediction" for a fixed one of the route's ladder."""
     cached: _builtins.bool
     """Whether the answer came from the prediction cache."""
     assignment: Global___Assignment.ValueType

@@ -56,11 +56,14 @@ class _RouterErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rou
     ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED: _RouterErrorReason.ValueType  # 12
     """RESOURCE_EXHAUSTED: the process answers as many calls as it may; RetryInfo says when to try again."""
     ROUTER_ERROR_REASON_FEATURES_MISSING: _RouterErrorReason.ValueType  # 13
-    """FAILED_PRECONDITION: features to be fetched are missing or too old, and their policy is to refuse;
+    """FAILED_PRECONDITION: features to be fetched are missing or too old, and their policy is to refuse, or to fall back
+    and no rung of the ladder answered;
     google.rpc.BadRequest lists all of them.
     """
     ROUTER_ERROR_REASON_FEATURES_UNAVAILABLE: _RouterErrorReason.ValueType  # 14
-    """UNAVAILABLE: the features service does not answer, and the policy is to refuse."""
+    """UNAVAILABLE: the features service does not answer, and the policy is to refuse, or to fall back and no rung of the
+    ladder answered; google.rpc.BadRequest lists the features.
+    """
 
 class RouterErrorReason(_RouterErrorReason, metaclass=_RouterErrorReasonEnumTypeWrapper):
     """Lists why the router refuses or fails a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -92,11 +95,14 @@ ROUTER_ERROR_REASON_OUTPUT_NOT_FOUND: RouterErrorReason.ValueType  # 11
 ROUTER_ERROR_REASON_CALLS_IN_FLIGHT_EXCEEDED: RouterErrorReason.ValueType  # 12
 """RESOURCE_EXHAUSTED: the process answers as many calls as it may; RetryInfo says when to try again."""
 ROUTER_ERROR_REASON_FEATURES_MISSING: RouterErrorReason.ValueType  # 13
-"""FAILED_PRECONDITION: features to be fetched are missing or too old, and their policy is to refuse;
+"""FAILED_PRECONDITION: features to be fetched are missing or too old, and their policy is to refuse, or to fall back
+and no rung of the ladder answered;
 google.rpc.BadRequest lists all of them.
 """
 ROUTER_ERROR_REASON_FEATURES_UNAVAILABLE: RouterErrorReason.ValueType  # 14
-"""UNAVAILABLE: the features service does not answer, and the policy is to refuse."""
+"""UNAVAILABLE: the features service does not answer, and the policy is to refuse, or to fall back and no rung of the
+ladder answered; google.rpc.BadRequest lists the features.
+"""
 Global___RouterErrorReason: _TypeAlias = RouterErrorReason  # noqa: Y015
 
 @_typing.final
@@ -163,12 +169,15 @@ class PredictRequest(_message.Message):
     """Whether to answer the probability of each label."""
     @_builtins.property
     def features(self) -> _containers.MessageMap[_builtins.str, _feature_value_pb2.FeatureValue]:
-        """Values by feature name. Required are those of the signature whose source is "request" and that have no default."""
+        """Values by feature name. Required are those of the signature whose source is "request" and that have no default;
+        refused are those that are fetched.
+        """
 
     @_builtins.property
     def entities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Keys by entity name, for features that are fetched. A feature whose entity is not here is missing: its
-        missing_policy decides.
+        """Keys by entity name, for features that are fetched: all that any version of the route or its ladder needs; each takes
+        what it needs. A feature whose entity is not here is missing: its missing_policy decides. At most 64, in PredictRows
+        over all rows; a key is at most 512 bytes.
         """
 
     @_builtins.property

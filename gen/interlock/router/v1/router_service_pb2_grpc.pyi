@@ -40,7 +40,8 @@ class RouterServiceStub:
 
     INVALID_ARGUMENT for an unknown, missing or illegal feature (all of them are listed), NOT_FOUND for an unknown
     model or version, FAILED_PRECONDITION for a model without features in its signature, RESOURCE_EXHAUSTED when the
-    queue would miss the deadline, UNAVAILABLE when no replica is ready.
+    queue would miss the deadline, UNAVAILABLE when no replica is ready. Features that are fetched and missing are dealt
+    with as the signature and the route say; a silent features service costs no more than 50 ms.
     """
     PredictRows: _grpc.UnaryUnaryMultiCallable[_router_service_pb2.PredictRowsRequest, _router_service_pb2.PredictRowsResponse]
     """Predicts up to 1,000 rows of one model. Partial: each row answers with a prediction or an error, in the order
@@ -59,7 +60,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
 
     INVALID_ARGUMENT for an unknown, missing or illegal feature (all of them are listed), NOT_FOUND for an unknown
     model or version, FAILED_PRECONDITION for a model without features in its signature, RESOURCE_EXHAUSTED when the
-    queue would miss the deadline, UNAVAILABLE when no replica is ready.
+    queue would miss the deadline, UNAVAILABLE when no replica is ready. Features that are fetched and missing are dealt
+    with as the signature and the route say; a silent features service costs no more than 50 ms.
     """
     PredictRows: _aio.UnaryUnaryMultiCallable[_router_service_pb2.PredictRowsRequest, _router_service_pb2.PredictRowsResponse]  # type: ignore[assignment]
     """Predicts up to 1,000 rows of one model. Partial: each row answers with a prediction or an error, in the order
@@ -81,7 +83,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
 
         INVALID_ARGUMENT for an unknown, missing or illegal feature (all of them are listed), NOT_FOUND for an unknown
         model or version, FAILED_PRECONDITION for a model without features in its signature, RESOURCE_EXHAUSTED when the
-        queue would miss the deadline, UNAVAILABLE when no replica is ready.
+        queue would miss the deadline, UNAVAILABLE when no replica is ready. Features that are fetched and missing are dealt
+        with as the signature and the route say; a silent features service costs no more than 50 ms.
         """
 
     @_abc_1.abstractmethod

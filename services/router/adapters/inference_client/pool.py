@@ -69,22 +69,23 @@ class InferencePools:
         """Whether some replica of the target's pool says READY for its version."""
         return any(replica.stream(_key(target)) is not None for replica in self._of(target))
 
-    async def infer(self, target: Target, job: Job, call: Call) -> tuple[Tensor, ...]:
+    async def infer(self, target: Target, job: Job, call: Call, hope_s: float | None = None) -> tuple[Tensor, ...]:
         """Return the outputs of a job's rows from the replica with the least queue time."""
+        longest_s = self._hope_s if hope_s is None else min(self._hope_s, hope_s)
         span = self._tracing.begin("interlock.router/infer", call.traceparent)
         try:
-            outputs = await self._infer(target, job, call, span.traceparent)
+            outputs = await self._infer(target, job, call, span.traceparent, longest_s)
         except BaseException as error:
             span.end(type(error).__name__)
             raise
         span.end()
         return outputs
 
-    async def _infer(self, target: Target, job: Job, call: Call, traceparent: str) -> tuple[Tensor, ...]:
+    async def _infer(self, target: Target, job: Job, call: Call, traceparent: str, hope_s: float) -> tuple[Tensor, ...]:
         avoid: Replica | None = None
         runs, tries = 0, 0
         while True:
-            replica, stream = await self._pick(target, avoid, call)
+            replica, stream = await self._pick(target, avoid, call, hope_s)
             try:
                 return await stream.infer(job, call, runs + 1, traceparent)
             except HopFailed as failed:
@@ -96,13 +97,15 @@ class InferencePools:
                 replica.suspect(_key(target))
                 self._on_retry()
 
-    async def _pick(self, target: Target, avoid: Replica | None, call: Call) -> tuple[Replica, InferStream]:
+    async def _pick(
+        self, target: Target, avoid: Replica | None, call: Call, hope_s: float
+    ) -> tuple[Replica, InferStream]:
         while True:
             changed = self._changed
             found = self._best(target, avoid)
             if found is not None:
                 return found
-            left_s = min(self._hope_left_s(target), call.remaining_s() - _LEAST_LEFT_S)
+            left_s = min(self._hope_left_s(target, hope_s), call.remaining_s() - _LEAST_LEFT_S)
             if left_s <= 0:
                 raise NoReplicaReady(target.version.model, target.version.id)
             try:
@@ -117,9 +120,9 @@ class InferencePools:
         others = [found for found in ready if found[0] is not avoid] or ready
         return min(others, key=lambda found: (found[1].queue_time_us, found[1].in_flight), default=None)
 
-    def _hope_left_s(self, target: Target) -> float:
+    def _hope_left_s(self, target: Target, hope_s: float) -> float:
         last = max((replica.last_hope(_key(target)) for replica in self._of(target)), default=0.0)
-        return last + self._hope_s - time.monotonic()
+        return last + hope_s - time.monotonic()
 
     def _of(self, target: Target) -> Sequence[Replica]:
         return self._replicas.get(target.deployment.pool, ())

@@ -6,6 +6,7 @@ from typing import Final
 from interlock.monitor.v1 import prediction_event_pb2
 from interlock.types.v1 import tensor_pb2
 
+from services.router.domain.enrichment import FeatureRead
 from services.router.domain.ports import PredictionEvent
 from services.router.domain.tensor import Tensor
 
@@ -16,7 +17,8 @@ _WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in tens
 
 def event_bytes(event: PredictionEvent) -> int:
     """Return about how much memory an event holds."""
-    return 256 * len(event.ids) + sum(len(tensor.data) for tensor in (*event.inputs, *event.outputs))
+    tensors = sum(len(tensor.data) for tensor in (*event.inputs, *event.outputs))
+    return 256 * len(event.ids) + tensors + sum(_read_bytes(read) for read in event.reads)
 
 
 def to_batches(
@@ -31,10 +33,17 @@ def to_batches(
             yield _batch(part, environment)
 
 
+def _read_bytes(read: FeatureRead) -> int:
+    values = 0 if read.fetched is None else 128 * len(read.fetched.values)
+    return 256 + values + sum(128 + len(name) + len(key) for name, key in read.entities.items())
+
+
 def _key(event: PredictionEvent) -> tuple[object, ...]:
     version = event.choice.target.version
     forms = tuple((tensor.name, tensor.shape[1:]) for tensor in (*event.inputs, *event.outputs))
-    return (version.model, version.id, event.choice.variant, event.choice.epoch, forms)
+    # Callers name the entities: a batch must not get a column for each name of each of them.
+    entities = frozenset(name for read in event.reads for name in read.entities)
+    return (version.model, version.id, event.choice.variant, event.choice.epoch, event.fixed, forms, entities)
 
 
 def _cut(group: Sequence[PredictionEvent], limit_bytes: int) -> Iterator[list[PredictionEvent]]:
@@ -58,7 +67,7 @@ def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_ev
     index = {name: position for position, name in enumerate(names)}
     batch = prediction_event_pb2.PredictionBatch(
         model=first.choice.target.version.model,
-        version=first.choice.target.version.id,
+        version="" if first.fixed else first.choice.target.version.id,
         variant=first.choice.variant,
         environment=environment,
         epoch=first.choice.epoch,
@@ -77,7 +86,34 @@ def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_ev
         batch.cached.extend([False] * rows)
         batch.latencies_us.extend([event.latency_us] * rows)
         batch.sampling_weights.extend([1.0] * rows)
+        batch.feature_read_times_us.extend(_read_times(event))
+    _add_reads(batch, events)
     return batch
+
+
+def _read_times(event: PredictionEvent) -> Iterable[int]:
+    if not event.reads:
+        return [0] * len(event.ids)
+    return (0 if read.fetched is None else read.fetched.read_time_us for read in event.reads)
+
+
+def _add_reads(batch: prediction_event_pb2.PredictionBatch, events: Sequence[PredictionEvent]) -> None:
+    """Add the columns of entity keys and event times, without those of redacted names."""
+    if not any(event.reads for event in events):
+        return
+    choice = events[0].choice
+    reads = [read for event in events for read in (event.reads or [None] * len(event.ids))]
+    for entity in sorted(
+        {name for read in reads if read is not None for name in read.entities} - choice.rules.redacted
+    ):
+        keys = ["" if read is None else read.entities.get(entity, "") for read in reads]
+        batch.entity_keys.add(entity=entity, keys=keys)
+    plan = choice.target.version.plan
+    for index, feature in enumerate(() if plan is None else plan.fetched):
+        if feature.spec.name in choice.rules.redacted:
+            continue
+        times = [0 if read is None or read.fetched is None else read.fetched.event_times_us[index] for read in reads]
+        batch.feature_event_times.add(feature=feature.spec.name, event_times_us=times)
 
 
 def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[tensor_pb2.Tensor]:

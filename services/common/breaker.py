@@ -1,0 +1,144 @@
+"""A circuit breaker for async calls: who is known to be down is not asked, and is tried again soon.
+
+pybreaker keeps the state and tells listeners; its own gate is not used, as it lets coroutines pass uncounted, admits any
+number of probes, and only ever counts failures in a row.
+"""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import structlog
+from pybreaker import STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker, CircuitBreakerListener
+
+_LOG: Final = structlog.get_logger(part="breaker")
+_WINDOW_S: Final = 10.0
+_LEAST_CALLS: Final = 20
+_FAILURE_SHARE: Final = 0.5
+_FAILURES_IN_A_ROW: Final = 5
+_PROBES_TO_CLOSE: Final = 3
+_JITTER: Final = 0.2
+# More than anyone looks back; the window bounds it in time.
+_REMEMBERED: Final = 1_000
+
+
+class CircuitOpen(Exception):
+    """The peer is known to be down, or is being tried by somebody else; nothing was sent."""
+
+
+class AsyncBreaker:
+    """One per peer. Opens at half of 20 calls failing within 10 s or 5 in a row, closes after 3 good probes.
+
+    It stays open for `first_open_s`, twice as long after each probe that fails, at most `longest_open_s`; seconds, give
+    or take a fifth. While it is half open one call at a time goes through. `judge` says of an exception whether the peer
+    failed (True); what it does not, a cancellation or a caller's mistake, is neither a failure nor a success.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        judge: Callable[[BaseException], bool],
+        *,
+        first_open_s: float = 1.0,
+        longest_open_s: float = 30.0,
+        on_state: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._judge = judge
+        self._first_open_s = first_open_s
+        self._longest_open_s = longest_open_s
+        self._clock = clock
+        self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
+        self._in_a_row = 0
+        self._reopened = 0
+        self._retry_at = 0.0
+        self._probing = False
+        self._good_probes = 0
+        self._holder = CircuitBreaker(name=name, listeners=[_Listener(on_state)], throw_new_error_on_trip=False)
+        on_state(self.state)
+
+    @property
+    def state(self) -> str:
+        """Return "closed", "open" or "half-open"."""
+        return str(self._holder.current_state)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a call would be refused now."""
+        if self.state == STATE_OPEN:
+            return self._clock() < self._retry_at
+        return self._probing
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Let one call pass and learn from how the block ends; raises CircuitOpen instead where the peer is down."""
+        if self.refuses:
+            raise CircuitOpen(self._holder.name)
+        if self.state == STATE_OPEN:
+            self._holder.half_open()
+        probing = self.state == STATE_HALF_OPEN
+        self._probing = probing
+        try:
+            yield
+        except BaseException as error:
+            if self._judge(error):
+                self._failed(probing=probing)
+            raise
+        else:
+            self._succeeded(probing=probing)
+        finally:
+            if probing:
+                self._probing = False
+
+    def _succeeded(self, *, probing: bool) -> None:
+        self._in_a_row = 0
+        if probing:
+            self._good_probes += 1
+            if self._good_probes >= _PROBES_TO_CLOSE:
+                self._close()
+        elif self.state == STATE_CLOSED:
+            self._remember(failed=False)
+
+    def _failed(self, *, probing: bool) -> None:
+        self._in_a_row += 1
+        if probing:
+            self._open()
+        elif self.state == STATE_CLOSED:
+            # Any other call began before the peer was known to be down, and tells nothing new.
+            self._remember(failed=True)
+            if self._in_a_row >= _FAILURES_IN_A_ROW or self._mostly_failing():
+                self._open()
+
+    def _remember(self, *, failed: bool) -> None:
+        now = self._clock()
+        self._outcomes.append((now, failed))
+        while self._outcomes[0][0] < now - _WINDOW_S:
+            self._outcomes.popleft()
+
+    def _mostly_failing(self) -> bool:
+        failures = sum(failed for _, failed in self._outcomes)
+        return len(self._outcomes) >= _LEAST_CALLS and failures >= _FAILURE_SHARE * len(self._outcomes)
+
+    def _open(self) -> None:
+        open_s = min(self._first_open_s * 2**self._reopened, self._longest_open_s)
+        self._retry_at = self._clock() + open_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
+        self._reopened = min(self._reopened + 1, 30)
+        self._good_probes = 0
+        self._holder.open()
+
+    def _close(self) -> None:
+        self._outcomes.clear()
+        self._reopened = 0
+        self._holder.close()
+
+
+class _Listener(CircuitBreakerListener):
+    def __init__(self, on_state: Callable[[str], None]) -> None:
+        self._on_state = on_state
+
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        _LOG.warning("breaker", name=cb.name, before=old_state.name if old_state else "", now=new_state.name)
+        self._on_state(new_state.name)

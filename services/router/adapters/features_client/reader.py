@@ -1,0 +1,294 @@
+"""Reads features for rows: gathered by the share rule, under a deadline of their own, behind a breaker."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import structlog
+
+from services.common.breaker import AsyncBreaker, CircuitOpen
+from services.common.call import Call
+from services.common.chain import REQUEST_ID_KEY, TRACEPARENT_KEY
+from services.common.errors import ServiceError
+from services.common.tasks import spawn
+from services.common.tracing import Tracing
+from services.router.adapters.features_client.message import (
+    UnusableAnswer,
+    fetched_rows,
+    read_request,
+    refused_rows,
+    rows_limit,
+    violations_of,
+)
+from services.router.adapters.metrics import FetchMetrics
+from services.router.domain.enrichment import FeatureAsk, FetchedRow
+from services.router.domain.failure import FeaturesUnavailable, InvalidField
+from services.router.domain.gathering import Gathering
+
+if TYPE_CHECKING:
+    from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceAsyncStub
+
+_LOG: Final = structlog.get_logger("features")
+_LEAST_TIMEOUT_S: Final = 0.001
+# A message that got less of the time than this says nothing about the service when it runs out.
+_FAIR_SHARE: Final = 0.5
+# Within a second of its return the service is asked again; the channel may need two more to connect.
+_FIRST_OPEN_S: Final = 0.25
+_LONGEST_OPEN_S: Final = 1.0
+_PEER_FAILED: Final = frozenset({
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.UNIMPLEMENTED,
+})  # fmt: skip
+
+Outcome = FetchedRow | ServiceError
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    """Rows of one request that are read together; `deadline` of `time.monotonic()`."""
+
+    rows: Sequence[FeatureAsk]
+    deadline: float
+    traceparent: str
+    request_id: str
+    outcome: "asyncio.Future[list[Outcome]]"
+
+
+class _Group:
+    """Requests for the same features as of the same time."""
+
+    __slots__ = ("as_of_us", "gathering", "sources", "timer")
+
+    def __init__(self, sources: tuple[str, ...], as_of_us: int | None, gather_s: float) -> None:
+        self.sources = sources
+        self.as_of_us = as_of_us
+        self.gathering: Gathering[_Item] = Gathering(gather_s, time.monotonic)
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _TooLate(Exception):
+    """A message had too little time from the start; not the service's failure."""
+
+
+class FeatureReads:
+    """Implements the domain's `Features`.
+
+    `timeout_s`: longest wait of a request; one with little time left waits half of what it has, so that its policies can
+    still answer. `gather_s`: longest wait for others to be read with; a lone request never waits.
+    """
+
+    def __init__(
+        self,
+        stub: "FeatureServiceAsyncStub",
+        *,
+        timeout_s: float,
+        gather_s: float,
+        tracing: Tracing,
+        metrics: FetchMetrics,
+    ) -> None:
+        self._stub = stub
+        self._timeout_s = timeout_s
+        self._gather_s = gather_s
+        self._tracing = tracing
+        self._metrics = metrics
+        self._groups: dict[tuple[tuple[str, ...], int | None], _Group] = {}
+        self._told: set[tuple[tuple[str, ...], grpc.StatusCode | None]] = set()
+        self._breaker = AsyncBreaker(
+            "features",
+            _is_failure,
+            first_open_s=_FIRST_OPEN_S,
+            longest_open_s=_LONGEST_OPEN_S,
+            on_state=metrics.breaker,
+        )
+
+    async def read(self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call) -> list[Outcome]:
+        """Return what is known for each row, in order, or what is wrong with its keys; raises FeaturesUnavailable."""
+        if self._breaker.refuses:
+            self._metrics.refused()
+            raise FeaturesUnavailable
+        started = time.perf_counter()
+        try:
+            with self._tracing.span("interlock.router/features", call.traceparent) as span:
+                return await self._read_all(sources, rows, call, span.traceparent)
+        finally:
+            self._metrics.fetched(time.perf_counter() - started)
+
+    async def _read_all(
+        self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call, traceparent: str
+    ) -> list[Outcome]:
+        limit = rows_limit(sources)
+        by_time: dict[int | None, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_time.setdefault(row.as_of_us, []).append(index)
+        parts = [
+            (as_of_us, indices[first : first + limit])
+            for as_of_us, indices in by_time.items()
+            for first in range(0, len(indices), limit)
+        ]
+        budget_s = min(self._timeout_s, call.remaining_s() / 2)
+        items = [
+            _Item(
+                [rows[index] for index in indices],
+                deadline=time.monotonic() + budget_s,
+                traceparent=traceparent,
+                request_id=call.request_id,
+                outcome=asyncio.get_running_loop().create_future(),
+            )
+            for _, indices in parts
+        ]
+        for (as_of_us, _), item in zip(parts, items, strict=True):
+            self._wait(sources, as_of_us, item)
+        found: dict[int, Outcome] = {}
+        try:
+            async with asyncio.timeout(budget_s):
+                for (_, indices), item in zip(parts, items, strict=True):
+                    found.update(zip(indices, await item.outcome, strict=True))
+        except TimeoutError:
+            raise FeaturesUnavailable from None
+        finally:
+            for (as_of_us, _), item in zip(parts, items, strict=True):
+                self._done(sources, as_of_us, item)
+        return [found[index] for index in range(len(rows))]
+
+    def _wait(self, sources: tuple[str, ...], as_of_us: int | None, item: _Item) -> None:
+        group = self._groups.get((sources, as_of_us))
+        if group is None:
+            group = self._groups[sources, as_of_us] = _Group(sources, as_of_us, self._gather_s)
+        group.gathering.in_flight += 1
+        group.gathering.add(item)
+        self._leave_when_due(group)
+
+    def _done(self, sources: tuple[str, ...], as_of_us: int | None, item: _Item) -> None:
+        group = self._groups[sources, as_of_us]
+        group.gathering.in_flight -= 1
+        if not item.outcome.done():
+            item.outcome.cancel()
+            group.gathering.remove(item)
+        elif not item.outcome.cancelled():
+            # Whoever waited may have gone before it read of a failure.
+            item.outcome.exception()
+        if group.gathering.in_flight == 0:
+            del self._groups[sources, as_of_us]
+        # One request less in flight: those that wait may be half of the rest now.
+        self._leave_when_due(group)
+
+    def _leave_when_due(self, group: _Group) -> None:
+        gathering = group.gathering
+        if not gathering.waiting:
+            _stop_timer(group)
+        elif gathering.is_due():
+            self._leave(group)
+        elif group.timer is None:
+            group.timer = asyncio.get_running_loop().call_later(gathering.due_in_s(), self._leave, group)
+
+    def _leave(self, group: _Group) -> None:
+        _stop_timer(group)
+        limit = rows_limit(group.sources)
+        message: list[_Item] = []
+        for item in group.gathering.take():
+            if message and sum(len(found.rows) for found in message) + len(item.rows) > limit:
+                spawn(self._send(group, message), "read features")
+                message = []
+            message.append(item)
+        if message:
+            spawn(self._send(group, message), "read features")
+
+    async def _send(self, group: _Group, items: Sequence[_Item]) -> None:
+        """Read the rows of some requests in one message and give each its own; never raises."""
+        rows = [row for item in items for row in item.rows]
+        try:
+            outcomes = await self._outcomes(group, rows, items)
+        except Exception as error:  # noqa: BLE001 - every request of the message must get an answer
+            self._tell(group, error)
+            for item in items:
+                if not item.outcome.done():
+                    item.outcome.set_exception(FeaturesUnavailable())
+            return
+        first = 0
+        for item in items:
+            if not item.outcome.done():
+                item.outcome.set_result(outcomes[first : first + len(item.rows)])
+            first += len(item.rows)
+
+    def _tell(self, group: _Group, error: Exception) -> None:
+        """Log a failure that is no outage, once for the same features: definitions or releases do not fit together."""
+        code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
+        known = code in _PEER_FAILED or code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        if known or isinstance(error, (CircuitOpen, _TooLate)) or (group.sources, code) in self._told:
+            return
+        self._told.add((group.sources, code))
+        _LOG.error(
+            "features_unreadable", features=group.sources, error=type(error).__name__, code=code, text=str(error)
+        )
+
+    async def _outcomes(self, group: _Group, rows: Sequence[FeatureAsk], items: Sequence[_Item]) -> list[Outcome]:
+        """Return the outcome of each row. A row that is refused must not cost the others of its message theirs.
+
+        Rows that the refusal names have their outcome; the rest is asked again. A refusal that names none is narrowed
+        down by halves.
+        """
+        try:
+            return [*await self._call(group, rows, items)]
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+            if len(rows) == 1:
+                return [InvalidField(violations_of(error))]
+            refused = {index: found for index, found in refused_rows(error).items() if index < len(rows)}
+        if not refused:
+            middle = len(rows) // 2
+            halves = (rows[:middle], rows[middle:])
+            first, second = await asyncio.gather(*(self._outcomes(group, half, items) for half in halves))
+            return first + second
+        found: dict[int, Outcome] = {index: InvalidField(violations) for index, violations in refused.items()}
+        left = [index for index in range(len(rows)) if index not in found]
+        if left:
+            outcomes = await self._outcomes(group, [rows[index] for index in left], items)
+            found.update(zip(left, outcomes, strict=True))
+        return [found[index] for index in range(len(rows))]
+
+    async def _call(self, group: _Group, rows: Sequence[FeatureAsk], items: Sequence[_Item]) -> list[FetchedRow]:
+        timeout_s = max(item.deadline for item in items) - time.monotonic()
+        code = "CIRCUIT_OPEN"
+        try:
+            with self._breaker.guard():
+                try:
+                    response = await self._stub.ReadFeatures(
+                        read_request(group.sources, rows, group.as_of_us),
+                        timeout=max(timeout_s, _LEAST_TIMEOUT_S),
+                        metadata=_metadata(items[0]),
+                    )
+                    code = "OK"
+                    return fetched_rows(response, group.sources, len(rows))
+                except grpc.aio.AioRpcError as error:
+                    code = error.code().name
+                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s < _FAIR_SHARE * self._timeout_s:
+                        raise _TooLate from None
+                    raise
+        finally:
+            self._metrics.read(len(rows), code)
+
+
+def _stop_timer(group: _Group) -> None:
+    if group.timer is not None:
+        group.timer.cancel()
+        group.timer = None
+
+
+def _metadata(item: _Item) -> list[tuple[str, str]]:
+    """Return what the first request of a message passes on; the spans of the others end here."""
+    pairs = ((REQUEST_ID_KEY, item.request_id), (TRACEPARENT_KEY, item.traceparent))
+    return [(key, value) for key, value in pairs if value]
+
+
+def _is_failure(error: BaseException) -> bool:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() in _PEER_FAILED
+    return isinstance(error, UnusableAnswer)

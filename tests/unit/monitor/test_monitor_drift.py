@@ -1,0 +1,212 @@
+"""Drift statistics equal scipy's, and alarm neither because n is large nor because it is small."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial import distance
+
+from services.monitor.domain.category_sketch import CategorySketch
+from services.monitor.domain.drift import (
+    DriftStatistic,
+    FeatureComparison,
+    FeatureDrift,
+    benjamini_hochberg,
+    measure_drift,
+)
+from services.monitor.domain.drift_metric import (
+    DriftMetric,
+    compare_samples,
+    count_in_edges,
+    error_of_bins,
+    measure_bins,
+)
+from services.monitor.domain.drift_null import DAY_S, NullSource, Window, model_null
+from services.monitor.domain.numeric_sketch import NumericSketch
+from services.monitor.domain.profile import CategoricalProfile, Histogram, NumericProfile, profile_numbers
+
+HOUR_S = 3_600.0
+
+
+def histogram(profile: NumericProfile, values: npt.ArrayLike) -> Histogram:
+    sketch = NumericSketch(profile.edges)
+    sketch.update(values)
+    return sketch.histogram()
+
+
+def verdict(reference: npt.ArrayLike, current: npt.ArrayLike, past: Sequence[npt.ArrayLike] = ()) -> FeatureDrift:
+    """Compare samples of one feature, in windows of an hour; `past` are the hours of the days before."""
+    profile = profile_numbers(reference)
+    windows = [Window(-DAY_S * (day + 1), histogram(profile, values)) for day, values in enumerate(past)]
+    compared = FeatureComparison("x", profile.histogram(), [Window(0.0, histogram(profile, current))], windows)
+    return measure_drift([compared], window_s=HOUR_S)[0]
+
+
+def statistic(drift: FeatureDrift, metric: DriftMetric) -> DriftStatistic:
+    return next(item for item in drift.statistics if item.metric is metric)
+
+
+@given(seed=st.integers(0, 10_000), discrete=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_bins_equal_scipy_or_are_inside_their_error(seed: int, discrete: bool) -> None:
+    random = np.random.default_rng(seed)
+    mean = random.uniform(1.0, 3.0)
+    first = random.poisson(2.0, 400).astype(float) if discrete else random.normal(2.0, 1, 400)
+    second = random.poisson(mean, 300).astype(float) if discrete else random.normal(mean, 1, 300)
+    profile = profile_numbers(first)
+    reference, current = profile.histogram(), histogram(profile, second)
+    exact = {
+        DriftMetric.WASSERSTEIN: stats.wasserstein_distance(first, second),
+        DriftMetric.KOLMOGOROV_SMIRNOV: stats.ks_2samp(first, second).statistic,
+    }
+    for metric, wanted in exact.items():
+        error = error_of_bins(metric, reference, current)
+        assert abs(measure_bins(metric, reference, current) - wanted) <= error + 1e-9
+        # With a bin for each value nothing is lost.
+        assert error > 0 or measure_bins(metric, reference, current) == pytest.approx(wanted, abs=1e-9)
+    p, q = reference.counts / reference.total, current.counts / current.total
+    assert measure_bins(DriftMetric.JENSEN_SHANNON, reference, current) == pytest.approx(
+        distance.jensenshannon(p, q, base=2), abs=1e-9
+    )
+
+
+def test_a_bin_for_each_value_loses_nothing() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 12, 5_000), random.integers(0, 11, 3_000)
+    profile = profile_numbers(first)
+    reference, current = profile.histogram(), histogram(profile, second)
+    wanted = stats.wasserstein_distance(first, second)
+    assert measure_bins(DriftMetric.WASSERSTEIN, reference, current) == pytest.approx(wanted, abs=1e-9)
+    assert error_of_bins(DriftMetric.WASSERSTEIN, reference, current) == 0
+    assert error_of_bins(DriftMetric.KOLMOGOROV_SMIRNOV, reference, current) == 0
+
+
+def test_categories_equal_scipy_and_the_definition() -> None:
+    profile = CategoricalProfile(("a", "b", "c"), np.array([50.0, 30.0, 15.0]), 5.0)
+    sketch = CategorySketch(profile.categories)
+    sketch.update(["a"] * 20 + ["b"] * 30 + ["c"] * 8 + ["new"] * 2)
+    reference, current = profile.histogram(), sketch.histogram()
+    p, q = reference.counts / 100, current.counts / 60
+    assert measure_bins(DriftMetric.PSI, reference, current) == pytest.approx(np.sum((q - p) * np.log(q / p)))
+    table = stats.chi2_contingency(np.stack([reference.counts, current.counts]), correction=False)
+    wanted = np.sqrt(table.statistic / 160)
+    assert measure_bins(DriftMetric.CHI_SQUARE, reference, current) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_samples_equal_scipy() -> None:
+    random = np.random.default_rng(3)
+    first, second = random.normal(size=1_000), random.normal(0.3, 1.2, 700)
+    found = compare_samples(first, second)
+    assert found[DriftMetric.WASSERSTEIN] == pytest.approx(stats.wasserstein_distance(first, second), abs=1e-9)
+    assert found[DriftMetric.KOLMOGOROV_SMIRNOV] == pytest.approx(stats.ks_2samp(first, second).statistic, abs=1e-9)
+    edges = profile_numbers(first).edges
+    p, q = count_in_edges(edges, first) / 1_000, count_in_edges(edges, second) / 700
+    assert found[DriftMetric.JENSEN_SHANNON] == pytest.approx(distance.jensenshannon(p, q, base=2), abs=1e-9)
+    assert np.isfinite(found[DriftMetric.PSI])
+
+
+def test_the_q_values_are_scipys() -> None:
+    p = np.random.default_rng(0).uniform(size=50) ** 2
+    assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p, method="bh"))
+    assert benjamini_hochberg([]).size == 0
+
+
+def test_a_large_n_makes_no_alarm_of_a_small_effect() -> None:
+    random = np.random.default_rng(0)
+    drift = verdict(random.normal(size=200_000), random.normal(0.03, 1.0, 500_000))
+    assert statistic(drift, DriftMetric.PSI).q_value < 0.001
+    assert not drift.is_drifted
+
+
+def test_a_tiny_n_makes_no_alarm() -> None:
+    random = np.random.default_rng(0)
+    reference = random.normal(size=20_000)
+    drifts = [verdict(reference, random.normal(size=12)) for _ in range(100)]
+    assert all(statistic(drift, DriftMetric.PSI).value.estimate > 0.1 for drift in drifts)
+    # One alarm in a hundred is what a false discovery rate of 0.01 puts up with.
+    assert sum(drift.is_drifted for drift in drifts) <= 3
+
+
+def test_a_real_shift_alarms_and_its_interval_holds_the_truth() -> None:
+    random = np.random.default_rng(0)
+    drift = verdict(random.normal(size=50_000), random.normal(0.7, 1.0, 2_000))
+    assert drift.is_drifted
+    found = statistic(drift, DriftMetric.KOLMOGOROV_SMIRNOV)
+    truth = 2 * stats.norm.cdf(0.35) - 1
+    assert found.value.lower < truth < found.value.upper + found.sketch_error
+    assert found.null_quantile_95 < 0.05
+    assert found.source is NullSource.SAMPLING
+
+
+def test_what_every_day_brings_at_this_hour_is_no_drift() -> None:
+    random = np.random.default_rng(0)
+    reference = np.concatenate([random.normal(np.sin(h / 24 * 2 * np.pi), 0.5, 500) for h in range(24)])
+    past = [random.normal(1.0, 0.5, 400) for _ in range(20)]
+    usual = verdict(reference, random.normal(1.0, 0.5, 400), past)
+    assert statistic(usual, DriftMetric.PSI).value.estimate > 0.5
+    assert statistic(usual, DriftMetric.PSI).source is NullSource.SAME_HOURS
+    assert not usual.is_drifted
+    assert verdict(reference, random.normal(1.5, 0.5, 400), past).is_drifted
+
+
+def test_hours_that_differ_count_as_one_observation_each() -> None:
+    profile = profile_numbers(np.repeat(np.arange(24.0), 100))
+    hours = [Window(hour * HOUR_S, histogram(profile, np.full(1_000, float(hour)))) for hour in range(3)]
+    compared = FeatureComparison("hour", profile.histogram(), hours[2:], hours[:2])
+    drift = measure_drift([compared], window_s=HOUR_S)[0]
+    assert drift.statistics[0].source is NullSource.DESIGN_EFFECT
+    assert not drift.is_drifted
+
+
+def test_drift_that_lasts_does_not_become_usual() -> None:
+    random = np.random.default_rng(0)
+    profile = profile_numbers(random.normal(size=20_000))
+    past: list[Window] = []
+    for day in range(30):
+        values = histogram(profile, random.normal(0.0 if day < 10 else 1.0, 1.0, 500))
+        window = Window(day * DAY_S, values)
+        drift = measure_drift([FeatureComparison("x", profile.histogram(), [window], past)], window_s=HOUR_S)[0]
+        assert drift.is_drifted == (day >= 10)
+        past.append(Window(day * DAY_S, values, drift.is_drifted))
+
+
+def test_windows_without_drift_give_uniform_p_values() -> None:
+    random = np.random.default_rng(5)
+    profile = profile_numbers(random.normal(size=30_000))
+    found = []
+    for _ in range(150):
+        past = [Window(-DAY_S * d, histogram(profile, random.normal(size=800))) for d in range(1, 15)]
+        now = Window(0.0, histogram(profile, random.normal(size=500)))
+        drift = measure_drift([FeatureComparison("x", profile.histogram(), [now], past)], window_s=HOUR_S)[0]
+        found.append([item.p_value for item in drift.statistics])
+    # Of 150 about 7.5 are below 0.05; 16 or more would come once in 500 tries.
+    assert ((np.array(found) < 0.05).sum(axis=0) < 16).all()
+    assert (np.abs(np.mean(found, axis=0) - 0.5) < 0.1).all()
+
+
+def test_a_scope_of_a_day_is_compared_with_whole_days() -> None:
+    profile = profile_numbers(np.arange(24.0))
+    windows = [Window(10 * DAY_S + h * HOUR_S, histogram(profile, np.full(10, h))) for h in range(24)]
+    past = [Window(d * DAY_S + h * HOUR_S, histogram(profile, np.full(10, h))) for d in range(10) for h in range(24)]
+    model = model_null(windows, past, HOUR_S)
+    assert model.source is NullSource.SAME_HOURS
+    assert len(model.blocks) == 10
+    assert all(block.total == 240 for block in model.blocks)
+
+
+def test_features_without_values_have_no_statistics() -> None:
+    profile = profile_numbers([1.0, 2.0, 3.0])
+    nothing = histogram(profile, np.array([np.nan]))
+    drift = measure_drift([FeatureComparison("x", profile.histogram(), [Window(0.0, nothing)])], window_s=HOUR_S)[0]
+    assert drift.statistics == ()
+    assert not drift.is_drifted
+
+
+def test_the_same_input_gives_the_same_answer() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.normal(size=500), random.normal(size=400)
+    assert verdict(first, second) == verdict(first, second)
