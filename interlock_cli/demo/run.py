@@ -105,9 +105,9 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
 async def _define(client: Client, report: DemoReport) -> None:
     """Applies the feature views that version 2 fetches from."""
     files = read_definitions([DEFINITIONS])
-    answer = await client.feature_views.apply(files.entities, files.feature_views)
+    answer = await client.feature_views.apply(files.entities, files.views)
     changed = sum(change.kind != feature_view_service_pb2.CHANGE_KIND_UNCHANGED for change in answer.changes)
-    report.done(f"{len(files.feature_views)} feature views {'applied' if changed else 'are there already'}")
+    report.done(f"{len(files.views)} feature views {'applied' if changed else 'are there already'}")
 
 
 def _read_data(report: DemoReport) -> tuple[Flights, pd.DataFrame]:
