@@ -6,7 +6,7 @@ from typing import Final, NoReturn
 
 import typer
 
-from interlock_cli.commands import audit, demo, features, models, predict, routes, settings, stack
+from interlock_cli.commands import audit, demo, features, models, monitoring, policy, predict, routes, settings, stack
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import print_failure
 
@@ -31,11 +31,13 @@ _COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
     ),
     "Models": (predict.predict, models.models, models.versions, models.register),
     "Traffic": (routes.deploy, routes.deployments, routes.route),
+    "Monitoring": (monitoring.drift, monitoring.data_quality, monitoring.quality, monitoring.fairness),
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(features.app, name="features", rich_help_panel="Models")
+app.add_typer(policy.app, name="policy", rich_help_panel="Monitoring")
 app.add_typer(audit.app, name="audit", rich_help_panel="Traffic")
 
 

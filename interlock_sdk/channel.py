@@ -24,6 +24,7 @@ _RETRIED = (
     {"service": "interlock.features.v1.FeatureViewService"},
     {"service": "interlock.monitor.v1.AnalysisService"},
     {"service": "interlock.monitor.v1.FeedbackService", "method": "SendFeedback"},
+    {"service": "interlock.monitor.v1.MonitoringPolicyService"},
 )
 _SERVICE_CONFIG = {
     "methodConfig": [

@@ -28,8 +28,14 @@ from services.common.errors import ServiceError
 from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
+from services.monitor.adapters.label_join import LabelJoin
+from services.monitor.adapters.label_reader import LabelReader
+from services.monitor.adapters.label_store import LabelStore
 from services.monitor.adapters.log_compaction import LogCompaction
 from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_page import LogPages
+from services.monitor.adapters.log_query import LogQuery
+from services.monitor.adapters.log_reader import LogReader
 from services.monitor.adapters.log_replay import LogReplay
 from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.adapters.migrations import MIGRATIONS
@@ -40,24 +46,25 @@ from services.monitor.adapters.window_store import SqlWindowStore
 from services.monitor.domain.analyses import Analyses
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
+from services.monitor.domain.feedback_desk import FeedbackDesk
 from services.monitor.domain.intake import Intake
 from services.monitor.domain.label_intake import LabelIntake
 from services.monitor.domain.policy import PolicyBook
-from services.monitor.domain.ports import LogPolicies, PredictionSink
+from services.monitor.domain.ports import LabelSink, LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
 from services.monitor.domain.scope import Scopes
 from services.monitor.domain.window_intake import WindowIntake
 from services.monitor.servicer.analysis_service import AnalysisServicer
+from services.monitor.servicer.feedback_service import FeedbackServicer
+from services.monitor.servicer.http_service import MonitorHttpServicer
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
+from services.monitor.servicer.prediction_log_service import PredictionLogServicer
 from services.monitor.settings import Settings
 
 _WITHOUT_CODE: Final = (
     alert_service_pb2,
-    feedback_service_pb2,
-    prediction_log_service_pb2,
     report_service_pb2,
-    http_service_pb2,
     alpha_analysis_service_pb2,
     verdict_service_pb2,
 )
@@ -96,6 +103,19 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         )
         sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows.intake}
         intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+        labels = await stack.enter_async_context(
+            _open_labels(
+                settings,
+                runtime,
+                database=database,
+                log=log,
+                versions=versions,
+                policies=policies.book,
+                sinks=[windows.labels],
+                drops=drops,
+            )
+        )
+        feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
         runtime.registry.register(CountsCollector(counts, totals, drops))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
@@ -104,6 +124,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
                 MonitoringPolicyServicer(policies, policies.book, versions, windows.intake.flush),
             ),
             _binding(analysis_service_pb2, AnalysisServicer(windows.analyses)),
+            _binding(feedback_service_pb2, feedback),
+            _binding(http_service_pb2, MonitorHttpServicer(feedback)),
+            _binding(prediction_log_service_pb2, PredictionLogServicer(labels.pages, labels.queries)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
 
@@ -112,6 +135,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 class _PredictionLog:
     files: LogFiles
     writer: LogWriter
+    reader: LogReader
 
 
 @asynccontextmanager
@@ -132,7 +156,7 @@ async def _open_log(
         _in_background(runtime, compaction.run(), "log-compaction"),
         _in_background(runtime, writer.run(), "log-writer"),
     ):
-        yield _PredictionLog(files, writer)
+        yield _PredictionLog(files, writer, LogReader(files, writer))
     await writer.flush()
 
 
@@ -174,6 +198,53 @@ async def _open_windows(
     async with _in_background(runtime, intake.run(settings.monitor_window_interval_s, replay), "windows"):
         yield _Windows(store, intake, labels, Analyses(store, scopes, intake.flush))
     await intake.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    desk: FeedbackDesk
+    pages: LogPages
+    queries: LogQuery
+
+
+@asynccontextmanager
+async def _open_labels(
+    settings: Settings,
+    runtime: Runtime[Settings],
+    *,
+    database: Database,
+    log: _PredictionLog,
+    versions: RegistryVersions,
+    policies: PolicyBook,
+    sinks: Sequence[LabelSink],
+    drops: Drops,
+) -> AsyncIterator[_Labels]:
+    """Open what takes labels and joins them, and what reads them beside the log."""
+    store = LabelStore(database, queue_limit=settings.monitor_feedback_queue_limit)
+    reader = LabelReader(database)
+    join = LabelJoin(
+        database,
+        log.reader,
+        versions,
+        policies=policies,
+        sinks=sinks,
+        drops=drops,
+        interval_s=settings.monitor_label_join_interval_s,
+    )
+    queries = LogQuery(
+        log.reader,
+        reader,
+        folder=settings.state_dir.absolute() / "monitor" / "queries",
+        memory_bytes=settings.monitor_query_memory_bytes,
+        timeout_s=settings.monitor_query_timeout_s,
+        limit=settings.monitor_query_limit,
+    )
+    desk = FeedbackDesk(store, log.reader, versions, policies)
+    async with (
+        _in_background(runtime, store.run(), "labels"),
+        _in_background(runtime, join.run(), "label-join"),
+    ):
+        yield _Labels(desk, LogPages(log.reader, reader), queries)
 
 
 async def _keep_house(settings: Settings, policies: PolicyStore, store: SqlWindowStore) -> None:

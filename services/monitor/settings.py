@@ -29,6 +29,16 @@ class Settings(CommonSettings):
     """How often the log is written. Seconds; what is newer is lost in a crash."""
     monitor_log_housekeeping_interval_s: PositiveFloat = 60.0
     """How often closed hours of the log are merged, and those past their time removed. Seconds."""
+    monitor_query_memory_bytes: PositiveInt = 256 * 1024 * 1024
+    """Memory of one query over the log; beyond it the query goes to the disk, up to four times as much. Bytes."""
+    monitor_query_timeout_s: PositiveFloat = 60.0
+    """Longest time that a query over the log may compute. Seconds."""
+    monitor_query_limit: PositiveInt = 2
+    """Queries over the log that run at a time; more are refused."""
+    monitor_feedback_queue_limit: PositiveInt = 20_000
+    """Labels and rewards that wait to be written; more are refused."""
+    monitor_label_join_interval_s: PositiveFloat = 1.0
+    """How often labels are joined with their predictions. Seconds."""
     monitor_window_interval_s: PositiveFloat = 5.0
     """How often what came in is added to the windows in the database. Seconds; what is newer is in memory only."""
     monitor_window_limit: PositiveInt = 2_000

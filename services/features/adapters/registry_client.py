@@ -18,6 +18,7 @@ _LIST: Final = "interlock.registry.v1.ControlService/ListFeatureBindings"
 _TIMEOUT_S: Final = 2.0
 _ATTEMPT_TIMEOUT_S: Final = 1.0
 _PAGE_SIZE: Final = 1_000
+_VIEWS_A_CALL: Final = 1_000
 
 
 class GrpcVersionRegistry:
@@ -31,8 +32,17 @@ class GrpcVersionRegistry:
 
     async def bindings(self, views: Collection[str]) -> Sequence[Binding]:
         """Return what registered versions fetch from these views, by id."""
+        ids = sorted(views)
+        chunks = [ids[start : start + _VIEWS_A_CALL] for start in range(0, len(ids), _VIEWS_A_CALL)]
+        return [binding for chunk in chunks for binding in await self._all_pages(chunk)]
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def _all_pages(self, views: Sequence[str]) -> list[Binding]:
         found: list[Binding] = []
-        request = registry_pb.ListFeatureBindingsRequest(feature_views=sorted(views), page_size=_PAGE_SIZE)
+        request = registry_pb.ListFeatureBindingsRequest(feature_views=views, page_size=_PAGE_SIZE)
         while True:
             try:
                 page = await self._stub.ListFeatureBindings(request)
@@ -43,7 +53,3 @@ class GrpcVersionRegistry:
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
-
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()

@@ -1,7 +1,6 @@
 """Reads labels and rewards: of some predictions, of a time, or which predictions of a model have one."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +11,7 @@ from services.common.database import Database
 from services.monitor.adapters.table import LABEL
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
 from services.monitor.domain.feedback import LabelState
+from services.monitor.domain.log_question import PredictionFeedback
 from services.monitor.domain.log_table import uuids
 
 _CHUNK_ROWS: Final = 20_000
@@ -26,17 +26,6 @@ FEEDBACK_SCHEMA: Final = pa.schema(
         pa.field("event_time", pa.timestamp("us")),
     ]
 )
-
-
-@dataclass(slots=True)
-class PredictionFeedback:
-    """What became of one prediction."""
-
-    number: float | None = None
-    text: str | None = None
-    event_us: int | None = None
-    """When the label became true; None = there is no label."""
-    rewards: dict[str, float] = field(default_factory=dict)
 
 
 class LabelReader:

@@ -18,29 +18,12 @@ from services.monitor.adapters.table import FEEDBACK_ANSWER, LABEL
 from services.monitor.domain.failure import FeedbackQueueFull, RequestIdReused
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
 from services.monitor.domain.feedback import Feedback, Held, LabelState, Outcome, judge_all
+from services.monitor.domain.feedback_desk import Answered, Taken
 
 _DAY_US: Final = 24 * 3600 * 1_000_000
 _ONE_TRANSACTION: Final = 5_000
 _ONE_STATEMENT: Final = 500
 _C: Final = LABEL.c
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer that is kept with a request id, so that the same request gets the same one."""
-
-    request_id: str
-    digest: bytes
-    """Of the request's content."""
-    encode: Callable[[Sequence[Outcome]], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What became of a request; with `answer` it had been answered before."""
-
-    outcomes: tuple[Outcome, ...] = ()
-    answer: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -150,7 +133,7 @@ class LabelStore:
     def _upsert(self) -> Insert:
         dialect: Any = sqlite if self._database.is_sqlite else postgresql
         statement = dialect.insert(LABEL)
-        changed = ("number", "text", "event_us", "source", "revision", "state", "due_us")
+        changed = ("number", "text", "event_us", "source", "receive_us", "revision", "state", "due_us")
         found: Insert = statement.on_conflict_do_update(
             index_elements=["prediction_id", "metric"], set_={name: statement.excluded[name] for name in changed}
         )
@@ -194,6 +177,7 @@ def _row(new: Feedback, revision: int, now_us: int) -> dict[str, Any]:
         "text": new.text,
         "event_us": new.event_us,
         "source": new.source,
+        "receive_us": now_us,
         "revision": revision,
         # A reward is not joined with anything.
         "state": LabelState.OPEN if new.metric == LABEL_METRIC else LabelState.JOINED,

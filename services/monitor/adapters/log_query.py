@@ -8,9 +8,8 @@ import asyncio
 import io
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,7 +22,8 @@ import structlog
 from services.monitor.adapters.label_reader import FEEDBACK_SCHEMA, LabelReader
 from services.monitor.adapters.log_reader import LogReader, Snapshot
 from services.monitor.domain.failure import InvalidQuery, LogUnavailable, QueryTooLarge
-from services.monitor.domain.log_table import FEATURE_PREFIX, FIXED_FIELDS
+from services.monitor.domain.log_question import Chunk, LogQuestion
+from services.monitor.domain.log_table import FEATURE_PREFIX, FIXED_FIELDS, first_id
 from services.monitor.domain.query_rule import VIEW, Refused, check_query
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
@@ -69,27 +69,6 @@ _NO_LABEL_COLUMNS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LogQuestion:
-    """A query and what its view holds."""
-
-    sql: str
-    model: str
-    """Empty: all."""
-    start_us: int
-    end_us: int
-    max_row_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The next bytes of an Arrow IPC stream."""
-
-    content: bytes
-    truncated: bool = False
-    """Whether rows were left out; only true of the last one."""
-
-
 class LogQuery:
     """Answers queries, a few at a time, each with memory and a folder of its own."""
 
@@ -103,7 +82,7 @@ class LogQuery:
         self._timeout_s = timeout_s
         self._free = limit
 
-    async def ask(self, question: LogQuestion) -> AsyncIterator[Chunk]:
+    async def ask(self, question: LogQuestion) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is asked for; raises InvalidQuery, QueryTooLarge, LogUnavailable.
 
         Closing the generator ends the query.
@@ -128,7 +107,7 @@ class LogQuery:
         needs_labels = await running.step(lambda: running.check(question.sql))
         if needs_labels:
             await running.step(running.prepare_feedback)
-            limits = _first_id(question.start_us), _first_id(question.end_us)
+            limits = first_id(question.start_us), first_id(question.end_us)
             async for table in self._labels.of_time(*limits):
                 await running.step(partial(running.add_feedback, table))
         begin = partial(self._first, running, question, needs_labels=needs_labels)
@@ -287,12 +266,6 @@ def _features(schema: pa.Schema) -> str:
 def _quoted(name: str) -> str:
     doubled = name.replace('"', '""')
     return f'"{doubled}"'
-
-
-def _first_id(time_us: int) -> bytes:
-    """Return the smallest UUIDv7 of a time."""
-    milliseconds = min(max(-(-time_us // 1000), 0), (1 << 48) - 1)
-    return milliseconds.to_bytes(6, "big") + bytes(10)
 
 
 def _cut(sink: io.BytesIO) -> Iterator[Chunk]:

@@ -58,6 +58,10 @@ class LogReader:
         self._ids: OrderedDict[str, _Ids] = OrderedDict()
         self._lock = threading.Lock()
 
+    def tail(self, model: str, first_hour: int, last_hour: int) -> list[TailPart]:
+        """Return what is in memory only."""
+        return list(self._writer.tail(frozenset([model]), first_hour, last_hour))
+
     def snapshot(self, models: Iterable[str] | None, start_us: int, end_us: int) -> Snapshot:
         """Return the hours that hold [start_us, end_us). Blocks."""
         names = frozenset(models) if models is not None else None

@@ -96,6 +96,8 @@ LABEL: Final = Table(
     Column("text", TEXT),
     Column("event_us", BigInteger, nullable=False),
     Column("source", TEXT, nullable=False),
+    # When this value came, microseconds by the clock.
+    Column("receive_us", BigInteger, nullable=False),
     # Rises with every change of the above.
     Column("revision", BigInteger, nullable=False),
     # A LabelState.

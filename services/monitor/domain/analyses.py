@@ -172,7 +172,8 @@ class Analyses:
 
     async def _keep_verdict(self, scope: Scope, given: DriftInput, drifts: Sequence[FeatureDrift]) -> None:
         """Keep the names of what had drifted in a whole window, so that it does not pass for usual later."""
-        is_whole = len(given.windows) == 1 and not given.names and not scope.variant
+        # A slice always differs from a baseline of everything: there, its own past alone says what is usual.
+        is_whole = len(given.windows) == 1 and not given.names and not scope.variant and not scope.slice_name
         if not is_whole:
             return
         placed, names = given.windows[0], drifted_names(drifts)

@@ -107,4 +107,4 @@ class LabelBatch:
     number: int
     """Rises from batch to batch and over restarts. After a crash the last batch comes again, same number, same content."""
     parts: tuple[LabelledColumns, ...]
-    """One for each model, version, variant and environment."""
+    """Each of one model, version, variant and environment; several may be of the same."""

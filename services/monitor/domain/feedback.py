@@ -1,7 +1,7 @@
 """Labels and rewards: which of several holds, and whether one fits the prediction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -50,6 +50,11 @@ class Feedback:
     def key(self) -> tuple[bytes, str]:
         """What one value is held for."""
         return self.prediction_id, self.metric
+
+    @property
+    def prediction_us(self) -> int:
+        """Time of the prediction, microseconds since 1970."""
+        return int.from_bytes(self.prediction_id[:6], "big") * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +128,3 @@ def meaning(number: float | None, text: str | None, info: VersionInfo) -> Meanin
     if number is not None and number.is_integer() and 0 <= number < len(names):
         return Meaning(number, names[int(number)])
     return f"want a class index from 0 to {len(names) - 1} or the name of a class, got {number}"
-
-
-def at_prediction(feedback: Feedback, prediction_us: int) -> Feedback:
-    """Return feedback without a time as of its prediction at the earliest: a replay predicts ahead of the clock."""
-    if feedback.event_given or feedback.event_us >= prediction_us:
-        return feedback
-    return replace(feedback, event_us=prediction_us)

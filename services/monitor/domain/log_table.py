@@ -138,6 +138,12 @@ def ids_of(column: pa.ChunkedArray) -> Bytes:
     return np.concatenate(parts).reshape(-1, 16) if parts else np.empty((0, 16), dtype=np.uint8)
 
 
+def first_id(time_us: int) -> bytes:
+    """Return the smallest UUIDv7 of a time, microseconds since 1970; ids have milliseconds."""
+    milliseconds = min(max(-(-time_us // 1000), 0), (1 << 48) - 1)
+    return milliseconds.to_bytes(6, "big") + bytes(10)
+
+
 def unified_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """Return one schema for tables of many versions; a feature that is a text in one and a number in another is a text."""
     found: dict[str, pa.DataType] = {field.name: field.type for field in FIXED_FIELDS}

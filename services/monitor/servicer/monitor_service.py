@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from interlock.monitor.v1 import monitor_service_pb2 as pb
 
 from services.common.call import Call
-from services.common.errors import DRAINING, Unavailable
 from services.monitor.convert.prediction_batch import (
     batch_from_proto,
     counts_to_proto,
@@ -17,6 +15,7 @@ from services.monitor.convert.prediction_batch import (
 from services.monitor.domain.event_stream import EventStream, SequenceBroken, StreamTotals
 from services.monitor.domain.intake import Intake
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.servicer.drain import until_drained
 
 
 class MonitorServicer:
@@ -35,7 +34,7 @@ class MonitorServicer:
         stream = EventStream(self._totals)
         self._totals.open_stream_count += 1
         try:
-            async for request in _until(self._draining, requests):
+            async for request in until_drained(self._draining, requests):
                 self._take(stream, request)
         finally:
             self._totals.open_stream_count -= 1
@@ -56,38 +55,3 @@ class MonitorServicer:
             raise sequence_refusal(str(error)) from None
         if batch is not None and self._intake.offer(batch):
             self._counts.add(batch.key, ok_count=batch.ok_count, error_count=batch.error_count)
-
-
-async def _until(
-    draining: asyncio.Event, requests: AsyncIterator[pb.RecordPredictionsRequest]
-) -> AsyncIterator[pb.RecordPredictionsRequest]:
-    """Yield messages until the caller ends the stream; raises Unavailable once the process drains.
-
-    An open stream would hold the server's stop for its whole grace.
-    """
-    drained = asyncio.ensure_future(draining.wait())
-    following: asyncio.Future[pb.RecordPredictionsRequest | None] | None = None
-    try:
-        while True:
-            following = asyncio.ensure_future(_next(requests))
-            await asyncio.wait((following, drained), return_when=asyncio.FIRST_COMPLETED)
-            if not following.done():
-                raise Unavailable("the process is draining; send to another one", reason=DRAINING)
-            request = following.result()
-            if request is None:
-                return
-            yield request
-    finally:
-        await _cancel(drained)
-        if following is not None:
-            # Awaited, for the stream cannot be closed while a task still reads from it.
-            await _cancel(following)
-
-
-async def _next(requests: AsyncIterator[pb.RecordPredictionsRequest]) -> pb.RecordPredictionsRequest | None:
-    return await anext(requests, None)
-
-
-async def _cancel(future: "asyncio.Future[Any]") -> None:
-    future.cancel()
-    await asyncio.wait((future,))

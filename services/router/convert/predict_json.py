@@ -30,7 +30,8 @@ def predict_from_json(body: bytes) -> PredictAsk:
     ask = PredictAsk(fields.text("model"), fields.text("version"), row, fields.flag("include_probabilities"))
     fields.check()
     check_names(ask.model, ask.version)
-    check_entities([row])
+    if row.entities:
+        check_entities([row])
     return ask
 
 

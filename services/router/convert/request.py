@@ -43,8 +43,9 @@ class RowsAsk:
 def predict_from_proto(request: pb.PredictRequest) -> PredictAsk:
     """Return the request for one row; raises InvalidArgument for names that break the rule of ids."""
     check_names(request.model, request.version)
-    row = _row(request, "")
-    check_entities([row])
+    row = _row(request, "as_of_time")
+    if row.entities:
+        check_entities([row])
     return PredictAsk(request.model, request.version, row, request.include_probabilities)
 
 
@@ -52,7 +53,7 @@ def rows_from_proto(request: pb.PredictRowsRequest) -> RowsAsk:
     """Return the request for several rows; raises InvalidArgument for their number and for illegal names."""
     check_names(request.model, request.version)
     check_row_count(len(request.rows))
-    rows = tuple(_row(row, f"rows[{index}].") for index, row in enumerate(request.rows))
+    rows = tuple(_row(row, f"rows[{index}].as_of_time") for index, row in enumerate(request.rows))
     check_entities(rows)
     return RowsAsk(request.model, request.version, rows, request.include_probabilities)
 
@@ -86,9 +87,11 @@ def check_row_count(count: int) -> None:
         raise InvalidField([Violation("rows", f"want 1 to {ROWS_LIMIT} rows, got {count}")])
 
 
-def _row(request: pb.PredictRequest | pb.PredictRow, path: str) -> Row:
-    as_of_us = _microseconds(request.as_of_time, f"{path}as_of_time") if request.HasField("as_of_time") else None
-    return Row(features_from_proto(request.features), request.user_id, dict(request.entities), as_of_us)
+def _row(request: pb.PredictRequest | pb.PredictRow, time_field: str) -> Row:
+    as_of_us = _microseconds(request.as_of_time, time_field) if request.HasField("as_of_time") else None
+    entities = request.entities
+    keys = dict(entities) if entities else {}
+    return Row(features_from_proto(request.features), request.user_id, keys, as_of_us)
 
 
 def _microseconds(time: Timestamp, field: str) -> int:

@@ -16,7 +16,7 @@ STATIC_PREDICTION: Final = "static_prediction"
 """Who served an answer that no version gave."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What one row is answered; times in milliseconds. `fixed` means that a fixed prediction of the route answered."""
 

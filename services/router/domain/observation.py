@@ -52,7 +52,7 @@ class Observation:
         self.ids: list[PredictionId] = []
         self._buckets: list[int] = []
         self._degraded: list[bool] = []
-        self._reads: list[FeatureRead] = []
+        self._reads: list[FeatureRead] | None = None
         self.fixed = False
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()
@@ -65,6 +65,7 @@ class Observation:
         self._buckets.append(bucket)
         self._degraded.append(degraded)
         if read is not None:
+            self._reads = self._reads or []
             self._reads.append(read)
 
     def mark_degraded(self) -> None:
@@ -85,20 +86,19 @@ class Observation:
         seconds = time.perf_counter() - self._started
         self._metrics.observe(self._choice, code, len(self.ids), seconds, fixed=self.fixed)
         ran = status == 0
-        rules, signature = self._choice.rules, self._choice.target.version.signature
-        inputs = self.inputs if ran else ()
+        inputs, names = self.inputs if ran else (), self._choice.rules.redacted
         self._events.record(
             PredictionEvent(
                 choice=self._choice,
                 ids=tuple(self.ids),
                 buckets=tuple(self._buckets),
                 degraded=tuple(self._degraded),
-                inputs=redacted(signature, rules.redacted, inputs) if rules.redacted else inputs,
+                inputs=redacted(self._choice.target.version.signature, names, inputs) if names else inputs,
                 outputs=self.outputs if ran else (),
                 status=status,
                 principal=self._call.principal,
                 latency_us=min(int(seconds * 1e6), _LATENCY_LIMIT_US),
-                reads=tuple(self._reads),
+                reads=tuple(self._reads) if self._reads else (),
                 fixed=self.fixed,
             )
         )

@@ -23,7 +23,7 @@ _VIOLATION_LIMIT: Final = 200
 _Pack = Callable[[Sequence[Any]], bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedRow:
     """One row as the hop takes it: bytes for each input tensor, in the signature's order."""
 
@@ -32,7 +32,7 @@ class EncodedRow:
     defaulted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draft:
     """A row whose request values are read: columns by tensor, those of fetched features still empty."""
 

@@ -65,7 +65,7 @@ class NewId(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PredictionEvent:
     """Predictions of one request that share target, outcome and tensors; one entry per row in the tuples."""
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+# Made for each request, as are answers and events: frozen ones cost twice the time.
+@dataclass(slots=True)
 class Row:
     """What one row is predicted from: values by feature, keys by entity, and the time it is taken to be asked at.
 

@@ -29,9 +29,9 @@ def documented() -> set[str]:
 
 
 def raised() -> dict[str, str]:
-    """Every literal reason in the router's code, and where it stands."""
+    """Every literal reason in the router's code and in the JSON reader that it shares, and where it stands."""
     found = {}
-    for path in (ROOT / "services/router").rglob("*.py"):
+    for path in (*(ROOT / "services/router").rglob("*.py"), ROOT / "services/common/json_body.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "reason" and isinstance(node.value, ast.Constant):
                 found[str(node.value.value)] = f"{path.name}:{node.value.lineno}"

@@ -324,7 +324,6 @@ async def test_what_a_broken_redis_missed_comes_from_the_history(values: Values,
 async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redis: RedisServer) -> None:
     await values.push(a_row("B6", now_us(), delay_mean=1.0))
     async with redis.client() as client:
-        key: Any
         (key,) = await client.keys("f:carrier_delays:*")
         await client.set(key.replace(b"B6", b"DL"), "somebody else's")
         assert (await why(values.stub.ReadFeatures(_read_b6("DL"))))[:2] == GONE

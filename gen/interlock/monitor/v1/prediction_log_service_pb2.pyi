@@ -294,11 +294,11 @@ class ListPredictionRecordsRequest(_message.Message):
     """From the answer before."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """First time, inclusive. Absent: one hour before end_time."""
+        """First time, inclusive. Absent: one hour before end_time, or before now."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Last time, exclusive. Absent: now."""
+        """Last time, exclusive. Absent: none."""
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("text", _TEXT),
         sa.Column("event_us", sa.BigInteger, nullable=False),
         sa.Column("source", _TEXT, nullable=False),
+        sa.Column("receive_us", sa.BigInteger, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
         sa.Column("state", sa.SmallInteger, nullable=False),
         sa.Column("due_us", sa.BigInteger, nullable=False),
