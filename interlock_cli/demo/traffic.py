@@ -36,6 +36,8 @@ class Answer:
     version: str
     late_probability: float
     latency_s: float
+    degraded: bool = False
+    """Whether a live feature did not come, so that null stood in."""
 
 
 class PredictionDoor:
@@ -152,7 +154,7 @@ async def _post(http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> 
 
 def _answer(response: httpx.Response, latency_s: float) -> Answer:
     said = response.json()
-    return Answer(said["prediction_id"], said["model_version"], float(said["probabilities"][_LATE]), latency_s)
+    return Answer(said["prediction_id"], said["model_version"], float(said["probabilities"][_LATE]), latency_s, bool(said.get("degraded")))
 
 
 def _describe(response: httpx.Response) -> str:
