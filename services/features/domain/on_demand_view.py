@@ -1,17 +1,17 @@
 """Views whose features are computed from the values of the request: nothing is asked of the store."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from services.common.errors import Violation
 from services.features.domain.catalog import CompiledFeature, CompiledView
-from services.features.domain.failure import InvalidRequest
+from services.features.domain.failure import INVALID_VALUE, InvalidRequest
 from services.features.domain.on_demand import BadRequestValues, IntegerOverflow, compile_source
 from services.features.domain.ports import Column, ReadRow, Reply, Request, Status, ValueType
 from services.features.domain.value_check import checked
 from services.features.domain.wire import encode
 
-INVALID_VALUE = "INVALID_VALUE"
-_VIOLATION_LIMIT = 20
+_VIOLATION_LIMIT: Final = 20
 
 
 class OnDemandReader:
@@ -28,11 +28,6 @@ class OnDemandReader:
             assert spec.type is not None, "a definition in the catalog is sound"
             self._defaults.append(encode(checked(spec.default, ValueType(spec.type, nullable=True))))
 
-    @property
-    def request_values(self) -> Sequence[str]:
-        """Names of the request values that a row may bring for this view."""
-        return tuple(self._plan.inputs)
-
     def ask(self, rows: Sequence[ReadRow], as_of_us: int) -> Sequence[Request]:
         """Return nothing to send."""
         return ()
@@ -42,10 +37,12 @@ class OnDemandReader:
         try:
             computed = self._plan.evaluate(self.features, [row.request_values for row in rows])
         except BadRequestValues as bad:
-            wrong = [Violation(f"rows[{row}].request_values.{name}", text) for row, name, text in bad.values]
+            wrong = [
+                Violation(f"rows[{rows[row].index}].request_values.{name}", text) for row, name, text in bad.values
+            ]
             raise InvalidRequest(wrong[:_VIOLATION_LIMIT], INVALID_VALUE) from None
         except IntegerOverflow as overflow:
-            field = f"rows[{overflow.row_index}].request_values"
+            field = f"rows[{rows[overflow.row_index].index}].request_values"
             where = f"{overflow.feature} at character {overflow.position}"
             text = f"want values whose result fits into INT64, got an overflow of {where}"
             raise InvalidRequest([Violation(field, text)], INVALID_VALUE) from None

@@ -60,7 +60,7 @@ class ReadPlan:
             field = f"rows[{index}].entities"
             unknown = sorted(row.keys.keys() - self.known)
             wrong.extend(Violation(field, f"want ids of entities, got {echo(name)}") for name in unknown)
-        return ReadRow(keys, row.request_values)
+        return ReadRow(keys, row.request_values, index)
 
 
 class ReadPlans:

@@ -57,6 +57,8 @@ class ReadRow:
     """Canonical keys by entity id."""
     request_values: Mapping[str, Value] = field(default_factory=dict)
     """What on-demand features are computed from, by name."""
+    index: int = 0
+    """Place of the row in the request, for messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class _PushOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PushOutco
     PUSH_OUTCOME_WRITTEN: _PushOutcome.ValueType  # 1
     """Taken: online store and history have it."""
     PUSH_OUTCOME_OLDER: _PushOutcome.ValueType  # 2
-    """Taken into the history only: the online store has a newer event."""
+    """Taken into the history only: the online store has a newer event, or the row is older than the view's retention."""
     PUSH_OUTCOME_DUPLICATE: _PushOutcome.ValueType  # 3
     """Known already; nothing changed."""
     PUSH_OUTCOME_LATE: _PushOutcome.ValueType  # 4
@@ -77,7 +77,7 @@ PUSH_OUTCOME_UNSPECIFIED: PushOutcome.ValueType  # 0
 PUSH_OUTCOME_WRITTEN: PushOutcome.ValueType  # 1
 """Taken: online store and history have it."""
 PUSH_OUTCOME_OLDER: PushOutcome.ValueType  # 2
-"""Taken into the history only: the online store has a newer event."""
+"""Taken into the history only: the online store has a newer event, or the row is older than the view's retention."""
 PUSH_OUTCOME_DUPLICATE: PushOutcome.ValueType  # 3
 """Known already; nothing changed."""
 PUSH_OUTCOME_LATE: PushOutcome.ValueType  # 4
@@ -136,6 +136,8 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
     FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: _FeaturesErrorReason.ValueType  # 21
     """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
+    FEATURES_ERROR_REASON_QUEUE_FULL: _FeaturesErrorReason.ValueType  # 22
+    """RESOURCE_EXHAUSTED: as many rows or values wait already as may; RetryInfo says when to come back."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -184,6 +186,8 @@ FEATURES_ERROR_REASON_WORK_ENDED: FeaturesErrorReason.ValueType  # 20
 """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
 FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: FeaturesErrorReason.ValueType  # 21
 """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
+FEATURES_ERROR_REASON_QUEUE_FULL: FeaturesErrorReason.ValueType  # 22
+"""RESOURCE_EXHAUSTED: as many rows or values wait already as may; RetryInfo says when to come back."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final
@@ -210,7 +214,8 @@ class ReadFeaturesRequest(_message.Message):
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
         """Time that ages and windows are measured against: for replays of recorded traffic. Absent: now. At most
         INTERLOCK_CLOCK_TOLERANCE_S in the future. The store holds the newest values only: a row whose event time is later
-        than this has the status MISSING, and an aggregate counts the events up to this time that are still held.
+        than this has the status MISSING. An aggregate counts the events that had happened and were known by this time;
+        it is exact as far back as the view's allowed lateness from the newest event of the entity.
         """
 
     def __init__(
@@ -286,7 +291,9 @@ class ReadRow(_message.Message):
 
     @_builtins.property
     def request_values(self) -> _containers.MessageMap[_builtins.str, _feature_value_pb2.FeatureValue]:
-        """Values that on-demand features are computed from, by name."""
+        """Values that on-demand features are computed from, by name: every input that the features asked use, null where the
+        value is not known. Other names are left aside.
+        """
 
     def __init__(
         self,

@@ -32,35 +32,42 @@ class _AggregateFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Agg
     AGGREGATE_FUNCTION_UNSPECIFIED: _AggregateFunction.ValueType  # 0
     """Not given; refused on input."""
     AGGREGATE_FUNCTION_COUNT: _AggregateFunction.ValueType  # 1
-    """Number of events."""
+    """Number of events, INT64."""
     AGGREGATE_FUNCTION_SUM: _AggregateFunction.ValueType  # 2
-    """Sum of the field; 0 without events."""
+    """Sum of the field; 0 without events. Of the field's type; INT64, the number of true ones, for BOOL."""
     AGGREGATE_FUNCTION_MEAN: _AggregateFunction.ValueType  # 3
-    """Mean of the field; missing without events."""
+    """Mean of the field, DOUBLE; missing without events."""
     AGGREGATE_FUNCTION_MINIMUM: _AggregateFunction.ValueType  # 4
-    """Smallest value; missing without events."""
+    """Smallest value of a number, of its type; missing without events."""
     AGGREGATE_FUNCTION_MAXIMUM: _AggregateFunction.ValueType  # 5
-    """Largest value; missing without events."""
+    """Largest value of a number, of its type; missing without events."""
     AGGREGATE_FUNCTION_LAST_N: _AggregateFunction.ValueType  # 6
-    """The newest values, as a list."""
+    """The newest values, as a list of the field's type, the newest first by event time, then by known-at time; missing
+    without events.
+    """
 
 class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumTypeWrapper):
-    """Names what an aggregate computes. May receive new values."""
+    """Names what an aggregate computes. May receive new values. An event that does not bring the field, or brings null,
+    counts for COUNT only. Sums are exact: whatever the order of events, the true sum is rounded once; one that does not
+    fit the type is missing.
+    """
 
 AGGREGATE_FUNCTION_UNSPECIFIED: AggregateFunction.ValueType  # 0
 """Not given; refused on input."""
 AGGREGATE_FUNCTION_COUNT: AggregateFunction.ValueType  # 1
-"""Number of events."""
+"""Number of events, INT64."""
 AGGREGATE_FUNCTION_SUM: AggregateFunction.ValueType  # 2
-"""Sum of the field; 0 without events."""
+"""Sum of the field; 0 without events. Of the field's type; INT64, the number of true ones, for BOOL."""
 AGGREGATE_FUNCTION_MEAN: AggregateFunction.ValueType  # 3
-"""Mean of the field; missing without events."""
+"""Mean of the field, DOUBLE; missing without events."""
 AGGREGATE_FUNCTION_MINIMUM: AggregateFunction.ValueType  # 4
-"""Smallest value; missing without events."""
+"""Smallest value of a number, of its type; missing without events."""
 AGGREGATE_FUNCTION_MAXIMUM: AggregateFunction.ValueType  # 5
-"""Largest value; missing without events."""
+"""Largest value of a number, of its type; missing without events."""
 AGGREGATE_FUNCTION_LAST_N: AggregateFunction.ValueType  # 6
-"""The newest values, as a list."""
+"""The newest values, as a list of the field's type, the newest first by event time, then by known-at time; missing
+without events.
+"""
 Global___AggregateFunction: _TypeAlias = AggregateFunction  # noqa: Y015
 
 class _FileFormat:
@@ -477,7 +484,9 @@ class OnDemandSource(_message.Message):
     @_builtins.property
     def expressions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Expression by feature name: arithmetic, comparison, and, or, not, if(c, a, b), coalesce, abs, min, max, log, exp,
-        floor, ceil over the inputs. At most 2,000 characters each. No side effects, no clock.
+        floor, ceil over the inputs. At most 2,000 characters each. No side effects, no clock. Null goes through; division
+        by zero, a logarithm of what is not above 0 and what does not fit into DOUBLE are null, and null is MISSING. A whole
+        number that does not fit into INT64 makes the read INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -496,7 +505,9 @@ Global___OnDemandSource: _TypeAlias = OnDemandSource  # noqa: Y015
 
 @_typing.final
 class AggregateSource(_message.Message):
-    """Aggregates pushed events over sliding windows. An event counts once, however often it is pushed."""
+    """Aggregates pushed events over sliding windows. An event counts once for its entity, however often it is pushed: the
+    first one taken of an event_id stays.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
