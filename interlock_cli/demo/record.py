@@ -1,8 +1,8 @@
-"""What a replay answered, kept in the state folder: a second start replays nothing."""
+"""What a replay answered, kept in the state folder: a second start replays nothing, and one that was cut short goes on."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,34 +13,43 @@ _NAME = "replay.json"
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The answers to the replayed flights in their order, by which versions, and by how much time was moved."""
+    """How far a replay has come: answers by the position of the flight, by which versions, and by how much time was moved."""
 
     shift: timedelta
     version_ids: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    flight_count: int
+    answers: Mapping[int, Answer] = field(default_factory=dict)
+    hour_count: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every flight has been answered."""
+        return len(self.answers) == self.flight_count
 
 
-def keep_played(folder: Path, played: Played) -> Played:
-    """Keeps a replay, whole or not at all, and gives it back."""
+def keep_played(folder: Path, played: Played) -> None:
+    """Keeps a replay as far as it has come."""
     content = {
         "shift_days": played.shift.days,
         "version_ids": played.version_ids,
-        "answers": [asdict(answer) for answer in played.answers],
+        "flight_count": played.flight_count,
+        "hour_count": played.hour_count,
+        "answers": {position: asdict(answer) for position, answer in played.answers.items()},
     }
     unfinished = folder / f"{_NAME}.unfinished"
     unfinished.write_text(json.dumps(content), "utf-8")
     unfinished.replace(folder / _NAME)
-    return played
 
 
 def kept_played(folder: Path, version_ids: Sequence[str], flight_count: int) -> Played | None:
-    """Gives the replay of an earlier start with the same versions and as many flights, if there was one."""
+    """Gives the replay that an earlier start began with the same versions and as many flights, if there was one."""
     try:
         content = json.loads((folder / _NAME).read_text("utf-8"))
-        answers = tuple(Answer(**answer) for answer in content["answers"])
-        played = Played(timedelta(days=content["shift_days"]), tuple(content["version_ids"]), answers)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        answers = {int(position): Answer(**answer) for position, answer in content["answers"].items()}
+        shift, versions = timedelta(days=content["shift_days"]), tuple(content["version_ids"])
+        played = Played(shift, versions, content["flight_count"], answers, content["hour_count"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if played.version_ids != tuple(version_ids) or len(played.answers) != flight_count:
+    if played.version_ids != tuple(version_ids) or played.flight_count != flight_count:
         return None
     return played

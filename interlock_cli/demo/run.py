@@ -1,7 +1,8 @@
 """`interlock demo`: from the flights to two versions in service, the second on live features, and how good they are."""
 
 import ssl
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from interlock_cli.demo.replay import (
 )
 from interlock_cli.demo.report import DemoReport, stopwatch
 from interlock_cli.demo.results import DemoResult, judge_answers
-from interlock_cli.demo.traffic import Answer, PredictionDoor, request_bodies
+from interlock_cli.demo.traffic import PredictionDoor, request_bodies
 from interlock_sdk.client import DEFAULT_TARGET, Client, connect
 from interlock_sdk.errors import CallError, DeploymentFailed, DeploymentNotReady
 from interlock_sdk.features import FeatureRow
@@ -97,7 +98,11 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
             published = await publish(client, trained, report.done)
         played = await _played(options, client, published, (sample, flights, weather), report)
     serving = dict(zip(published.version_ids, trained, strict=True))
-    result = judge_answers(serving, with_live_features(sample, flights, weather), played.answers)
+    result = judge_answers(
+        serving,
+        with_live_features(sample, flights, weather),
+        [played.answers[position] for position in range(len(sample))],
+    )
     _show(result, report)
     return result
 
@@ -145,19 +150,28 @@ async def _played(
     data: tuple[Flights, Flights, pd.DataFrame],
     report: DemoReport,
 ) -> Played:
+    """Replays the flights, or what an earlier start has left of them."""
     sample, flights, weather = data
+    shift = shift_to(datetime.now(UTC).date())
     kept = kept_played(options.folder, published.version_ids, len(sample))
-    shift = kept.shift if kept else shift_to(datetime.now(UTC).date())
+    played = kept or Played(shift, published.version_ids, len(sample))
     async with _door(options) as door:
-        bodies = list(request_bodies(sample, MODEL, shift))
+        bodies = list(request_bodies(sample, MODEL, played.shift))
         first = {name: value for name, value in bodies[0].items() if name != "as_of_time"}
         with report.doing("waiting for the door"):
             await door.wait_until_open(first, route_epoch=published.route_epoch, timeout_s=_OPEN_TIMEOUT_S)
-        if kept:
-            report.done(f"{len(kept.answers):,} flights have been replayed before")
-            return kept
-        answers = await _replay(client, door, bodies, Scenario(sample, flights, weather, shift), report)
-    return keep_played(options.folder, Played(shift, published.version_ids, tuple(answers)))
+        if played.is_whole:
+            report.done(f"{len(sample):,} flights have been replayed before")
+            return played
+        scenario = Scenario(sample, flights, weather, played.shift)
+        with report.counting("flights through the REST door, as if they left today", len(bodies)) as advance:
+            async for step in _replay(client, door, bodies, scenario, played):
+                keep_played(options.folder, played := step.played)
+                report.took(step.elapsed_s)
+                for _ in step.played.answers.keys() & step.positions:
+                    advance()
+    report.answers([played.answers[position] for position in range(len(bodies))])
+    return played
 
 
 def _door(options: DemoOptions) -> PredictionDoor:
@@ -172,35 +186,36 @@ def _door(options: DemoOptions) -> PredictionDoor:
     return PredictionDoor(open_http, MODEL, options.concurrency)
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """An hour that has been replayed, and how long its answers took."""
+
+    played: Played
+    positions: list[int]
+    elapsed_s: float
+
+
 async def _replay(
-    client: Client,
-    door: PredictionDoor,
-    bodies: list[dict[str, object]],
-    scenario: Scenario,
-    report: DemoReport,
-) -> list[Answer]:
+    client: Client, door: PredictionDoor, bodies: list[dict[str, object]], scenario: Scenario, played: Played
+) -> AsyncIterator[_Step]:
     """Pushes what becomes known, asks for predictions and tells what was true, hour by hour."""
     sample, shift = scenario.sample, scenario.shift
-    answers: dict[int, Answer] = {}
-    unlabelled: set[int] = set()
+    answers = dict(played.answers)
     landed_at = landing_times(sample, shift)
-    with report.counting("flights through the REST door, as if they left today", len(bodies)) as advance:
-        for index, hour in enumerate(hours(scenario)):
-            if index == 0:
-                await _push(client, *known_before(scenario, hour.start), shift)
-            await _push(client, hour.landings, hour.weather, shift)
-            with stopwatch() as seconds:
-                got = await door.send([bodies[position] for position in hour.positions], advance)
-            report.took(seconds())
-            answers |= dict(zip(hour.positions, got, strict=True))
-            unlabelled |= set(hour.positions)
-            end = hour.start + shift + timedelta(hours=1)
-            landed = sorted(position for position in unlabelled if landed_at[position] < end)
-            await door.label([(answers[p].prediction_id, LABELS[sample.late[p]], landed_at[p]) for p in landed])
-            unlabelled -= set(landed)
-    in_order = [answers[position] for position in range(len(bodies))]
-    report.answers(in_order)
-    return in_order
+    for index, hour in enumerate(hours(scenario)):
+        if index < played.hour_count:
+            continue
+        start, end = hour.start + shift, hour.start + shift + timedelta(hours=1)
+        if index == 0:
+            await _push(client, *known_before(scenario, hour.start), shift)
+        await _push(client, hour.landings, hour.weather, shift)
+        with stopwatch() as seconds:
+            got = await door.send([bodies[position] for position in hour.positions])
+        answers |= dict(zip(hour.positions, got, strict=True))
+        # A flight that lands before it was due to leave is due to leave in the hour in which it lands.
+        landed = [p for p in answers if landed_at[p] < end and (landed_at[p] >= start or p in hour.positions)]
+        await door.label([(answers[p].prediction_id, LABELS[sample.late[p]], landed_at[p]) for p in sorted(landed)])
+        yield _Step(replace(played, answers=dict(answers), hour_count=index + 1), hour.positions, seconds())
 
 
 async def _push(client: Client, landings: Flights, weather: pd.DataFrame, shift: timedelta) -> None:
@@ -215,6 +230,10 @@ async def _push(client: Client, landings: Flights, weather: pd.DataFrame, shift:
 def _show(result: DemoResult, report: DemoReport) -> None:
     difference = f"within {result.largest_difference:.0e} of" if result.largest_difference else "exactly"
     report.done(f"every probability is {difference} what the model gives when it is called directly")
+    if result.degraded_count:
+        report.line(
+            f"    but for {result.degraded_count:,} that had to do without live features: the machine was too busy"
+        )
     report.qualities(f"All flights from {LATER.first} to {LATER.last}, judged when trained", result.all_later)
     if result.foreign_count:
         report.line(f"{result.foreign_count:,} answers came from versions that are not the demo's and are not judged")

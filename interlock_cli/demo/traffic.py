@@ -60,7 +60,7 @@ class PredictionDoor:
     async def __aexit__(self, *_: object) -> None:
         await self._opened.aclose()
 
-    async def send(self, bodies: Sequence[Mapping[str, Any]], on_answer: Callable[[], None]) -> list[Answer]:
+    async def send(self, bodies: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Sends each body as a request of its own, on all connections at a time; gives the answers in the bodies' order.
 
         Raises DemoFailed for an answer that is not a prediction, and when nothing answers.
@@ -71,7 +71,6 @@ class PredictionDoor:
         async def work(http: httpx.AsyncClient) -> None:
             for index, body in pending:
                 answers[index] = await _ask(http, body)
-                on_answer()
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -154,7 +153,13 @@ async def _post(http: httpx.AsyncClient, path: str, body: Mapping[str, Any]) -> 
 
 def _answer(response: httpx.Response, latency_s: float) -> Answer:
     said = response.json()
-    return Answer(said["prediction_id"], said["model_version"], float(said["probabilities"][_LATE]), latency_s, bool(said.get("degraded")))
+    return Answer(
+        said["prediction_id"],
+        said["model_version"],
+        float(said["probabilities"][_LATE]),
+        latency_s,
+        bool(said.get("degraded")),
+    )
 
 
 def _describe(response: httpx.Response) -> str:
