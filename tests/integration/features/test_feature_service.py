@@ -112,6 +112,11 @@ async def test_a_read_says_of_every_value_how_good_it_is(values: Values) -> None
     assert answer.columns[0].event_times_us == [now - HOUR, now - 40 * HOUR, now - 40 * HOUR, 0]
     assert all(now <= known <= now_us() for known in answer.columns[0].known_ats_us[:3])
     assert answer.columns[0].known_ats_us[3] == 0
+    sample = values.features.serving.runtime.registry.get_sample_value
+    labels = {"view": "carrier_delays", "status": "PRESENT"}
+    assert sample("interlock_features_read_values_total", labels) == 5
+    assert sample("interlock_features_pushed_rows_total", {"view": "gates", "outcome": "WRITTEN"}) == 1
+    assert sample("interlock_features_read_rows_sum") == 4
     before = await values.read("B6", as_of_time=stamp(now - 2 * HOUR))
     assert before == [(None, "MISSING")], "the store holds the newest value only, and it was not there yet"
 
