@@ -52,7 +52,7 @@ class Window:
 
 
 SPRING = Window("spring", date(2013, 3, 1), date(2013, 5, 31))
-SPRING_AND_SUMMER = Window("spring and summer", date(2013, 3, 1), date(2013, 8, 31))
+SPRING_AND_SUMMER = Window("spring+summer", date(2013, 3, 1), date(2013, 8, 31))
 LATER = Window("later flights", date(2013, 9, 1), date(2013, 12, 31))
 
 
@@ -67,7 +67,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """Says it in words."""
-        return f"{self.window.name}, timetable{', weather and delays' if self.live else ''}"
+        return f"{self.window.name}{', live' if self.live else ''}"
 
     @property
     def numeric(self) -> tuple[str, ...]:

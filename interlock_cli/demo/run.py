@@ -33,6 +33,7 @@ from interlock_cli.demo.replay import (
     REPLAYED,
     WEATHER_VIEW,
     Scenario,
+    departure_times,
     hours,
     known_before,
     landing_rows,
@@ -43,6 +44,7 @@ from interlock_cli.demo.replay import (
 from interlock_cli.demo.report import DemoReport, stopwatch
 from interlock_cli.demo.results import DemoResult, judge_answers
 from interlock_cli.demo.traffic import PredictionDoor, request_bodies
+from interlock_cli.demo.verdict import Verdict, verdict_of, whole_hours
 from interlock_sdk.client import DEFAULT_TARGET, Client, connect
 from interlock_sdk.errors import CallError, DeploymentFailed, DeploymentNotReady
 from interlock_sdk.features import FeatureRow
@@ -97,6 +99,7 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
         with report.doing("registering, deploying, waiting until both versions are READY"):
             published = await publish(client, trained, report.done)
         played = await _played(options, client, published, (sample, flights, weather), report)
+        verdicts = await _verdicts(client, sample, played, report)
     serving = dict(zip(published.version_ids, trained, strict=True))
     result = judge_answers(
         serving,
@@ -104,6 +107,7 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
         [played.answers[position] for position in range(len(sample))],
     )
     _show(result, report)
+    report.verdicts(verdicts)
     return result
 
 
@@ -216,6 +220,16 @@ async def _replay(
         landed = [p for p in answers if landed_at[p] < end and (landed_at[p] >= start or p in hour.positions)]
         await door.label([(answers[p].prediction_id, LABELS[sample.late[p]], landed_at[p]) for p in sorted(landed)])
         yield _Step(replace(played, answers=dict(answers), hour_count=index + 1), hour.positions, seconds())
+
+
+async def _verdicts(client: Client, sample: Flights, played: Played, report: DemoReport) -> list[Verdict]:
+    between = whole_hours(departure_times(sample, played.shift))
+    verdicts = []
+    with report.doing("waiting until the monitor has joined all labels"):
+        for version_id in played.version_ids:
+            count = sum(answer.version == version_id for answer in played.answers.values())
+            verdicts.append(await verdict_of(client, f"models/{MODEL}/versions/{version_id}", between, count))
+    return verdicts
 
 
 async def _push(client: Client, landings: Flights, weather: pd.DataFrame, shift: timedelta) -> None:
