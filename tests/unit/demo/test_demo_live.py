@@ -40,9 +40,8 @@ def test_a_thousand_flights_computed_again_from_earlier_landings_only(
         landed = table.iloc[np.flatnonzero(recent)]
         here = observed[flight["origin"]]
         seen = here[here["time"] <= departure]
-        last = seen.iloc[-1] if len(seen) else None
-        young = last is not None and flight["departure"] - last["time"] <= WEATHER_MAX_AGE
-        want = {name: last[name] if young else np.nan for name in WEATHER}
+        last = seen[departure - seen["time"] <= WEATHER_MAX_AGE].tail(1)
+        want = {name: last[name].iloc[0] if len(last) else np.nan for name in WEATHER}
         for name, (columns, window) in DELAYS.items():
             same = landed[(landed[list(columns)] == flight[list(columns)]).all(axis=1)]
             known = all(flight[column] for column in columns)

@@ -95,18 +95,17 @@ def test_a_request_holds_plain_values_of_the_declared_types(spring_flights: Flig
 async def test_answers_come_in_the_flights_order_with_few_in_flight(
     edge: Door, door: PredictionDoor, flights: Flights
 ) -> None:
-    counted: list[None] = []
-    answers = await door.send(bodies_of(flights), lambda: counted.append(None))
+    answers = await door.send(bodies_of(flights))
     expected = (flights.features["distance"] / 10_000).tolist()
     assert [answer.late_probability for answer in answers] == pytest.approx(expected)
-    assert len(counted) == len(edge.bodies) == 50
+    assert len(edge.bodies) == 50
     assert 1 < edge.most_in_flight <= 4
 
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_busy_door_is_asked_again(edge: Door, door: PredictionDoor, flights: Flights, status: int) -> None:
     edge.script = [httpx.Response(status, json={"message": "busy"})] * 2
-    answers = await door.send(bodies_of(flights)[:1], lambda: None)
+    answers = await door.send(bodies_of(flights)[:1])
     assert len(answers) == 1
     assert len(edge.bodies) == 3
 
@@ -116,13 +115,13 @@ async def test_a_door_that_stays_busy_is_a_failure_with_its_words(
 ) -> None:
     edge.script = [httpx.Response(503, json={"message": "no replica is ready"})] * 1_000
     with pytest.raises(DemoFailed, match=r"/v1/predict answered 503: no replica is ready"):
-        await door.send(bodies_of(flights), lambda: None)
+        await door.send(bodies_of(flights))
 
 
 async def test_a_refusal_is_not_repeated(edge: Door, door: PredictionDoor, flights: Flights) -> None:
     edge.script = [httpx.Response(400, json={"code": 3, "message": "features.month: want 1 to 12"})]
     with pytest.raises(DemoFailed, match=r"answered 400: features.month: want 1 to 12"):
-        await door.send(bodies_of(flights)[:1], lambda: None)
+        await door.send(bodies_of(flights)[:1])
     assert len(edge.bodies) == 1
 
 
@@ -131,7 +130,7 @@ async def test_an_answer_that_is_not_json_is_named_by_its_status(
 ) -> None:
     edge.script = [httpx.Response(404, text="nothing here")]
     with pytest.raises(DemoFailed, match=r"answered 404: Not Found"):
-        await door.send(bodies_of(flights)[:1], lambda: None)
+        await door.send(bodies_of(flights)[:1])
 
 
 async def test_a_door_that_is_not_there_is_named(flights: Flights) -> None:
@@ -140,7 +139,7 @@ async def test_a_door_that_is_not_there_is_named(flights: Flights) -> None:
 
     async with door_to(refuse) as door:
         with pytest.raises(DemoFailed, match="http://edge does not answer: ConnectError"):
-            await door.send(bodies_of(flights), lambda: None)
+            await door.send(bodies_of(flights))
 
 
 async def test_waiting_ends_when_the_new_route_answers(edge: Door, door: PredictionDoor, flights: Flights) -> None:
