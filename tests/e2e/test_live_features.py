@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import signal
 import time
 import uuid
@@ -20,6 +21,7 @@ from interlock.router.v1 import router_service_pb2_grpc as rpc
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.e2e.otlp import Receiver
 from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.timeout(300)
@@ -152,11 +154,21 @@ class Live:
         self.stack.wait_until(lambda: self.predict().json()["config_epoch"] >= epoch, "the router knows of it", 30)
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[Path, Live]:
+    """What was set up, by the folder of its stack."""
+    return {}
+
+
 @pytest.fixture
-def live(stack: Stack, tmp_path: Path) -> Live:
-    found = Live(stack, tmp_path)
-    found.set_up()
-    return found
+def live(stack: Stack, made: dict[Path, Live], tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """The model of the stack, with the values that LIVE_ANSWER is made of."""
+    if stack.folder not in made:
+        found = Live(stack, tmp_path_factory.mktemp("live"))
+        found.set_up()
+        made[stack.folder] = found
+    made[stack.folder].push(made[stack.folder].carriers, {"carrier": "B6"}, delay=12)
+    return made[stack.folder]
 
 
 def test_what_is_defined_and_pushed_is_what_the_model_answers_with(live: Live) -> None:
@@ -182,11 +194,24 @@ def test_a_version_that_no_view_satisfies_is_not_deployed(live: Live) -> None:
     assert f"{live.carriers}.delai" in refused.stderr
     assert live.predict().json()["prediction"] == LIVE_ANSWER
     # And what a deployed version reads cannot be taken from under it.
-    file = live.folder / "features.yaml"
-    file.write_text(file.read_text("utf-8").replace("delay:", "lateness:"), "utf-8")
+    file = live.folder / "changed.yaml"
+    text = (live.folder / "features.yaml").read_text("utf-8")
+    file.write_text(text.replace("delay:", "lateness:"), "utf-8")
     kept = live.stack.command("features", "apply", str(file), "--yes")
     assert kept.returncode == 1
     assert live.model in kept.stdout + kept.stderr
+
+
+def test_the_trace_of_a_request_goes_through_the_features_service(live: Live, spans: Receiver) -> None:
+    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    body = {"model": live.model, "features": {"hour": 9}, "entities": ENTITIES}
+    url, headers = f"http://{live.stack.edge}/v1/predict", {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    assert httpx.post(url, json=body, headers=headers, timeout=10).is_success
+    found = spans.wait_for(trace_id, {"interlock-router", "interlock-features", "interlock-inference"})
+    by_name = {span.name: span for span in found}
+    read, fetch = by_name["interlock.features.v1.FeatureService/ReadFeatures"], by_name["interlock.router/features"]
+    assert read.parent_id == fetch.span_id
+    assert fetch.parent_id == by_name["interlock.router.v1.RouterHttpService/Predict"].span_id
 
 
 async def test_redis_away_under_load_is_answered_by_policy_and_soon_forgotten(live: Live) -> None:
@@ -195,6 +220,7 @@ async def test_redis_away_under_load_is_answered_by_policy_and_soon_forgotten(li
     async with grpc.aio.insecure_channel(live.stack.edge) as channel, httpx.AsyncClient(timeout=10) as http:
         load = _Load(live, rpc.RouterServiceStub(channel), http)
         await load.run_for(1.5)
+        usual = sorted(ms for value, _, ms in load.answers if value == LIVE_ANSWER)
         os.kill(redis, signal.SIGSTOP)
         await load.run_for(2.0)
         os.kill(redis, signal.SIGKILL)
@@ -202,15 +228,15 @@ async def test_redis_away_under_load_is_answered_by_policy_and_soon_forgotten(li
         await asyncio.to_thread(
             live.stack.wait_until, lambda: live.stack.status()["redis"]["state"] == "ready", "Redis is back"
         )
-        await load.run_for(CLEAN_S)
-        back = len(load.answers)
-        await load.run_for(1.5)
+        back = time.monotonic()
+        # A row of good answers: on a busy machine single ones may be late whatever Redis does.
+        while any(value != LIVE_ANSWER for value, _, _ in load.answers[-30:]):
+            assert time.monotonic() < back + CLEAN_S, live.stack.story()
+            await load.run_for(0.3)
     values = {value for value, _, _ in load.answers}
     assert values == {LIVE_ANSWER, SCHEDULE_ANSWER}
     for value, degraded, _ in load.answers:
         assert degraded == ([] if value == LIVE_ANSWER else FALLEN_BACK)
-    assert all(value == LIVE_ANSWER for value, _, _ in load.answers[back:]), live.stack.story()
-    usual = sorted(ms for value, _, ms in load.answers[back:])
     away = sorted(ms for value, _, ms in load.answers if value == SCHEDULE_ANSWER)
     # The middle one, so that a busy machine does not decide.
     assert away[len(away) // 2] < usual[len(usual) // 2] + ADDED_MS
