@@ -188,6 +188,8 @@ async def _open_windows(
         versions,
         policies,
         drops,
+        # Monitors that share a database have a log each.
+        position=f"predictions of {settings.monitor_log}",
         window_limit=settings.monitor_window_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
