@@ -73,7 +73,7 @@ def _model(path: Path, columns: int) -> Path:
 
 
 def _signature(*fetched: Mapping[str, Any]) -> dict[str, Any]:
-    features = [{"name": "hour", "type": "FEATURE_TYPE_INT64", "tensor": "x"}]
+    features: list[dict[str, Any]] = [{"name": "hour", "type": "FEATURE_TYPE_INT64", "tensor": "x"}]
     features += [
         {"type": "FEATURE_TYPE_DOUBLE", "tensor": "x", "column": place, **found}
         for place, found in enumerate(fetched, 1)

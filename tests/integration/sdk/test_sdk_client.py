@@ -32,7 +32,7 @@ async def test_a_prediction_carries_keys_and_the_time_it_is_asked_at(api: FakePu
     await client.predict("m", {}, entities={"carrier": "B6"}, as_of_time=time)
     await client.predict_rows("m", [Row({"a": 1}, entities={"carrier": "DL"}, as_of_time=time), Row({})])
     (request,), (first, second) = api.router.requests, api.router.rows
-    assert (request.entities, first.entities) == ({"carrier": "B6"}, {"carrier": "DL"})
+    assert (dict(request.entities), dict(first.entities)) == ({"carrier": "B6"}, {"carrier": "DL"})
     assert {request.as_of_time.ToJsonString(), first.as_of_time.ToJsonString()} == {"2026-03-01T06:30:00.250Z"}
     assert not second.HasField("as_of_time")
     with pytest.raises(TypeError, match="want a time with its zone"):
