@@ -25,6 +25,7 @@ from interlock_sdk.channel import Caller, open_caller
 from interlock_sdk.deployments import Deployments, Routes
 from interlock_sdk.errors import CallError, call_error_from_status
 from interlock_sdk.feature_views import FeatureViews
+from interlock_sdk.features import Features
 from interlock_sdk.models import Models
 from interlock_sdk.monitoring import Monitoring
 from interlock_sdk.values import Value, values_to_proto
@@ -60,6 +61,7 @@ class Client:
         self.feature_views = FeatureViews(caller)
         self.monitoring = Monitoring(caller)
         self.audit = Audit(caller)
+        self.features = Features(caller)
 
     async def predict(
         self,
