@@ -162,6 +162,26 @@ def test_hours_that_differ_count_as_one_observation_each() -> None:
     assert not drift.is_drifted
 
 
+def test_a_new_version_is_judged_from_its_fourth_window_on() -> None:
+    random = np.random.default_rng(0)
+    profile = profile_numbers(random.normal(size=20_000))
+    windows = [Window(h * HOUR_S, histogram(profile, random.normal(size=500))) for h in range(4)]
+    shifted = Window(4 * HOUR_S, histogram(profile, random.normal(1.5, 1, 500)))
+    for now, drifted in ((windows[3], False), (shifted, True)):
+        drift = measure_drift([FeatureComparison("x", profile.histogram(), [now], windows[:3])], window_s=HOUR_S)[0]
+        assert drift.statistics[0].source is NullSource.DESIGN_EFFECT
+        assert drift.is_drifted == drifted
+
+
+def test_a_busy_hour_is_no_drift_where_bins_are_always_empty() -> None:
+    profile = profile_numbers(np.repeat(np.arange(24.0), 1_000))
+    past = [Window(-day * DAY_S, histogram(profile, np.full(300 + day, 5.0))) for day in range(1, 15)]
+    for size in (30, 300, 30_000):
+        now = Window(0.0, histogram(profile, np.full(size, 5.0)))
+        drift = measure_drift([FeatureComparison("hour", profile.histogram(), [now], past)], window_s=HOUR_S)[0]
+        assert not drift.is_drifted
+
+
 def test_drift_that_lasts_does_not_become_usual() -> None:
     random = np.random.default_rng(0)
     profile = profile_numbers(random.normal(size=20_000))
