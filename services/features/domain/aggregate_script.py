@@ -27,6 +27,29 @@ local function forget(old)
   if known == '' then redis.call('HDEL', key, field) else redis.call('HSET', key, field, known) end
 end
 
+-- Shewchuk's compress: as few numbers as hold the same true sum, the least first.
+local function compress(parts)
+  local top, packed = parts[#parts], {}
+  for i = #parts - 1, 1, -1 do
+    local sum = top + parts[i]
+    local error = parts[i] - (sum - top)
+    if error ~= 0 then
+      packed[#packed + 1] = sum
+      sum = error
+    end
+    top = sum
+  end
+  local few = {}
+  for i = #packed, 1, -1 do
+    local sum = packed[i] + top
+    local error = top - (sum - packed[i])
+    if error ~= 0 then few[#few + 1] = error end
+    top = sum
+  end
+  few[#few + 1] = top
+  return few
+end
+
 -- Shewchuk's grow-expansion: places 3 to 6 of a field hold numbers whose true sum is that of all values.
 local function add_exactly(tile, base, x)
   local parts, n = {}, 0
@@ -41,7 +64,8 @@ local function add_exactly(tile, base, x)
     end
   end
   parts[n + 1] = x
-  if n > 3 or x - x ~= 0 then tile[5] = 0 end
+  if n > 3 then parts = compress(parts) end
+  if #parts > 4 or x - x ~= 0 then tile[5] = 0 end
   for i = 1, 4 do tile[base + 2 + i] = parts[i] or 0 end
 end
 

@@ -88,7 +88,7 @@ def worlds(client: Redis, world: AggregateWorld) -> Mapping[int, AggregateWorld]
     with pytest.MonkeyPatch.context() as patch:
         found = {16: world}
         for least in (1, 3):
-            patch.setattr(aggregate_layout, "_LEAST_EVENTS_OF_A_TILE", least)
+            patch.setattr(aggregate_layout, "LEAST_EVENTS_OF_A_TILE", least)
             found[least] = AggregateWorld(client, world.view)
         return found
 
