@@ -131,9 +131,27 @@ def test_busy_slots_give_the_shared_meaning_to_the_bit(worlds: Mapping[int, Aggr
             assert values(row) == wanted(world, taken, as_of_us)
 
 
+def test_a_busy_slot_of_decimals_is_read_from_its_tile(world: AggregateWorld) -> None:
+    """Their sum has many parts on the way; only as few as a tile has room for are kept."""
+    carrier = next(CARRIERS)
+    draw = random.Random(1)
+    taken = [event(number, 1 + number / 1_000, delay=round(draw.gauss(8, 40), 1)) for number in range(500)]
+    for each in taken:
+        world.push(carrier, each)
+    as_of_us = START + 20 * SECOND
+    records, _, tiles = world.reply_without_last(carrier, as_of_us)
+    assert (len(records), len(tiles) > 0) == (0, True)
+    [row] = world.read([carrier], as_of_us)
+    assert values(row) == wanted(world, taken, as_of_us)
+
+
 def _busy_event(draw: random.Random, number: int, wild: int) -> Event:
     delay = draw.choice(
-        [draw.gauss(0, 30), draw.uniform(-1, 1) * 10.0 ** draw.randint(-9 * wild, 8 * wild), 1.7e308 * (wild == 2)]
+        [
+            draw.gauss(0, 30),
+            draw.uniform(-1, 1) * 10.0 ** draw.randint(-9 * wild**5, 8 * wild**5),
+            1.7e308 * (wild == 2),
+        ]
     )
     seats = draw.choice([draw.randrange(-300, 300), draw.randrange(-(2**40), 2**40), -(2**31), 2**32 + 5])
     carried = {"delay": delay, "seats": seats, "late": draw.random() < 0.5, "gate": f"A{number}", "tail": f"N{seats}"}
