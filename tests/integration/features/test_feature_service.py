@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import NULL_VALUE
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 from interlock.features.v1 import feature_service_pb2 as pb
 from interlock.features.v1.feature_view_pb2 import Feature, OnDemandSource
@@ -112,6 +112,11 @@ async def test_a_read_says_of_every_value_how_good_it_is(values: Values) -> None
     assert answer.columns[0].event_times_us == [now - HOUR, now - 40 * HOUR, now - 40 * HOUR, 0]
     assert all(now <= known <= now_us() for known in answer.columns[0].known_ats_us[:3])
     assert answer.columns[0].known_ats_us[3] == 0
+    sample = values.features.serving.runtime.registry.get_sample_value
+    labels = {"view": "carrier_delays", "status": "PRESENT"}
+    assert sample("interlock_features_read_values_total", labels) == 5
+    assert sample("interlock_features_pushed_rows_total", {"view": "gates", "outcome": "WRITTEN"}) == 1
+    assert sample("interlock_features_read_rows_sum") == 4
     before = await values.read("B6", as_of_time=stamp(now - 2 * HOUR))
     assert before == [(None, "MISSING")], "the store holds the newest value only, and it was not there yet"
 
@@ -334,6 +339,30 @@ async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redi
     # The history took the row, so it is not lost: the store gets it from there.
     while await values.read("UA") != [(1.0, "PRESENT")]:
         await asyncio.sleep(0.05)
+
+
+async def test_a_push_that_finds_too_much_waiting_is_told_when_to_come_back(tmp_path: Path, redis: RedisServer) -> None:
+    async with running_values(tmp_path, redis.url, push_waiting_rows=10, redis_write_deadline_s=5) as values:
+        await values.features.apply(an_entity(), a_view())
+        await values.push(a_row("B6", now_us(), delay_mean=1.0))
+        async with redis.client() as client:
+            await client.client_pause(500, all=True)
+        rows = [a_row(f"c{number}", now_us(), delay_mean=1.0) for number in range(6)]
+        first = asyncio.ensure_future(values.push(*rows))
+        registry = values.features.serving.runtime.registry
+        # Its rows are safe in the history by then, and wait for Redis.
+        while registry.get_sample_value("interlock_features_history_sync_seconds_count") != 2:
+            await asyncio.sleep(0.01)
+        stream = PushStream(values)
+        await stream.open()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await values.push(*rows)
+        assert told(caught.value)[:2] == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        status = rpc_status.from_call(caught.value)
+        assert any(detail.Is(RetryInfo.DESCRIPTOR) for detail in status.details)
+        await stream.send(*rows)
+        await stream.until(1)
+        assert await first == ["WRITTEN"] * 6
 
 
 @pytest.mark.rpc(f"{SERVICE}/PushFeaturesStream", "happy")
