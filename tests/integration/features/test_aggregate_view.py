@@ -131,16 +131,24 @@ def test_busy_slots_give_the_shared_meaning_to_the_bit(worlds: Mapping[int, Aggr
             assert values(row) == wanted(world, taken, as_of_us)
 
 
-def test_a_busy_slot_of_decimals_is_read_from_its_tile(world: AggregateWorld) -> None:
-    """Their sum has many parts on the way; only as few as a tile has room for are kept."""
+@pytest.mark.parametrize(
+    ("delays", "fits"),
+    [
+        ([round(random.Random(number).gauss(8, 40), 1) for number in range(300)], True),
+        ([10.0**exponent for exponent in range(-300, 301, 30)], False),
+        ([1.7e308, 1.7e308, *[-1e300] * 20], False),
+    ],
+)
+def test_a_busy_slot_is_read_from_its_tile_if_its_sum_fits_there(
+    world: AggregateWorld, delays: Sequence[float], fits: bool
+) -> None:
     carrier = next(CARRIERS)
-    draw = random.Random(1)
-    taken = [event(number, 1 + number / 1_000, delay=round(draw.gauss(8, 40), 1)) for number in range(500)]
+    taken = [event(number, 1 + number / 1_000, delay=delay) for number, delay in enumerate(delays)]
     for each in taken:
         world.push(carrier, each)
     as_of_us = START + 20 * SECOND
     records, _, tiles = world.reply_without_last(carrier, as_of_us)
-    assert (len(records), len(tiles) > 0) == (0, True)
+    assert (len(records) == 0, len(tiles) > 0) == (fits, fits)
     [row] = world.read([carrier], as_of_us)
     assert values(row) == wanted(world, taken, as_of_us)
 
