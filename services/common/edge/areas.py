@@ -17,8 +17,9 @@ def area_services(
 ) -> tuple[str, ...]:
     """Return the public services of an area, sorted.
 
-    Public is what has a REST path: internal RPCs carry none. The router and whoever has a door of its own are public
-    as a whole, with the Open Inference Protocol. The setting `edge_services` goes before.
+    Public is what has a REST path, itself or through its HttpBody twin: internal RPCs carry none. The router and
+    whoever has a door of its own are public as a whole, with the Open Inference Protocol. The setting `edge_services`
+    goes before.
     """
     if area in settings.edge_services:
         return tuple(sorted(settings.edge_services[area]))
@@ -28,7 +29,14 @@ def area_services(
         own = {name for name in known if name.startswith(prefix)}
         facade = {OPEN_INFERENCE} & set(known)
         return tuple(sorted(own | facade | {name.split("/")[0] for name in hot}))
-    return tuple(sorted({rule.service for rule in rules_of_set(descriptors) if rule.service.startswith(prefix)}))
+    rules = [rule for rule in rules_of_set(descriptors) if rule.service.startswith(prefix)]
+    spoken_for = {(_package(rule.service), rule.method) for rule in rules if rule.twin}
+    typed = {name for name in known if any((_package(name), rpc.name) in spoken_for for rpc in known[name].method)}
+    return tuple(sorted({rule.service for rule in rules} | typed))
+
+
+def _package(service: str) -> str:
+    return service.rpartition(".")[0]
 
 
 def edge_areas(router: Area, settings: EdgeSettings, descriptors: FileDescriptorSet) -> tuple[Area, ...]:
