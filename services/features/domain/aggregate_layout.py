@@ -3,7 +3,7 @@
 The hash holds events as records of one size, joined in slots of time, so that a read gets few large values and decodes
 them as arrays. Slots with many events have a tile too: count, sums, extremes and newest times of all of them, from
 which a read takes what lies wholly within its windows. Sums in tiles are exact (see `aggregates.exact_parts`), and a
-tile is only taken when it covers its slot and was known by the read's time, so tiles never change an answer.
+tile is only taken when all of its events were known by the read's time, so tiles never change an answer.
 
 - `s<slot>`: records of the events with event time in the slot, in the order in which they were taken; `t<slot>`: their
   texts, one after the other; `p<slot>`: the tile.

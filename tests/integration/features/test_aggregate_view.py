@@ -15,6 +15,7 @@ from redis import Redis
 
 from services.features.domain import aggregate_layout
 from services.features.domain.aggregates import AggregateValue, Event
+from services.features.domain.definitions import AggregateSource
 from services.features.domain.ports import Outcome, Status
 from tests.fakes.aggregate_world import AggregateWorld, RedisProcess, aggregate_view, redis_process
 
@@ -248,6 +249,27 @@ def test_a_restart_forgets_neither_events_nor_their_ids(world: AggregateWorld, s
     assert {world.push(carrier, each) for each in events} == {Outcome.DUPLICATE}
     [row] = world.read([carrier], START + 2 * SECOND)
     assert row["COUNT__1"][0].value == 20
+
+
+def test_another_aggregate_finds_the_events_and_two_definitions_at_once_disturb_no_answer(client: Redis) -> None:
+    """While a definition changes, one process may write by the old one and another by the new one."""
+    view = aggregate_view(timedelta(seconds=5), timedelta(seconds=20), lateness=timedelta(seconds=6))
+    source = view.definition.source
+    assert isinstance(source, AggregateSource)
+    fewer = [each for each in source.aggregates if each.field in ("", "seats")]
+    features = {each.feature: view.features[each.feature] for each in fewer}
+    older = replace(
+        view, features=features, definition=replace(view.definition, source=replace(source, aggregates=tuple(fewer)))
+    )
+    worlds = AggregateWorld(client, view), AggregateWorld(client, older)
+    draw = random.Random(3)
+    carrier = next(CARRIERS)
+    taken = [_busy_event(draw, number, 0) for number in range(600)]
+    for each in taken:
+        draw.choice(worlds).push(carrier, each)
+    for world in worlds:
+        [row] = world.read([carrier], START + 30 * SECOND)
+        assert values(row) == wanted(world, taken, START + 30 * SECOND)
 
 
 def test_status_age_and_default_of_what_is_there_stale_or_empty(client: Redis) -> None:
