@@ -31,7 +31,7 @@ from services.features.domain.window_join import (
 
 # Entities are joined in portions, so that what numpy holds at a time is bounded.
 _ROWS_A_PORTION: Final = 4_000_000
-_BEYOND_INT64: Final = 2.0**63
+_WRAP: Final = 2.0**64
 
 
 def join_aggregates(db: duckdb.DuckDBPyConnection, view: AggregateView, table: str, plan: JoinPlan) -> None:
@@ -130,16 +130,18 @@ class _View:
     def total(self, field: pa.Array, *, mean: bool) -> pa.Array:
         present, values = _present(field), _filled(field)
         total = self._sum(values, present)
+        size = total
         if total.dtype == np.int64:
-            # Whole numbers wrap around; what their sum is as a number says whether it did.
-            nothing = np.abs(self._sum(values.astype(np.float64), present)) >= _BEYOND_INT64
+            # Whole numbers wrap around; what their sum is as a number says how often.
+            size = self._sum(values.astype(np.float64), present)
+            beyond = np.rint((size - total) / _WRAP) != 0
         else:
-            nothing = ~np.isfinite(total)
-        if mean:
-            counts = self.count(present)
-            nothing |= counts == 0
-            total = total / np.maximum(counts, 1)
-        return pa.array(total, mask=nothing)
+            beyond = ~np.isfinite(total)
+        if not mean:
+            return pa.array(total, mask=beyond)
+        counts = self.count(present)
+        means = np.where(beyond, size, total) / np.maximum(counts, 1)
+        return pa.array(means, mask=(counts == 0) | ~np.isfinite(means))
 
     def extreme(self, field: pa.Array, *, largest: bool) -> pa.Array:
         if pa.types.is_string(field.type):

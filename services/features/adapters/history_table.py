@@ -1,7 +1,6 @@
 """Rows of history in DuckDB: read from Parquet parts and from what is not rolled into parts yet, or put in piece by piece."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import duckdb
 import fsspec
@@ -9,16 +8,9 @@ import pyarrow as pa
 
 from services.features.adapters import join_sql as sql
 from services.features.domain.definitions import EventField, FeatureType
-from services.features.domain.failure import SourceUnreadable
+from services.features.domain.failure import SourceUnreadable, WorkTooLarge
 from services.features.domain.point_in_time import HistoryFiles, PlannedFeature, PlannedKey
 
-_UNREADABLE: Final = (
-    duckdb.IOException,
-    duckdb.InvalidInputException,
-    duckdb.ConversionException,
-    duckdb.BinderException,
-    duckdb.SerializationException,
-)
 Choose = Callable[[str], str]
 """Makes the query that keeps some rows out of a query that gives all."""
 
@@ -62,7 +54,10 @@ class HistoryTable:
     def _insert(self, query: str, source: str) -> None:
         try:
             self._db.execute(f"INSERT INTO {self._name} BY NAME {query}")
-        except _UNREADABLE as error:
+        except duckdb.OutOfMemoryException as error:
+            raise WorkTooLarge(_said(error)) from error
+        except duckdb.Error as error:
+            # What is broken in a file shows in many ways.
             raise SourceUnreadable(source, _said(error)) from error
 
     def _files_by_columns(self, uris: Sequence[str]) -> dict[frozenset[str], list[str]]:
@@ -75,7 +70,7 @@ class HistoryTable:
         query = f"SELECT file_name, list(DISTINCT name) FROM parquet_schema([{listed}]) GROUP BY file_name"
         try:
             found = self._db.sql(query).fetchall()
-        except _UNREADABLE as error:
+        except duckdb.Error as error:
             raise SourceUnreadable("history", _said(error)) from error
         for path, names in found:
             groups.setdefault(frozenset(names), []).append(path)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ from services.features.adapters.offline_task import (
 )
 from services.features.adapters.parity_work import compare
 from services.features.domain.definitions import FileFormat, FileLocation
-from services.features.domain.failure import InvalidRequest, OutputUnusable, SourceUnreadable
+from services.features.domain.failure import InvalidRequest, OutputUnusable, SourceUnreadable, WorkTooLarge
 
 _ROWS_A_PART: Final = 1_000_000
 _PROGRESS_EVERY: Final = 200_000
@@ -40,7 +41,10 @@ _PROGRESS_EVERY: Final = 200_000
 def run_task(folder: Path, file: TaskFile, connections: Mapping[str, str]) -> None:
     """Do the work and write its result; raises what the caller has to hear."""
     reader = BatchReader(connections)
-    result = _work(folder, file.task, file.limits, reader)
+    try:
+        result = _work(folder, file.task, file.limits, reader)
+    except duckdb.OutOfMemoryException as error:
+        raise WorkTooLarge(str(error).split("\n", 1)[0][:300]) from error
     result.skipped_counts = dict(reader.skipped)
     write_result(folder, result)
 

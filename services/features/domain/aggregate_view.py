@@ -236,7 +236,7 @@ def _texts(records: Any, layout: AggregateLayout, joined: bytes) -> dict[str, li
 class _Computation:
     """One feature in a read, with what never changes worked out."""
 
-    __slots__ = ("_default", "_is_double", "_max_age_us", "aggregate", "field", "window_us")
+    __slots__ = ("_default", "_is_double", "_max_age_us", "_null_is_known", "aggregate", "field", "window_us")
 
     def __init__(self, aggregate: Aggregate, feature: CompiledFeature) -> None:
         spec = feature.spec
@@ -245,13 +245,15 @@ class _Computation:
         self.field = aggregate.field
         self.window_us = window_us(aggregate)
         self._default = encode(checked(spec.default, ValueType(spec.type, spec.is_list, nullable=True)))
+        # That nothing happened in a window is known, and null may say so.
+        self._null_is_known = spec.nullable and spec.default is None
         self._is_double = spec.type is FeatureType.DOUBLE and not spec.is_list
         self._max_age_us = feature.max_age_us
 
     def add(self, column: Column, found: AggregateValue, as_of_us: int) -> None:
         """Add the value of a row. Nothing to count is counted now: its age is 0."""
         value = found.value
-        missing = value is None
+        missing = value is None and not self._null_is_known
         age_us = as_of_us - found.event_time_us if found.event_time_us else 0
         status = Status.PRESENT if self._max_age_us == ANY_AGE_US or age_us <= self._max_age_us else Status.STALE
         column.values.append(

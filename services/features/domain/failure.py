@@ -94,6 +94,13 @@ class JoinTooLarge(ResourceExhausted):
         )
 
 
+class WorkTooLarge(ResourceExhausted):
+    """Offline work needs more memory or disk than it may have."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the work needs more than it may have: {why}", reason="WORK_ENDED")
+
+
 def too_quiet(limit_s: float) -> DeadlineExceeded:
     """Return the error for a stream on which nothing comes."""
     return DeadlineExceeded(

@@ -69,6 +69,13 @@ class SqlWindowStore:
         """Return encoded windows of labels, by time."""
         return await self._read(QUALITY_WINDOW, selection)
 
+    async def times(self, selection: Selection) -> Sequence[tuple[int, int]]:
+        """Return begin and end of windows, by time, each once."""
+        columns = ANALYSIS_WINDOW.c
+        query = _selected(ANALYSIS_WINDOW, selection).with_only_columns(columns.start_us, columns.end_us).distinct()
+        async with self._database.read() as connection:
+            return [(row.start_us, row.end_us) for row in await connection.execute(query)]
+
     async def newest_start(self, model: str, environment: str) -> int | None:
         """Return when the newest window of a model begins; None without any."""
         columns = ANALYSIS_WINDOW.c
@@ -207,6 +214,8 @@ def _selected(table: Table, selection: Selection) -> Select[Any]:
         query = query.where(columns.version == selection.version)
     if selection.variant is not None:
         query = query.where(columns.variant == selection.variant)
+    if selection.starts_us:
+        query = query.where(columns.start_us.in_(selection.starts_us))
     return query.order_by(columns.start_us)
 
 

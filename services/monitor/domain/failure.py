@@ -60,6 +60,18 @@ class EtagMismatch(Aborted):
         )
 
 
+class UnknownMetric(InvalidArgument):
+    """No metric of that name."""
+
+    def __init__(self, violations: Sequence[Violation], known: Sequence[str]) -> None:
+        super().__init__(
+            f"{violations[0].field}: {violations[0].description}",
+            reason=UNKNOWN_METRIC,
+            metadata={"field": violations[0].field, "known": ", ".join(known)},
+            violations=violations,
+        )
+
+
 class RegistryUnavailable(Unavailable):
     """The registry does not answer, and what it would say is not known here."""
 

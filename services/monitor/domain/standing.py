@@ -16,6 +16,7 @@ from services.monitor.domain.scope import ScopeRequest
 
 _LOG: Final = structlog.get_logger(part="standing")
 VERSION_LIMIT: Final = 200
+_JUDGED_AT_ONCE: Final = 8
 _LATELY_US: Final = 2 * DAY_US
 
 
@@ -76,6 +77,8 @@ class Standings:
             drift: DriftReport | None = known.drift
         else:
             drift = await self._drift(request)
+        if drift is not None:
+            await self._analyses.judge_missed(request, _JUDGED_AT_ONCE)
         day = ScopeRequest(model, version, environment, scope.end_us - DAY_US, scope.end_us)
         return Standing(model, version, environment, traffic, drift, await self._analyses.quality(QualityRequest(day)))
 

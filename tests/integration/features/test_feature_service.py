@@ -292,25 +292,27 @@ async def test_reads_that_wait_at_the_same_moment_share_a_round_trip(tmp_path: P
         assert statuses(answer.columns[3]) == ["MISSING"] * 1000
 
 
-async def test_without_redis_calls_fail_fast_and_are_clean_again_soon_after(values: Values, redis: RedisServer) -> None:
+async def test_without_redis_calls_fail_fast_and_are_clean_again_soon_after(tmp_path: Path, redis: RedisServer) -> None:
     row = a_row("B6", now_us(), delay_mean=1.0)
-    await values.push(row)
-    for end, begin in ((redis.kill, redis.start), (_async(redis.freeze), _async(redis.thaw))):
-        await end()
-        await why(values.stub.ReadFeatures(_read_b6()))
-        started = time.monotonic()
-        answers = [await why(values.stub.ReadFeatures(_read_b6())) for _ in range(20)]
-        # 50 ms each is promised; most of them do not even ask.
-        assert time.monotonic() - started < 20 * 0.05
-        assert {answer[:2] for answer in answers} == {GONE}
-        assert (await why(values.stub.PushFeatures(_push(row))))[:2] == GONE
-        await begin()
-        back = time.monotonic()
-        while not await _answers(values):
-            await asyncio.sleep(0.05)
-        assert time.monotonic() - back < 5
-        assert [await _answers(values) for _ in range(50)] == [True] * 50
-        assert await values.read("B6") == [(1.0, "PRESENT")]
+    async with running_values(tmp_path, redis.url, redis_read_deadline_s=0.1, redis_connect_timeout_s=0.5) as values:
+        await values.features.apply(an_entity(), a_view())
+        await values.push(row)
+        for end, begin in ((redis.kill, redis.start), (_async(redis.freeze), _async(redis.thaw))):
+            await end()
+            await why(values.stub.ReadFeatures(_read_b6()))
+            started = time.monotonic()
+            answers = [await why(values.stub.ReadFeatures(_read_b6())) for _ in range(20)]
+            # Each may wait for its deadline; most of them do not even ask.
+            assert time.monotonic() - started < 20 * 0.1
+            assert {answer[:2] for answer in answers} == {GONE}
+            assert (await why(values.stub.PushFeatures(_push(row))))[:2] == GONE
+            await begin()
+            back = time.monotonic()
+            while not await _answers(values):
+                await asyncio.sleep(0.05)
+            assert time.monotonic() - back < 5
+            assert await values.read("B6") == [(1.0, "PRESENT")]
+            assert await values.push(row) == ["DUPLICATE"]
 
 
 async def test_what_a_broken_redis_missed_comes_from_the_history(values: Values, redis: RedisServer) -> None:
