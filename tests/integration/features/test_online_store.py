@@ -170,6 +170,18 @@ async def test_a_cluster_holds_keys_on_any_slot_and_learns_the_script() -> None:
             assert [decode(value) for value in found["whole"].values] == [*range(500), None]
             await store.store.delete_view(make_view())
             assert set((await store.read("k1", "k2"))["whole"].statuses) == {3}
+            await store.write(rows[1])
+            await server.kill()
+            with pytest.raises(OnlineStoreUnavailable):
+                await store.read("k1")
+            await server.start()
+            while True:
+                try:
+                    found = await store.read("k1")
+                    break
+                except OnlineStoreUnavailable:
+                    await asyncio.sleep(0.05)
+            assert decode(found["whole"].values[0]) == 1
 
 
 async def test_a_sentinel_says_who_the_master_is() -> None:
