@@ -13,6 +13,7 @@ from interlock.features.v1 import feature_view_service_pb2
 from rich.console import Console
 
 from interlock_cli.definitions.reading import read_definitions
+from interlock_cli.demo.alone import alone
 from interlock_cli.demo.cache import TrainedVersion, cached_version
 from interlock_cli.demo.data import (
     LABELS,
@@ -80,7 +81,8 @@ async def run_demo(options: DemoOptions, console: Console) -> DemoResult:
     """
     report = DemoReport(console)
     try:
-        return await _run(options, report)
+        with alone(options.folder):
+            return await _run(options, report)
     except (CallError, DeploymentFailed, DeploymentNotReady, DemoDataMissing) as error:
         hint = "; is the suite up? `interlock up` starts it" if _is_unreachable(error) else ""
         raise DemoFailed(f"{error}{hint}") from error
