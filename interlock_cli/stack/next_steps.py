@@ -10,13 +10,13 @@ from interlock_cli.settings import StackSettings, find_on_path
 from interlock_cli.stack.plan import edge_address
 from interlock_cli.stack.state_folder import StateFolder
 
-# A flight of the demo's data: JetBlue 423 from New York to Los Angeles, Friday 6 September 2013, 16:40.
+# JetBlue from New York to Los Angeles on a Friday in September, from 17 to 18 h.
 DEMO_MODEL: Final = "flight-delay"
 DEMO_FEATURES: Final[dict[str, Any]] = {
     "carrier": "B6",
     "origin": "JFK",
     "dest": "LAX",
-    "sched_dep_hour": 16,
+    "sched_dep_hour": 17,
     "month": 9,
     "weekday": 5,
     "distance": 2475,
@@ -24,7 +24,7 @@ DEMO_FEATURES: Final[dict[str, Any]] = {
 
 
 def print_next_steps(settings: StackSettings, folder: StateFolder, *, demo: bool) -> None:
-    """Print the addresses, and three commands that work as they stand."""
+    """Print the addresses, and commands that work as they stand."""
     address = edge_address(settings)
     say(f"\nREST, gRPC and gRPC-Web  http://{address}")
     say(f"logs                     {folder.logs}")
@@ -51,6 +51,7 @@ def _demo_commands(settings: StackSettings, address: str) -> tuple[str, ...]:
         f"curl {address}/v1/predict -H 'content-type: application/json' -d '{_compact(body)}'",
         f"{command} predict {DEMO_MODEL} --user-id u-42 --features '{_compact(DEMO_FEATURES)}'{target}",
         f"{command} route {DEMO_MODEL}{target}",
+        f"{command} drift {DEMO_MODEL} --since 24h{target}",
     )
 
 

@@ -49,6 +49,8 @@ class DoorProfile:
             ("grpc.keepalive_timeout_ms", 5_000),
             # The time-out that current grpcio honours for pings; without it a frozen peer is noticed after a minute.
             ("grpc.http2.ping_timeout_ms", 5_000),
+            # Without it pings of a peer that has no call open count as abuse, and the connection is closed.
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.http2.max_ping_strikes", 2),
         ]

@@ -1,4 +1,4 @@
-"""The flight of the README, which exists in the data: JetBlue 2013-09-06, 17 h, New York to Los Angeles."""
+"""The flight of the README: JetBlue from New York to Los Angeles on a Friday in September, from 17 to 18 h."""
 
 from typing import Any
 

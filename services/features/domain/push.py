@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from services.common.errors import InvalidArgument, Violation, echo
@@ -229,6 +230,9 @@ def _check_time(time_us: int | None, field: str, latest_us: int, wrong: list[tup
         text = f"want a time that is not before 1970-01-01 UTC, got {time_us // _SECOND_US} s before it"
         wrong.append((INVALID_EVENT_TIME, Violation(field, text.replace("got -", "got "))))
     elif time_us > latest_us:
-        ahead_s = (time_us - latest_us) / _SECOND_US
-        text = f"want a time that is not further ahead of this machine's clock than allowed, got {ahead_s:.3f} s more"
+        text = f"want a time until {_text(latest_us)}, which this service's clock allows, got {_text(time_us)}"
         wrong.append((INVALID_EVENT_TIME, Violation(field, text)))
+
+
+def _text(time_us: int) -> str:
+    return datetime.fromtimestamp(time_us // _SECOND_US, UTC).isoformat()

@@ -140,8 +140,9 @@ class InvalidQuery(InvalidArgument):
     """The text is not one SELECT over the view `predictions`."""
 
     def __init__(self, description: str) -> None:
-        wrong = Violation("sql", description)
-        super().__init__(f"sql: {description}", reason="INVALID_QUERY", violations=[wrong])
+        # An engine's words may span lines.
+        line = " ".join(description.split())
+        super().__init__(f"sql: {line}", reason="INVALID_QUERY", violations=[Violation("sql", line)])
 
 
 class QueryTooLarge(ResourceExhausted):

@@ -173,6 +173,7 @@ WRONG = [
     "SELECT current_setting('temp_directory')",
     "SELECT * FROM query('SELECT 1')",
     "SELECT no_such_column FROM predictions",
+    "SELECT features.no_such_feature FROM predictions",
     "SELEC 1",
     "",
 ]
@@ -187,6 +188,7 @@ async def test_a_query_that_is_not_one_select_over_the_view_is_refused(monitor: 
         assert (code, fields) == ("INVALID_ARGUMENT", ["sql"]), sql
         assert why == ("INVALID_QUERY" if sql else "INVALID_FIELD"), sql
         assert str(tmp_path) not in (caught.value.details() or "")
+        assert "\n" not in (caught.value.details() or ""), sql
 
 
 async def test_a_query_that_asks_for_too_much_ends_and_one_without_a_caller_too(tmp_path: Path) -> None:
