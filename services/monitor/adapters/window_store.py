@@ -79,7 +79,12 @@ class SqlWindowStore:
     async def newest_start(self, model: str, environment: str) -> int | None:
         """Return when the newest window of a model begins; None without any."""
         columns = ANALYSIS_WINDOW.c
-        query = select(func.max(columns.start_us)).where(columns.model == model, columns.environment == environment)
+        query = (
+            select(columns.start_us)
+            .where(columns.model == model, columns.environment == environment)
+            .order_by(columns.end_us.desc())
+            .limit(1)
+        )
         async with self._database.read() as connection:
             found: int | None = await connection.scalar(query)
             return found
