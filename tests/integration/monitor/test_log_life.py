@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from interlock.monitor.v1 import feedback_service_pb2 as feedback_pb
 from interlock.monitor.v1 import feedback_service_pb2_grpc as feedback_rpc
+from prometheus_client import generate_latest
 from sqlalchemy import select
 
 from services.common.errors import Unavailable
@@ -142,6 +143,8 @@ async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path
             monitor, "SELECT count(DISTINCT prediction_id) AS n, sum(features.amount) AS s FROM predictions"
         )
         assert rows[0]["n"] == 200
+        metrics = generate_latest(monitor.serving.runtime.registry).decode()
+        assert "interlock_monitor_log_files_damaged_total 2.0" in metrics
 
 
 async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
