@@ -59,6 +59,17 @@ class SqlWindowStore:
         """Return encoded windows of labels, by time."""
         return await self._read(QUALITY_WINDOW, selection)
 
+    async def newest_change(self, selection: Selection) -> int:
+        """Return when anything that `read` or `read_labelled` give was last changed, microseconds; 0 for nothing."""
+        async with self._database.read() as connection:
+            stamps = [
+                await connection.scalar(
+                    _selected(table, selection).with_only_columns(func.max(table.c.update_us)).order_by(None)
+                )
+                for table in (ANALYSIS_WINDOW, QUALITY_WINDOW)
+            ]
+        return max(stamp or 0 for stamp in stamps)
+
     async def newest_start(self, model: str, environment: str) -> int | None:
         """Return when the newest window of a model begins; None without any."""
         columns = ANALYSIS_WINDOW.c

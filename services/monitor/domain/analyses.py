@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from services.common.errors import Violation, echo
@@ -155,6 +155,14 @@ class Analyses:
     async def labelled_windows(self, scope: Scope) -> Sequence[Placed[QualityWindow]]:
         """Return what labels say about the windows of a scope."""
         return await self._labelled(scope.selection())
+
+    async def newest_change(self, scope: Scope) -> int:
+        """Return when anything in the windows of a scope, or in what labels say about them, was last changed."""
+        return await self._store.newest_change(scope.selection())
+
+    async def has_traffic(self, scope: Scope) -> bool:
+        """Return whether the version has predictions in a scope, whatever their slice."""
+        return bool(await self._store.read(replace(scope, slice_name="").selection()))
 
     async def active(self, within_us: int) -> Sequence[tuple[str, str, str]]:
         """Return model, version, environment of what had predictions lately."""

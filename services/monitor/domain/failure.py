@@ -1,12 +1,13 @@
 """What the monitor refuses and why; `reason` is a value of the contract's MonitorErrorReason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from services.common.errors import (
     DEPENDENCY_UNAVAILABLE,
     INVALID_FIELD,
     Aborted,
+    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -47,6 +48,28 @@ class ResourceNotFound(NotFound):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
+
+
+class ResourceExists(AlreadyExists):
+    """The id is taken; ids that differ only in case are the same."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{echo(name)} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name}
+        )
+
+
+class UnknownMetric(InvalidArgument):
+    """No metric of that name; `known` are the names by group."""
+
+    def __init__(self, violations: Sequence[Violation], known: Mapping[str, str]) -> None:
+        first = violations[0]
+        super().__init__(
+            f"{first.field}: {first.description}",
+            reason=UNKNOWN_METRIC,
+            metadata={"field": first.field, **known},
+            violations=violations,
+        )
 
 
 class EtagMismatch(Aborted):
