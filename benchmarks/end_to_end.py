@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.h2_load import Load, Tally
 from interlock_cli.demo.cache import TrainedVersion, cached_version
-from interlock_cli.demo.data import CATEGORICAL, LATER, load_flights
+from interlock_cli.demo.data import CATEGORICAL, LATER, RECIPES, load_flights
 from interlock_cli.demo.direct import model_inputs
 from interlock_cli.demo.publish import MODEL
-from interlock_cli.demo.run import WINDOWS
 from interlock_cli.demo.traffic import request_bodies
 from interlock_sdk.onnx_export import PROBABILITIES_OUTPUT
 
@@ -65,7 +65,7 @@ def main() -> None:
                         tally = measure(bodies, in_flight, connections, arguments.seconds)
                         cells.append(cell(door, in_flight, round_number, tally))
                         print(cells[-1], flush=True)
-        direct = direct_calls(trained[0].artifact_path, rows, arguments.seconds)
+        direct = direct_calls(trained.artifact_path, rows, arguments.seconds)
     finally:
         shutil.rmtree(state, ignore_errors=True)
     write(cells, direct, arguments)
@@ -111,17 +111,22 @@ def edge_ready() -> bool:
         return False
 
 
-def prepare(state: Path) -> list[TrainedVersion]:
-    found = [cached_version(window, state / "demo") for window in WINDOWS]
-    return [version for version in found if version is not None]
+def prepare(state: Path) -> TrainedVersion:
+    """Gives version 1, which is what is measured: it fetches no features."""
+    found = cached_version(RECIPES[0], state / "demo")
+    if found is None:
+        raise SystemExit("the demo has trained nothing")
+    return found
 
 
 def requests() -> tuple[list[bytes], "object"]:
     """Gives the request messages of distinct later flights, and the same rows as a data frame."""
-    features = load_flights().within(LATER).features.drop_duplicates().head(ROW_COUNT).reset_index(drop=True)
+    later = load_flights().within(LATER)
+    flights = later.take(np.flatnonzero(~later.features.duplicated())[:ROW_COUNT])
     bodies = []
-    for asked in request_bodies(features, MODEL):
-        message = router_pb.PredictRequest(model=MODEL, user_id=asked["user_id"], include_probabilities=True)
+    for asked in request_bodies(flights, MODEL, timedelta()):
+        user_id = asked["user_id"]
+        message = router_pb.PredictRequest(model=MODEL, version="1", user_id=user_id, include_probabilities=True)
         for name, value in asked["features"].items():
             if name in CATEGORICAL:
                 message.features[name].string_value = value
@@ -130,18 +135,18 @@ def requests() -> tuple[list[bytes], "object"]:
         bodies.append(message.SerializeToString())
     if len(set(bodies)) != ROW_COUNT:
         raise SystemExit(f"{len(set(bodies))} distinct rows, {ROW_COUNT} wanted")
-    return bodies, features
+    return bodies, flights.features
 
 
-def check_answers(bodies: list[bytes], rows: "object", trained: list[TrainedVersion]) -> None:
-    """Compares every row's answer with the version that gave it, called directly."""
+def check_answers(bodies: list[bytes], rows: "object", trained: TrainedVersion) -> None:
+    """Compares every row's answer with the version called directly."""
     tally = run_load(bodies, 64, 4, None, keep_answers=True)
     if tally.failures or len(tally.answers) != len(bodies):
         raise SystemExit(f"{len(tally.answers)} answers to {len(bodies)} rows, failures: {tally.failures}")
-    wanted = [session(version.artifact_path).run([PROBABILITIES_OUTPUT], model_inputs(rows))[0] for version in trained]
+    (wanted,) = session(trained.artifact_path).run([PROBABILITIES_OUTPUT], model_inputs(RECIPES[0], rows))
     for index, answer in tally.answers.items():
         said = router_pb.PredictResponse.FromString(answer).prediction
-        want = wanted[int(said.model_version) - 1][index]
+        want = wanted[index]
         if not np.allclose(said.probabilities, want, atol=TOLERANCE):
             raise SystemExit(f"row {index}: got {list(said.probabilities)}, the model says {want}")
 
@@ -185,7 +190,7 @@ def session(artifact: Path) -> onnxruntime.InferenceSession:
 def direct_calls(artifact: Path, rows: "object", seconds: float) -> dict[int, float]:
     """Gives rows per second of the model alone on core 0, by batch size."""
     psutil.Process().cpu_affinity([UNDER_TEST])
-    model, inputs = session(artifact), model_inputs(rows)
+    model, inputs = session(artifact), model_inputs(RECIPES[0], rows)
     figures = {}
     for size in (1, 64):
         batches = [{name: value[at : at + size] for name, value in inputs.items()} for at in range(0, 1_920, size)]

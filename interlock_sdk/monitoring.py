@@ -1,13 +1,17 @@
 """How versions are doing: drift, data quality, quality, fairness; and how a model is watched."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from interlock.monitor.v1 import (
     analysis_pb2,
     analysis_service_pb2_grpc,
+    feedback_service_pb2,
+    feedback_service_pb2_grpc,
     monitoring_policy_pb2,
     monitoring_policy_service_pb2_grpc,
+    prediction_log_service_pb2,
+    prediction_log_service_pb2_grpc,
 )
 from interlock.monitor.v1 import analysis_service_pb2 as pb
 from interlock.monitor.v1 import monitoring_policy_service_pb2 as policy_pb
@@ -16,6 +20,8 @@ from interlock_sdk.channel import Caller, new_request_id
 
 # What many windows are computed from takes longer than other calls.
 ANALYSIS_TIMEOUT_S = 15.0
+# A query may compute for a minute; the rest is for its rows to travel.
+QUERY_TIMEOUT_S = 120.0
 
 
 class Monitoring:
@@ -24,7 +30,23 @@ class Monitoring:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._analysis = analysis_service_pb2_grpc.AnalysisServiceStub(caller.channel)
+        self._feedback = feedback_service_pb2_grpc.FeedbackServiceStub(caller.channel)
+        self._log = prediction_log_service_pb2_grpc.PredictionLogServiceStub(caller.channel)
         self._policies = monitoring_policy_service_pb2_grpc.MonitoringPolicyServiceStub(caller.channel)
+
+    async def send_feedback(
+        self, feedback: Sequence[feedback_service_pb2.Feedback]
+    ) -> Sequence[feedback_service_pb2.FeedbackResult]:
+        """Sends labels and rewards, at most 1,000; returns what became of each, in order."""
+        request = feedback_service_pb2.SendFeedbackRequest(feedback=feedback, request_id=new_request_id())
+        return (await self._caller.call(self._feedback.SendFeedback, request)).results
+
+    async def query_log(
+        self, request: prediction_log_service_pb2.QueryPredictionLogRequest
+    ) -> AsyncIterator[prediction_log_service_pb2.QueryPredictionLogResponse]:
+        """Runs a query over the prediction log; yields the parts of one Arrow IPC stream. Raises CallError."""
+        async for part in self._caller.stream(self._log.QueryPredictionLog(request, timeout=QUERY_TIMEOUT_S)):
+            yield part
 
     async def drift(
         self,

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.monitor.domain.category_sketch import CategorySketch
-from services.monitor.domain.drift import MINIMUM_EFFECTS, FeatureComparison, FeatureDrift, measure_drift
+from services.monitor.domain.drift import (
+    FALSE_DISCOVERY_RATE,
+    MINIMUM_EFFECTS,
+    FeatureComparison,
+    FeatureDrift,
+    benjamini_hochberg,
+    measure_drift,
+)
 from services.monitor.domain.drift_metric import DriftMetric
 from services.monitor.domain.drift_null import Window
 from services.monitor.domain.numeric_sketch import NumericSketch
-from services.monitor.domain.profile import CategoricalProfile, NumericProfile, profile_numbers
+from services.monitor.domain.profile import CategoricalProfile, Histogram, NumericProfile, profile_numbers
 
 HOUR_S = 3_600.0
 HISTORY_HOURS = 28 * 24
@@ -49,10 +56,24 @@ class Stream:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found, window by window: without a minimum effect, and with the defaults."""
+    """Every window's drifts, each without a minimum effect; and how many windows had an alarm with the default ones."""
 
-    plain: list[list[FeatureDrift]]
+    windows: list[list[FeatureDrift]]
     default_alarms: int
+
+    def rejecting(self, rate: float) -> float:
+        """Return the share of windows in which some feature is significant at a false discovery rate."""
+        found = [any(s.q_value < rate for drift in window for s in drift.statistics) for window in self.windows]
+        return float(np.mean(found))
+
+    def p_values(self) -> dict[tuple[str, str], np.ndarray]:
+        """Return the p-values of each feature and statistic."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for window in self.windows:
+            for drift in window:
+                for statistic in drift.statistics:
+                    found.setdefault((drift.name, statistic.metric.value), []).append(statistic.p_value)
+        return {key: np.array(values) for key, values in found.items()}
 
 
 def run_stationary(windows: int = 1_000, seed: int = 0, with_history: bool = True) -> Outcome:
@@ -60,27 +81,37 @@ def run_stationary(windows: int = 1_000, seed: int = 0, with_history: bool = Tru
     profiles = baseline(stream)
     warm_up = HISTORY_HOURS if with_history else 0
     past: dict[str, list[Window]] = {name: [] for name in profiles}
-    plain, alarms = [], 0
+    found, alarms = [], 0
     for hour in range(BASELINE_HOURS, BASELINE_HOURS + warm_up + windows):
-        now = {name: Window(hour * HOUR_S, _histogram(profiles[name], v)) for name, v in stream.hour(hour).items()}
+        now = {name: Window(hour * HOUR_S, histogram_of(profiles[name], v)) for name, v in stream.hour(hour).items()}
         if hour >= BASELINE_HOURS + warm_up:
             compared = [
                 FeatureComparison(name, profile.histogram(), [now[name]], past[name])
                 for name, profile in profiles.items()
             ]
-            plain.append(measure_drift(compared, window_s=HOUR_S, minimum_effects=NO_MINIMUM))
-            alarms += any(drift.is_drifted for drift in measure_drift(compared, window_s=HOUR_S))
+            found.append(measure_drift(compared, window_s=HOUR_S, minimum_effects=NO_MINIMUM))
+            alarms += _alarms(found[-1])
         for name, window in now.items():
             past[name] = [*past[name][1 - HISTORY_HOURS :], window]
-    return Outcome(plain, alarms)
+    return Outcome(found, alarms)
+
+
+def _alarms(drifts: list[FeatureDrift]) -> bool:
+    """Return whether the defaults raise an alarm: the same p-values, fewer statistics to correct for, a minimum effect."""
+    judged = [s for drift in drifts for s in drift.statistics if s.metric in MINIMUM_EFFECTS]
+    q_values = benjamini_hochberg([s.p_value for s in judged])
+    return any(
+        q < FALSE_DISCOVERY_RATE and s.value.estimate >= MINIMUM_EFFECTS[s.metric]
+        for q, s in zip(q_values.tolist(), judged, strict=True)
+    )
 
 
 def baseline(stream: Stream) -> dict[str, NumericProfile | CategoricalProfile]:
     hours = [stream.hour(hour) for hour in range(BASELINE_HOURS)]
-    return {name: _profile([hour[name] for hour in hours]) for name in hours[0]}
+    return {name: profile_of([hour[name] for hour in hours]) for name in hours[0]}
 
 
-def _profile(parts: list[Values]) -> NumericProfile | CategoricalProfile:
+def profile_of(parts: list[Values]) -> NumericProfile | CategoricalProfile:
     if isinstance(parts[0], np.ndarray):
         return profile_numbers(np.concatenate(parts))
     values, counts = np.unique(np.concatenate([np.asarray(part, dtype=str) for part in parts]), return_counts=True)
@@ -90,7 +121,7 @@ def _profile(parts: list[Values]) -> NumericProfile | CategoricalProfile:
     return CategoricalProfile(names, counts[kept].astype(float), float(counts[rest].sum()), int(counts.size))
 
 
-def _histogram(profile: NumericProfile | CategoricalProfile, values: Values):
+def histogram_of(profile: NumericProfile | CategoricalProfile, values: Values) -> Histogram:
     sketch = NumericSketch(profile.edges) if isinstance(profile, NumericProfile) else CategorySketch(profile.categories)
     sketch.update(values)
     return sketch.histogram()

@@ -1,9 +1,10 @@
 """Commands about how models are watched."""
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 import yaml
@@ -21,6 +22,18 @@ from services.common.duration_text import DURATION_FORM, format_duration, parse_
 app = typer.Typer(help="How models are watched: windows, slices, groups, retention.", no_args_is_help=True)
 Model = Annotated[str, typer.Argument(help="Id of the model.")]
 _DURATIONS = ("window_duration", "log_retention", "label_retention")
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML in which `NO` is Norway: truth values are true and false only, as in YAML 1.2, and dates are texts."""
+
+
+_BOOL: Final = "tag:yaml.org,2002:bool"
+_Plain.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in found if tag not in (_BOOL, "tag:yaml.org,2002:timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Plain.add_implicit_resolver(_BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 @app.callback()
@@ -56,7 +69,7 @@ def set_policy(
     as_json: AsJson = False,
 ) -> None:
     """Change how a model is watched; what is not named stays. It holds from the next window on."""
-    wanted = _read(file) if file else pb.MonitoringPolicy()
+    wanted = read_policy(file) if file else pb.MonitoringPolicy()
     durations = dict(zip(_DURATIONS, (window, log_retention, label_retention), strict=True))
     for field, text in durations.items():
         if text:
@@ -86,7 +99,7 @@ def policy_rows(policy: pb.MonitoringPolicy) -> Iterator[tuple[str, str]]:
         yield f"slice {found.name}", _slice(found)
     for group in policy.fairness_groups:
         reference = f" against {value_from_proto(group.reference_value)}" if group.HasField("reference_value") else ""
-        yield f"groups of {group.feature}", f"from {group.minimum_count} predictions on{reference}"
+        yield f"groups of {group.feature}", f"from {group.minimum_count or 100} predictions on{reference}"
 
 
 def _slice(found: pb.Slice) -> str:
@@ -104,9 +117,10 @@ def _show(policy: pb.MonitoringPolicy, as_json: bool) -> None:
         print_table(("what", "value"), list(policy_rows(policy)))
 
 
-def _read(file: Path) -> pb.MonitoringPolicy:
+def read_policy(file: Path) -> pb.MonitoringPolicy:
+    """Return the fields of a policy in a file; raises CommandFailed."""
     try:
-        value: Any = yaml.safe_load(file.read_text("utf-8"))
+        value: Any = yaml.load(file.read_text("utf-8"), _Plain)  # noqa: S506 - it is a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandFailed(f"--file: want YAML or JSON: {error}") from None
     if not isinstance(value, dict):

@@ -15,7 +15,7 @@ from interlock.registry.v1 import model_version_pb2 as pb
 
 import interlock_cli.demo
 import interlock_sdk
-from interlock_cli.demo.data import Window, flights_path
+from interlock_cli.demo.data import Recipe, data_path, flights_path
 
 ARTIFACT_NAME = "model.onnx"
 _DESCRIPTION_NAME = "version.binpb"
@@ -26,7 +26,7 @@ _LIBRARIES = ("numpy", "onnx", "scikit-learn")
 class TrainedVersion:
     """A version that can be registered: its file, and all that the registry is told about it."""
 
-    window: Window
+    recipe: Recipe
     artifact_path: Path
     description: pb.ModelVersion
 
@@ -36,9 +36,9 @@ class TrainedVersion:
         return self.description.files[0].digest
 
 
-def cached_version(window: Window, folder: Path) -> TrainedVersion | None:
+def cached_version(recipe: Recipe, folder: Path) -> TrainedVersion | None:
     """Gives what an earlier start trained from the same data with the same code and libraries, if it is whole."""
-    place = folder / recipe_digest(window)
+    place = folder / recipe_digest(recipe)
     try:
         description = pb.ModelVersion.FromString((place / _DESCRIPTION_NAME).read_bytes())
         artifact = (place / ARTIFACT_NAME).read_bytes()
@@ -46,18 +46,18 @@ def cached_version(window: Window, folder: Path) -> TrainedVersion | None:
         return None
     if not description.files or description.files[0].digest != hashlib.sha256(artifact).hexdigest():
         return None
-    return TrainedVersion(window, place / ARTIFACT_NAME, description)
+    return TrainedVersion(recipe, place / ARTIFACT_NAME, description)
 
 
-def recipe_digest(window: Window) -> str:
-    """Digests everything that a trained version depends on: data, window, code and libraries."""
-    recipe = {
-        "window": {name: str(value) for name, value in asdict(window).items()},
-        "data": file_digest(flights_path()),
+def recipe_digest(recipe: Recipe) -> str:
+    """Digests everything that a trained version depends on: data, recipe, code and libraries."""
+    ingredients = {
+        "recipe": str(asdict(recipe)),
+        "data": [file_digest(flights_path()), file_digest(data_path("weather.csv"))],
         "code": [file_digest(path) for path in _sources()],
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
 def _sources() -> Iterator[Path]:
@@ -72,9 +72,9 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def keep_version(window: Window, folder: Path, artifact: bytes, description: pb.ModelVersion) -> TrainedVersion:
+def keep_version(recipe: Recipe, folder: Path, artifact: bytes, description: pb.ModelVersion) -> TrainedVersion:
     """Keeps what was trained where `cached_version` finds it: whole or not at all."""
-    place = folder / recipe_digest(window)
+    place = folder / recipe_digest(recipe)
     contents = {ARTIFACT_NAME: artifact, _DESCRIPTION_NAME: description.SerializeToString(deterministic=True)}
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=place.parent))
@@ -88,4 +88,4 @@ def keep_version(window: Window, folder: Path, artifact: bytes, description: pb.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         shutil.rmtree(unfinished)
-    return TrainedVersion(window, place / ARTIFACT_NAME, description)
+    return TrainedVersion(recipe, place / ARTIFACT_NAME, description)

@@ -64,7 +64,7 @@ async def _registered(client: Client, trained: TrainedVersion, report: Report) -
             return version
     await client.artifacts.upload(trained.artifact_path)
     version = await client.models.register(MODEL, trained.description)
-    report(f"{version.name} registered: {trained.window.name}")
+    report(f"{version.name} registered: {trained.recipe.name}")
     return version
 
 

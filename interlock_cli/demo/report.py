@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+from interlock.types.v1.interval_pb2 import Interval
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -12,8 +13,11 @@ from rich.table import Table
 from interlock_cli.demo.quality import Quality
 from interlock_cli.demo.results import VersionResult
 from interlock_cli.demo.traffic import Answer
+from interlock_cli.demo.verdict import Verdict, drifted
 
 _TABLE_WIDTH = 80
+_SHOWN_METRICS = ("auc", "brier")
+_SHOWN_DRIFT = 3
 
 
 class DemoReport:
@@ -21,6 +25,7 @@ class DemoReport:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._elapsed_s = 0.0
 
     def line(self, text: str) -> None:
         """Says something."""
@@ -63,17 +68,47 @@ class DemoReport:
             table.width = _TABLE_WIDTH
         self._console.print(table, crop=False)
 
+    def verdicts(self, verdicts: Sequence[Verdict]) -> None:
+        """Shows what the monitor says: quality with intervals, and the largest drift."""
+        quality = self._table("What the monitor says of the replay (95 % intervals)")
+        quality.add_column("version", no_wrap=True)
+        quality.add_column("labels", justify="right", no_wrap=True)
+        for metric in _SHOWN_METRICS:
+            quality.add_column(metric, no_wrap=True)
+        drift = self._table("Drift from training (PSI)")
+        drift.add_column("version", no_wrap=True)
+        drift.add_column("the largest, drift in bold", no_wrap=True)
+        for verdict in verdicts:
+            found = {metric.name: metric.value for metric in verdict.quality.metrics}
+            cells = [_interval(found[metric]) if metric in found else "-" for metric in _SHOWN_METRICS]
+            quality.add_row(verdict.version_id, f"{verdict.quality.labelled_count:,}", *cells)
+            shown = [
+                _emphasised(f"{name} {psi:.2f}", strong=is_drift)
+                for name, psi, is_drift in drifted(verdict, _SHOWN_DRIFT)
+            ]
+            drift.add_row(verdict.version_id, ", ".join(shown) or "-")
+        for table in (quality, drift):
+            self.line("")
+            self._console.print(table, crop=False)
+
+    def _table(self, title: str) -> Table:
+        return Table(title=title, title_justify="left", box=None, width=max(self._console.width, _TABLE_WIDTH))
+
     def footnotes(self) -> None:
         """Explains the tables' last two columns."""
         self.line("*  Brier score of always answering the share of late flights in the version's training data")
         self.line("** Brier score of always answering the share of late flights among the very flights judged")
 
-    def answers(self, answers: Sequence[Answer], elapsed_s: float) -> None:
+    def took(self, elapsed_s: float) -> None:
+        """Adds to the time that answers took."""
+        self._elapsed_s += elapsed_s
+
+    def answers(self, answers: Sequence[Answer]) -> None:
         """Says how fast the answers came."""
         median, tail = (1000 * value for value in np.quantile([answer.latency_s for answer in answers], (0.5, 0.99)))
-        rate = len(answers) / elapsed_s
+        rate = len(answers) / self._elapsed_s
         self.done(
-            f"{len(answers):,} later flights through the REST door in {elapsed_s:.1f} s: "
+            f"{len(answers):,} flights through the REST door in {self._elapsed_s:.1f} s: "
             f"{rate:,.0f}/s, p50 {median:.1f} ms, p99 {tail:.1f} ms"
         )
 
@@ -83,6 +118,14 @@ def stopwatch() -> Iterator[Callable[[], float]]:
     """Gives a function that tells the seconds since the context began."""
     started = time.perf_counter()
     yield lambda: time.perf_counter() - started
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.estimate:.3f} ({value.lower:.3f} to {value.upper:.3f})"
+
+
+def _emphasised(text: str, *, strong: bool) -> str:
+    return f"[bold]{text}[/bold]" if strong else text
 
 
 def _cells(quality: Quality) -> tuple[str, ...]:

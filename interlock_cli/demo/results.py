@@ -28,12 +28,14 @@ class VersionResult:
 class DemoResult:
     """The qualities of both versions, on all later flights and on the answers that came back.
 
-    `foreign_count` counts answers by versions that the demo did not make. `largest_difference` is the farthest that an answer's probability was from that of the model called directly.
+    `foreign_count` counts answers by versions that the demo did not make, `degraded_count` those that did without a live
+    feature. `largest_difference` is the farthest that an answer's probability was from that of the model called directly.
     """
 
     all_later: tuple[VersionResult, ...]
     through_the_door: tuple[VersionResult, ...]
     foreign_count: int
+    degraded_count: int
     largest_difference: float
 
 
@@ -51,15 +53,18 @@ def judge_answers(serving: Mapping[str, TrainedVersion], flights: Flights, answe
         if positions:
             got = probabilities_of([answers[position] for position in positions])
             answered = flights.take(np.array(positions, dtype=np.int64))
-            direct = run_onnx(trained.artifact_path.read_bytes(), answered.features)[PROBABILITIES_OUTPUT][:, 1]
-            differences.append(float(np.abs(got - direct).max()))
+            direct = run_onnx(trained.artifact_path.read_bytes(), trained.recipe, answered.features)
+            whole = np.array([not answers[position].degraded for position in positions])
+            apart = np.abs(got - direct[PROBABILITIES_OUTPUT][:, 1])[whole]
+            differences.append(float(apart.max(initial=0.0)))
             quality = judge(got, answered.late, training_late_share(trained.description))
-            through_the_door.append(VersionResult(version_id, trained.window.name, quality))
+            through_the_door.append(VersionResult(version_id, trained.recipe.name, quality))
     if max(differences) > TOLERANCE:
         raise DemoFailed(f"an answer is {max(differences):.2g} away from the model called directly")
+    degraded_count = sum(answer.degraded for answer in answers)
     foreign_count = sum(answer.version not in serving for answer in answers)
     all_later = [
-        VersionResult(version_id, trained.window.name, later_quality(trained.description))
+        VersionResult(version_id, trained.recipe.name, later_quality(trained.description))
         for version_id, trained in serving.items()
     ]
-    return DemoResult(tuple(all_later), tuple(through_the_door), foreign_count, max(differences))
+    return DemoResult(tuple(all_later), tuple(through_the_door), foreign_count, degraded_count, max(differences))

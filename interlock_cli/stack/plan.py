@@ -63,6 +63,7 @@ class _Builder:
             "INTERLOCK_STATE_DIR": str(folder.path),
             "INTERLOCK_PORT_OFFSET": str(settings.port_offset),
             "INTERLOCK_BIND_HOST": settings.bind_host,
+            "INTERLOCK_CLOCK_TOLERANCE_S": str(settings.clock_tolerance_s),
         }
 
     def service(self, name: str, *, door: str = "grpcio", listens_as: str = "") -> ServiceSpec:

@@ -140,5 +140,7 @@ class _Listener(CircuitBreakerListener):
         self._on_state = on_state
 
     def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
-        _LOG.warning("breaker", name=cb.name, before=old_state.name if old_state else "", now=new_state.name)
+        if new_state.name == STATE_CLOSED or (old_state is not None and old_state.name == STATE_CLOSED):
+            # Not each probe of a peer that stays down.
+            _LOG.warning("breaker", name=cb.name, state=new_state.name)
         self._on_state(new_state.name)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from interlock.features.v1 import (
     feature_job_service_pb2,
@@ -14,26 +15,35 @@ from interlock.features.v1 import (
 )
 
 from services.common.call import Binding
+from services.common.cpus import thread_count
 from services.common.database import Database
 from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.settings import InvalidSettings
-from services.common.unimplemented import unimplemented_bindings
 from services.features.adapters.definition_store import SqlDefinitionStore, follow
 from services.features.adapters.history import FeatureHistory
+from services.features.adapters.job_runner import JobRunner
+from services.features.adapters.job_store import SqlJobStore
+from services.features.adapters.join_engine import EngineLimits
 from services.features.adapters.metrics import FeatureMetrics, HistoryMetrics, StoreMetrics
 from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
+from services.features.adapters.offline_jobs import OfflineJobs
+from services.features.adapters.offline_process import OfflineProcesses, StreamJoins
 from services.features.adapters.online_writer import RedisOnlineWriter
+from services.features.adapters.prediction_log import GrpcParitySources
 from services.features.adapters.push_answers import RedisPushAnswers
 from services.features.adapters.redis_link import InvalidRedisUrl, open_link
 from services.features.adapters.redis_store import RedisStore
 from services.features.adapters.registry_client import GrpcVersionRegistry
 from services.features.domain.catalog import Catalog, CompiledView
 from services.features.domain.catch_up import CatchUp
+from services.features.domain.job import JobKind
 from services.features.domain.online_read import FeatureReader, ReadPlans
 from services.features.domain.push import Pusher, RowCheck, Writers, now_us
+from services.features.servicer.feature_job_service import FeatureJobServicer
 from services.features.servicer.feature_service import FeatureServicer
 from services.features.servicer.feature_view_service import FeatureViewServicer
+from services.features.servicer.offline_feature_service import OfflineFeatureServicer
 from services.features.settings import Settings
 
 
@@ -157,8 +167,41 @@ def _online(base: Base, online: Online) -> Sequence[Binding]:
 
 
 async def _offline(base: Base, online: Online) -> Sequence[Binding]:
-    """OfflineFeatureService and FeatureJobService."""
-    return unimplemented_bindings(feature_job_service_pb2.DESCRIPTOR, offline_feature_service_pb2.DESCRIPTOR)
+    """OfflineFeatureService and FeatureJobService: joins in child processes, and jobs in the background."""
+    settings, stack = base.settings, base.stack
+    limits = EngineLimits(
+        "", settings.offline_memory_mib, settings.offline_spill_mib, thread_count(settings.offline_threads)
+    )
+    processes = OfflineProcesses(
+        settings.state_dir.absolute() / "features" / "offline",
+        limits,
+        settings.features_connections,
+        parallelism=settings.offline_parallelism,
+    )
+    await asyncio.to_thread(processes.clear)
+    sources = GrpcParitySources(settings.registry_address, settings.monitor_address)
+    stack.push_async_callback(sources.close)
+    store = SqlJobStore(base.database, owner=uuid4().hex)
+    jobs = OfflineJobs(base.catalog, store, processes, online.history, online.writer, sources)
+    runner = JobRunner(
+        store,
+        {JobKind.JOIN: jobs.join, JobKind.MATERIALIZATION: jobs.materialize, JobKind.PARITY: jobs.check_parity},
+        parallelism=settings.offline_parallelism,
+        lease_s=settings.job_lease_s,
+        poll_s=settings.job_poll_s,
+    )
+    await stack.enter_async_context(in_background(base.runtime, runner.run(), "jobs"))
+    joins = OfflineFeatureServicer(
+        base.catalog,
+        StreamJoins(processes, online.history),
+        limit_mib=settings.features_join_limit_mib,
+        idle_timeout_s=settings.features_join_idle_timeout_s,
+    )
+    base.runtime.on_drain(joins.drain)
+    return [
+        Binding(_full_name(offline_feature_service_pb2, "OfflineFeatureService"), joins),
+        Binding(_full_name(feature_job_service_pb2, "FeatureJobService"), FeatureJobServicer(store, runner, jobs)),
+    ]
 
 
 @asynccontextmanager

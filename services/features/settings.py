@@ -1,6 +1,6 @@
 """What the features service reads from the environment, beside what every service reads."""
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from services.common.settings import CommonSettings
 
@@ -32,6 +32,25 @@ class Settings(CommonSettings):
     """Size of the local log from which on pushes are refused, when Parquet cannot be written. MiB."""
     push_waiting_rows: PositiveInt = 50_000
     """Pushed rows that may wait to be made safe; more is refused. Rows."""
+
+    features_connections: dict[str, str] = Field(default_factory=dict)
+    """Databases that batch sources may name, as a JSON object of SQLAlchemy URLs by name; sqlite or postgresql."""
+    features_join_limit_mib: PositiveInt = 256
+    """Most rows that one JoinFeatures may bring. MiB."""
+    features_join_idle_timeout_s: PositiveFloat = 60.0
+    """A JoinFeatures without a message for so long ends. Seconds."""
+    offline_parallelism: PositiveInt = 2
+    """Joins and jobs that one process works on at a time, each in a child process; more wait. Count."""
+    offline_memory_mib: PositiveInt = 2048
+    """Memory of DuckDB in each of them; what is more goes to the disk. MiB."""
+    offline_spill_mib: PositiveInt = 65_536
+    """Disk that each of them may use for that, in the state folder. MiB."""
+    offline_threads: NonNegativeInt = 0
+    """Threads of each of them; 0 is as many as the process has processors, by affinity and cgroup. Count."""
+    job_lease_s: PositiveFloat = 15.0
+    """How long a job belongs to a process that does not say that it is alive. Seconds."""
+    job_poll_s: PositiveFloat = 1.0
+    """How often jobs that another process let go, or that wait, are looked for. Seconds."""
 
     @property
     def database(self) -> str:

@@ -18,7 +18,7 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run_task(folder, read_task(folder), connections)
-    except Exception as error:  # noqa: BLE001 - the parent tells the caller, and the log what a bug was
+    except Exception as error:
         write_error(folder, to_status(error, folder.name))
         if not hasattr(error, "reason"):
             raise

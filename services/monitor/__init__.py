@@ -1,6 +1,5 @@
 """Watches what models answer.
 
-Owns the prediction events of the routers and what is computed from them; gives verdicts and changes nothing. Never in the
-path of a prediction. In this release it takes the events and counts them; the rest of the contract
-(interlock.monitor.v1alpha1) answers UNIMPLEMENTED.
+Owns the prediction events of the routers, their log, labels, and what is computed from them: drift, data quality, quality,
+fairness. Gives verdicts and changes nothing. Never in the path of a prediction.
 """

@@ -45,6 +45,7 @@ from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.adapters.migrations import MIGRATIONS
 from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
+from services.monitor.adapters.prometheus_standing import StandingCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
 from services.monitor.adapters.silence_store import SqlSilences
 from services.monitor.adapters.window_store import SqlWindowStore
@@ -60,6 +61,7 @@ from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.ports import LabelSink, LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
 from services.monitor.domain.scope import Scopes
+from services.monitor.domain.standing import Standings
 from services.monitor.domain.window_intake import WindowIntake
 from services.monitor.servicer.alert_service import AlertServicer
 from services.monitor.servicer.analysis_service import AnalysisServicer
@@ -196,6 +198,8 @@ async def _open_windows(
         versions,
         policies,
         drops,
+        # Monitors that share a database have a log each.
+        position=f"predictions of {settings.monitor_log}",
         window_limit=settings.monitor_window_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
@@ -205,8 +209,14 @@ async def _open_windows(
     scopes = Scopes(store, versions, policies, retention_us=int(settings.monitor_window_retention_s * 1e6))
     labels = LabelIntake(store, versions, policies, feature_limit=settings.monitor_feature_limit)
     replay = LogReplay(log.files, versions)
-    async with _in_background(runtime, intake.run(settings.monitor_window_interval_s, replay), "windows"):
-        yield _Windows(store, intake, labels, Analyses(store, scopes, intake.flush))
+    analyses = Analyses(store, scopes, intake.flush)
+    standings = Standings(analyses)
+    runtime.registry.register(StandingCollector(standings))
+    async with (
+        _in_background(runtime, intake.run(settings.monitor_window_interval_s, replay), "windows"),
+        _in_background(runtime, standings.run(settings.monitor_standing_interval_s), "standings"),
+    ):
+        yield _Windows(store, intake, labels, analyses)
     await intake.flush()
 
 

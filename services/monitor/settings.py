@@ -71,6 +71,8 @@ class Settings(CommonSettings):
     """Windows (of a version, environment, variant and slice) that are held in memory until they are added."""
     monitor_window_retention_s: PositiveFloat = 90 * 24 * 3600.0
     """How long windows are kept. Seconds; a prediction older than that is not analysed."""
+    monitor_standing_interval_s: PositiveFloat = 30.0
+    """How often versions that had predictions lately are judged, for /metrics. Seconds."""
     monitor_feature_limit: PositiveInt = 500
     """Features and outputs of one version that are analysed; further ones are counted as not analysed."""
     monitor_alert_interval_s: PositiveFloat = 10.0

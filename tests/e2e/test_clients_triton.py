@@ -9,9 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from interlock_cli.demo.cache import cached_version
-from interlock_cli.demo.data import CATEGORICAL, NUMERIC
+from interlock_cli.demo.data import CATEGORICAL, NUMERIC, RECIPES
 from interlock_cli.demo.direct import run_onnx
-from interlock_cli.demo.run import WINDOWS
 from tests.e2e.clients import CATEGORIES, NUMBERS, OUTPUT, TENSORS, USER, Clients
 from tests.e2e.flight import BODY, MODEL
 from tests.e2e.stack import Stack
@@ -37,20 +36,20 @@ REFUSALS = {
 }
 
 
-def model_outputs(stack: Stack, version: str) -> dict[str, Any]:
-    """What a version gives for the same rows when it is called directly; versions are registered in this order."""
-    trained = cached_version(WINDOWS[int(version) - 1], stack.folder / "demo")
+def model_outputs(stack: Stack) -> dict[str, Any]:
+    """What version 1 gives for the same rows when it is called directly. Version 2 takes live features too."""
+    trained = cached_version(RECIPES[0], stack.folder / "demo")
     assert trained is not None
     texts, numbers = pd.DataFrame(CATEGORIES, columns=list(CATEGORICAL)), pd.DataFrame(NUMBERS, columns=list(NUMERIC))
-    return run_onnx(trained.artifact_path.read_bytes(), pd.concat([texts, numbers], axis=1))
+    return run_onnx(trained.artifact_path.read_bytes(), RECIPES[0], pd.concat([texts, numbers], axis=1))
 
 
-def assert_answers(found: dict[str, Any], stack: Stack, version: str, forms: set[str]) -> None:
+def assert_answers(found: dict[str, Any], stack: Stack, forms: set[str]) -> None:
     """Every form of the request holds the model's own answer, row by row, and what was asked for beside it."""
-    wanted = model_outputs(stack, version)
+    wanted = model_outputs(stack)
     assert set(found) == forms
     for form, answer in found.items():
-        assert (answer["id"], answer["model_name"], answer["model_version"]) == ("job-7", MODEL, version), form
+        assert (answer["id"], answer["model_name"], answer["model_version"]) == ("job-7", MODEL, "1"), form
         assert set(answer["outputs"]) == (set(wanted) if form == "all_outputs" else {OUTPUT}), form
         assert set(answer["binary"]) == (set() if form in JSON_FORMS else set(answer["outputs"])), form
         for name, output in answer["outputs"].items():
@@ -98,14 +97,13 @@ def test_it_finds_the_server_and_the_model(stack: Stack, clients: Clients, proto
 def test_every_form_of_request_gives_the_models_answer(stack: Stack, clients: Clients, protocol: str) -> None:
     """The same user meets the same version as in `/v1/predict`."""
     served = httpx.post(f"http://{stack.edge}/v1/predict", json={**BODY, "user_id": USER}, timeout=10).json()
+    assert served["model_version"] == "1"
     found = clients.triton(protocol, stack.edge)["answers"]
-    assert_answers(found, stack, served["model_version"], FORMS[protocol])
+    assert_answers(found, stack, FORMS[protocol])
 
 
-@pytest.mark.parametrize("version", ["1", "2"])
-def test_a_version_can_be_pinned(stack: Stack, clients: Clients, version: str) -> None:
-    found = clients.triton("http", stack.edge, version=version)["answers"]
-    assert_answers(found, stack, version, FORMS["http"])
+def test_a_version_can_be_pinned(stack: Stack, clients: Clients) -> None:
+    assert_answers(clients.triton("http", stack.edge, version="1")["answers"], stack, FORMS["http"])
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -119,13 +117,13 @@ def test_a_mistake_is_told_in_words_and_with_the_right_status(stack: Stack, clie
 
 @pytest.mark.parametrize("door", ["grpcio", "envoy"])
 def test_inference_serves_it_without_the_router(stacks: Any, clients: Clients, door: str) -> None:
-    """The newest version answers whoever names none, and Triton's configuration and statistics are there too."""
+    """Triton's configuration and statistics are there too."""
     stack: Stack = stacks.of("grpcio", inference_door=door)
-    found = clients.triton("grpc", stack.address_of("inference"), extensions=True)
+    found = clients.triton("grpc", stack.address_of("inference"), version="1", extensions=True)
     look = found["look"]
     assert_described(look, "interlock-inference", {"model_configuration", "statistics"})
     assert look["model"]["platform"] == clients.triton("grpc", stack.edge)["look"]["model"]["platform"]
-    assert_answers(found["answers"], stack, "2", FORMS["grpc"])
+    assert_answers(found["answers"], stack, FORMS["grpc"])
     assert_refusals(found["mistakes"], "grpc")
     config = look["config"]["config"]
     assert (config["name"], [one["name"] for one in config["input"]]) == (MODEL, ["categories", "numbers"])

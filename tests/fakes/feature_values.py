@@ -66,8 +66,10 @@ def statuses(column: pb.FeatureColumn) -> Sequence[str]:
 
 @asynccontextmanager
 async def running_values(state_dir: Path, redis_url: str, **settings: Any) -> AsyncIterator[Values]:
-    """Run features on a Redis while the block runs."""
-    async with running_features(state_dir, redis_url=redis_url, **settings) as features:
+    """Run features on a Redis while the block runs; patient, because a machine that runs tests may be busy."""
+    async with running_features(
+        state_dir, **{"redis_url": redis_url, "redis_read_deadline_s": 2, **settings}
+    ) as features:
         yield Values(features)
 
 

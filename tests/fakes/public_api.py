@@ -228,6 +228,7 @@ class FakeRegistry(registry_service_pb2_grpc.RegistryServiceServicer):
 @dataclass
 class FakeRouter(router_service_pb2_grpc.RouterServiceServicer):
     requests: list[router_service_pb2.PredictRequest] = field(default_factory=list)
+    rows: list[router_service_pb2.PredictRow] = field(default_factory=list)
     # What the next call is refused with: code, message, reason, details.
     refusal: tuple[int, str, str, Sequence[Message]] | None = None
     # Set to hold every answer back until the caller gives up.
@@ -250,6 +251,7 @@ class FakeRouter(router_service_pb2_grpc.RouterServiceServicer):
         self, request: router_service_pb2.PredictRowsRequest, context: Context
     ) -> router_service_pb2.PredictRowsResponse:
         response = router_service_pb2.PredictRowsResponse()
+        self.rows.extend(request.rows)
         for row in request.rows:
             result = response.results.add()
             if "bad" in row.features:

@@ -10,6 +10,8 @@ from services.common.http_rules import rules_of_set, services_of
 
 ROUTER: Final = "router"
 OPEN_INFERENCE: Final = "inference.GRPCInferenceService"
+# Public too: it streams both ways, for which REST has no form.
+_STREAMS: Final = frozenset({"interlock.features.v1.OfflineFeatureService"})
 
 
 def area_services(
@@ -17,8 +19,9 @@ def area_services(
 ) -> tuple[str, ...]:
     """Return the public services of an area, sorted.
 
-    Public is what has a REST path: internal RPCs carry none. The router and whoever has a door of its own are public
-    as a whole, with the Open Inference Protocol. The setting `edge_services` goes before.
+    Public is what has a REST path, itself or through its HttpBody twin, or is in _STREAMS: internal RPCs carry none. The router and
+    whoever has a door of its own are public as a whole, with the Open Inference Protocol. The setting `edge_services`
+    goes before.
     """
     if area in settings.edge_services:
         return tuple(sorted(settings.edge_services[area]))
@@ -28,7 +31,15 @@ def area_services(
         own = {name for name in known if name.startswith(prefix)}
         facade = {OPEN_INFERENCE} & set(known)
         return tuple(sorted(own | facade | {name.split("/")[0] for name in hot}))
-    return tuple(sorted({rule.service for rule in rules_of_set(descriptors) if rule.service.startswith(prefix)}))
+    rules = [rule for rule in rules_of_set(descriptors) if rule.service.startswith(prefix)]
+    spoken_for = {(_package(rule.service), rule.method) for rule in rules if rule.twin}
+    typed = {name for name in known if any((_package(name), rpc.name) in spoken_for for rpc in known[name].method)}
+    streams = {name for name in known if name.startswith(prefix) and name in _STREAMS}
+    return tuple(sorted({rule.service for rule in rules} | typed | streams))
+
+
+def _package(service: str) -> str:
+    return service.rpartition(".")[0]
 
 
 def edge_areas(router: Area, settings: EdgeSettings, descriptors: FileDescriptorSet) -> tuple[Area, ...]:

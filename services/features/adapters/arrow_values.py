@@ -51,14 +51,18 @@ def values_of(column: pa.Array, kind: FeatureType, *, is_list: bool, from_text: 
     `from_text`, as in CSV; there an empty field is null.
     """
     column, wanted = _plain(column), arrow_type(kind, is_list=is_list)
+    if pa.types.is_floating(column.type):
+        # What many tools write where there is no number.
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     if column.type == wanted or pa.types.is_null(column.type):
-        return column.cast(wanted), np.zeros(len(column), np.bool_)
+        return _finite(column.cast(wanted), np.zeros(len(column), np.bool_))
     if not _may_become(column.type, kind, is_list=is_list, from_text=from_text):
         raise WrongColumn(f"want {_words(kind, is_list=is_list)}, got {column.type}")
-    if from_text and kind is not FeatureType.STRING:
+    if pa.types.is_string(column.type) and kind is not FeatureType.STRING:
         stripped = pc.utf8_trim_whitespace(column)
         column = pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped)
-    return _cast(column, lambda values: values.cast(wanted))
+    values, wrong = _cast(column, lambda values: values.cast(wanted))
+    return _finite(values, wrong)
 
 
 def times_of(column: pa.Array, zone: str, *, latest: bool = False) -> tuple[pa.Array, Bools]:
@@ -114,6 +118,16 @@ def _may_become(found: pa.DataType, kind: FeatureType, *, is_list: bool, from_te
 
 def _words(kind: FeatureType, *, is_list: bool) -> str:
     return f"a list of {kind.value}" if is_list else kind.value
+
+
+def _finite(values: pa.Array, wrong: Bools) -> tuple[pa.Array, Bools]:
+    """Return the values without what is not a finite number, which no feature may be."""
+    if not pa.types.is_floating(values.type):
+        return values, wrong
+    finite = pc.is_finite(values).fill_null(True)
+    if pc.all(finite).as_py() is not False:
+        return values, wrong
+    return pc.if_else(finite, values, pa.scalar(None, values.type)), wrong | ~finite.to_numpy(zero_copy_only=False)
 
 
 def _cast(column: pa.Array, convert: Callable[[pa.Array], pa.Array]) -> tuple[pa.Array, Bools]:

@@ -4,7 +4,6 @@
 used, which it counts by reason.
 """
 
-import asyncio
 import csv
 import re
 from collections import Counter
@@ -17,18 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncResult, create_async_engine
 
-from services.common.database import async_url
 from services.features.adapters.arrow_values import WrongColumn, arrow_type, check_zone, keys_of, times_of, values_of
 from services.features.adapters.join_sql import key_column, value_column
-from services.features.domain.definitions import BatchSource, FileFormat, FileLocation, SqlLocation
+from services.features.domain.definitions import BatchSource, FeatureType, FileFormat, FileLocation, SqlLocation
 from services.features.domain.failure import SourceUnreadable
 from services.features.domain.point_in_time import PlannedFeature, PlannedKey
+from services.features.domain.value_check import KEY_LIMIT_BYTES
 
-_ROWS_A_PIECE: Final = 65_536
+ROWS_A_PIECE: Final = 65_536
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?")
 _MISSING_KEY: Final = "MISSING_KEY"
 _INVALID_KEY: Final = "INVALID_KEY"
@@ -43,7 +39,7 @@ class BatchReader:
     """Reads batch sources; `connections` are SQLAlchemy URLs by name."""
 
     def __init__(self, connections: Mapping[str, str]) -> None:
-        self._connections = connections
+        self.connections = connections
         self.skipped: Counter[str] = Counter()
         """Rows that could not be used, by reason."""
 
@@ -94,11 +90,14 @@ class BatchReader:
             )
             leave_out(wrong, _INVALID_KEY)
             leave_out(column.is_null().to_numpy(zero_copy_only=False), _MISSING_KEY)
+            if key.type is FeatureType.STRING:
+                size_bytes = pc.binary_length(column).fill_null(1).to_numpy(zero_copy_only=False)
+                leave_out((size_bytes < 1) | (size_bytes > KEY_LIMIT_BYTES), _INVALID_KEY)
             columns[key_column(key.entity)] = column
         event_us, wrong = piece.convert(source.event_time_column, lambda values: times_of(values, source.time_zone))
         leave_out(wrong, _INVALID_TIME)
         leave_out(event_us.is_null().to_numpy(zero_copy_only=False), _MISSING_TIME)
-        leave_out(pc.less(event_us, 0).fill_null(False).to_numpy(zero_copy_only=False), _INVALID_TIME)  # noqa: FBT003
+        leave_out(pc.less(event_us, 0).fill_null(False).to_numpy(zero_copy_only=False), _INVALID_TIME)
         if source.known_at_column:
             known_us, wrong = piece.convert(
                 source.known_at_column, lambda values: times_of(values, source.time_zone, latest=True)
@@ -167,17 +166,20 @@ class BatchReader:
         yield from reader
 
     def _read_sql(self, location: SqlLocation) -> Iterator[pa.RecordBatch]:
-        url = self._connections.get(location.connection)
+        url = self.connections.get(location.connection)
         if url is None:
-            known = ", ".join(sorted(self._connections)) or "none"
+            known = ", ".join(sorted(self.connections)) or "none"
             raise SourceUnreadable(
                 location.connection, f"want a connection of INTERLOCK_FEATURES_CONNECTIONS ({known}), got none of it"
             )
         table = _TABLE.fullmatch(location.query.strip())
         query = f"SELECT * FROM {table[0]}" if table else location.query  # noqa: S608 - a name by the pattern above
+        # SQLAlchemy takes half of the time in which a child starts, and few sources need it.
+        from services.features.adapters.sql_reader import SqlUnreadable, read_query  # noqa: PLC0415
+
         try:
-            yield from _read_query(url, query)
-        except (SQLAlchemyError, OSError, pa.ArrowException) as error:
+            yield from read_query(url, query, ROWS_A_PIECE)
+        except SqlUnreadable as error:
             raise SourceUnreadable(location.connection, _said(error)) from error
 
 
@@ -218,7 +220,7 @@ def value_schema(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature])
 def _read_parquet(file: Any, path: str, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     parquet = pq.ParquetFile(file)
     wanted = _present(parquet.schema_arrow.names, columns, path)
-    yield from parquet.iter_batches(batch_size=_ROWS_A_PIECE, columns=wanted)
+    yield from parquet.iter_batches(batch_size=ROWS_A_PIECE, columns=wanted)
 
 
 def _present(have: Sequence[str], wanted: Sequence[str] | None, path: str) -> list[str]:
@@ -226,44 +228,6 @@ def _present(have: Sequence[str], wanted: Sequence[str] | None, path: str) -> li
     if missing:
         raise SourceUnreadable(path or "CSV", f"want this column, got {', '.join(have)[:200]}", missing[0])
     return list(have if wanted is None else wanted)
-
-
-def _read_query(url: str, query: str) -> Iterator[pa.RecordBatch]:
-    """Yield the result of a query, from a read-only transaction; what drivers have is asyncio's."""
-    engine = create_async_engine(async_url(url))
-    with asyncio.Runner() as runner:
-
-        async def begin() -> tuple[Any, AsyncResult[Any]]:
-            connection = await engine.connect()
-            if engine.dialect.name == "postgresql":
-                await connection.execution_options(postgresql_readonly=True)
-            elif engine.dialect.name == "sqlite":
-                await connection.exec_driver_sql("PRAGMA query_only = ON")
-            return connection, await connection.stream(text(query))
-
-        connection = None
-        try:
-            connection, result = runner.run(begin())
-            names = list(result.keys())
-            while rows := runner.run(_fetch(result)):
-                columns = zip(*rows, strict=True)
-                yield pa.RecordBatch.from_arrays([_column(each) for each in columns], names=names)
-        finally:
-            if connection is not None:
-                runner.run(connection.close())
-            runner.run(engine.dispose())
-
-
-async def _fetch(result: AsyncResult[Any]) -> Sequence[Any]:
-    return await result.fetchmany(_ROWS_A_PIECE)
-
-
-def _column(values: Sequence[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        # SQLite's columns hold what they were given: text keeps it all, and the conversion decides.
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def _said(error: Exception) -> str:

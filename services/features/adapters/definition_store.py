@@ -13,16 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
 from services.common.storage_failure import DatabaseUnavailable, StorageFull
-from services.features.adapters.table import ANSWER, APPLIED, DEFINITION, HEAD
+from services.features.adapters.answer import AnswerKey, recall, remember
+from services.features.adapters.table import APPLIED, DEFINITION, HEAD
 from services.features.convert.definition import definition_from_bytes, definition_to_bytes
 from services.features.domain.catalog import Catalog
 from services.features.domain.definition_diff import Change, ChangeKind
 from services.features.domain.definition_store import Definitions
 from services.features.domain.definitions import NEVER, Definition
-from services.features.domain.failure import RequestIdReused
 
 _LOG: Final = structlog.get_logger(part="definitions")
-_ANSWER_WINDOW: Final = timedelta(hours=24)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -69,27 +68,11 @@ class SqlDefinitionTransaction:
 
     async def recall(self, request_id: str, fingerprint: str) -> bytes | None:
         """Return the answer that was given to this request within the last day; RequestIdReused for another one."""
-        oldest_us = self._now_us - _ANSWER_WINDOW // _MICROSECOND
-        await self._connection.execute(delete(ANSWER).where(ANSWER.c.time_us <= oldest_us))
-        query = select(ANSWER).where(ANSWER.c.principal == self._principal, ANSWER.c.request_id == request_id)
-        row = (await self._connection.execute(query)).mappings().one_or_none()
-        if row is None:
-            return None
-        if row["fingerprint"] != fingerprint:
-            raise RequestIdReused(request_id)
-        answer: bytes = row["body"]
-        return answer
+        return await recall(self._connection, AnswerKey(self._principal, request_id, fingerprint), self._now_us)
 
     async def remember(self, request_id: str, fingerprint: str, answer: bytes) -> None:
         """Keep the answer to a request."""
-        values = {
-            "principal": self._principal,
-            "request_id": request_id,
-            "fingerprint": fingerprint,
-            "body": answer,
-            "time_us": self._now_us,
-        }
-        await self._connection.execute(insert(ANSWER).values(values))
+        await remember(self._connection, AnswerKey(self._principal, request_id, fingerprint), answer, self._now_us)
 
     async def _remove(self, names: Sequence[str]) -> None:
         await self._connection.execute(delete(DEFINITION).where(DEFINITION.c.name.in_(names)))

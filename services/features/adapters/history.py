@@ -76,18 +76,18 @@ class FeatureHistory:
 
     async def open(self) -> None:
         """Find what an earlier process left."""
-        await self._in_thread(self._log.open)
+        await self._in_thread(self._log.adopt)
 
     async def close(self) -> None:
         """Finish what waits; the log stays for the next start."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
-        await self._in_thread(self._log.seal)
+        await self._in_thread(self._log.close)
         self._thread.shutdown()
 
     async def append(self, writer: ViewWriter, rows: Sequence[Row]) -> None:
         """See `ports.History`: what is appended at the same moment is synced together."""
-        if self._log_bytes() > self._backlog_bytes:
+        if self._log.own_bytes() > self._backlog_bytes:
             raise HistoryUnavailable("its log is full, because Parquet parts cannot be written")
         safe: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((writer, rows, safe))
@@ -98,17 +98,16 @@ class FeatureHistory:
     async def scan(self, view: str) -> HistoryScan:
         """See `ports.History`."""
         async with self._moving:
-            unfinished = self._log.unfinished()
-            return await asyncio.to_thread(self._scan, view, unfinished)
+            return await asyncio.to_thread(self._scan, view)
 
     async def newest(self) -> AsyncIterator[Batch]:
         """Yield what the log still holds, parts or not, the oldest first: the online store may lack it."""
         async with self._moving:
-            segments = [*await self._in_thread(self._log.done), *self._log.unfinished()]
+            segments = await self._in_thread(lambda: [*self._log.done(), *self._log.unfinished()])
             for segment in segments:
-                records = segment.records()
-                while (record := await asyncio.to_thread(next, records, None)) is not None:
-                    yield unpack_batch(record)
+                batches = map(unpack_batch, segment.records())
+                while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+                    yield batch
 
     async def run(self) -> None:
         """Make Parquet of the log, for as long as the service lives."""
@@ -126,6 +125,7 @@ class FeatureHistory:
         current = self._log.current
         if current is not None and self._clock_us() - current.created_us >= self._roll_us:
             await self._in_thread(self._log.seal)
+        await self._in_thread(self._log.adopt)
         good = await self._roll_sealed()
         async with self._moving:
             if not self.behind.is_set():
@@ -211,7 +211,9 @@ class FeatureHistory:
             raise
         _sync_folders(Path(folder))
 
-    def _scan(self, view: str, unfinished: Sequence[Segment]) -> HistoryScan:
+    def _scan(self, view: str) -> HistoryScan:
+        # First the segments, then the parts: what becomes Parquet in between is read from its segment.
+        unfinished = self._log.unfinished()
         hidden = {segment.id for segment in unfinished}
         found = self._fs.glob(f"{self._root}/{view}/*/part-*.parquet")
         parts = [path for path in sorted(found) if Path(path).name.split("-")[1] not in hidden]
@@ -225,12 +227,9 @@ class FeatureHistory:
             if time.time() - segment.path.stat().st_mtime > _KEEP_DONE_S:
                 segment.path.unlink(missing_ok=True)
 
-    def _log_bytes(self) -> int:
-        return sum(segment.safe_bytes for segment in self._log.unfinished())
-
     def _measure(self) -> None:
-        unfinished = self._log.unfinished()
-        self._metrics.log_bytes.set(self._log_bytes())
+        unfinished = [*self._log.sealed, *filter(None, [self._log.current])]
+        self._metrics.log_bytes.set(self._log.own_bytes())
         oldest_us = min((segment.created_us for segment in unfinished), default=self._clock_us())
         self._metrics.oldest_seconds.set((self._clock_us() - oldest_us) / 1e6)
         self._metrics.waiting_rows.set(sum(len(rows) for _, rows, _ in self._waiting))

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -20,14 +20,17 @@ from services.common.child_process import ChildProcess
 from services.common.errors import INTERNAL, ServiceError, Violation, status_reason
 from services.features.adapters.join_engine import EngineLimits
 from services.features.adapters.offline_task import (
+    OUTPUT_FILE,
+    ROWS_FILE,
     OfflineTask,
+    StreamJoinTask,
     TaskResult,
     read_error,
     read_progress,
     read_result,
     write_task,
 )
-from services.features.domain.point_in_time import HistoryFiles
+from services.features.domain.point_in_time import HistoryFiles, JoinPlan
 from services.features.domain.ports import History
 
 _LOG: Final = structlog.get_logger(part="offline")
@@ -111,7 +114,7 @@ def _ended_early(code: int) -> Status:
         message=f"the process of this work ended with {code}; if it was killed, it needed more memory than there is",
     )
     status.details.add().Pack(
-        error_details_pb2.ErrorInfo(reason="OFFLINE_WORK_ENDED" if code < 0 else INTERNAL, domain="interlock")
+        error_details_pb2.ErrorInfo(reason="WORK_ENDED" if code < 0 else INTERNAL, domain="interlock")
     )
     return status
 
@@ -122,7 +125,7 @@ async def history_files(history: History, views: tuple[str, ...], folder: Path) 
     for number, view in enumerate(views):
         scan = await history.scan(view)
         tail = ""
-        if len(scan.tail):
+        if scan.tail is not None and len(scan.tail):
             tail = str(folder / f"tail-{number}.arrow")
             await asyncio.to_thread(_write_table, tail, scan.tail)
         found[view] = HistoryFiles(tuple(scan.parts), tail)
@@ -132,3 +135,25 @@ async def history_files(history: History, views: tuple[str, ...], folder: Path) 
 def _write_table(path: str, table: pa.Table) -> None:
     with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
+
+
+class StreamJoins:
+    """Joins rows that stand in a file; see `offline_feature_service.StreamJoiner`."""
+
+    def __init__(self, processes: OfflineProcesses, history: History) -> None:
+        self._processes = processes
+        self._history = history
+
+    def folder(self) -> AbstractAsyncContextManager[Path]:
+        """Open a folder for one join."""
+        return self._processes.folder()
+
+    def rows_file(self, folder: Path) -> Path:
+        """Return where the rows have to be put, as an Arrow stream."""
+        return folder / ROWS_FILE
+
+    async def join(self, folder: Path, plan: JoinPlan) -> Path:
+        """Return where the rows with the features are, as an Arrow stream."""
+        histories = await history_files(self._history, plan.history_views, folder)
+        await self._processes.run(folder, StreamJoinTask(plan=plan, histories=histories))
+        return folder / OUTPUT_FILE

@@ -22,10 +22,10 @@ class OnDemandColumns:
             {feature.name: feature.type for feature in view.features},
         )
 
-    def compute(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
+    def compute(self, rows: pa.RecordBatch, *, from_text: bool = False) -> dict[str, pa.Array]:
         """Return the columns for some rows; raises InvalidRequest for an input that is missing or of the wrong type."""
         names = self._plan.needed(feature.name for feature in self._view.features)
-        columns = {name: self._input(rows, name).to_pylist() for name in names}
+        columns = {name: self._input(rows, name, from_text=from_text).to_pylist() for name in names}
         found = {}
         for feature in self._view.features:
             try:
@@ -35,13 +35,13 @@ class OnDemandColumns:
             found[feature.output] = pa.array(values, arrow_type(feature.type))
         return found
 
-    def _input(self, rows: pa.RecordBatch, name: str) -> pa.Array:
+    def _input(self, rows: pa.RecordBatch, name: str, *, from_text: bool) -> pa.Array:
         index = rows.schema.get_field_index(name)
         if index < 0:
             have = ", ".join(rows.schema.names)[:200]
             raise InvalidRequest([Violation("rows", f'want a column "{name}" for {self._view.view}, got {have}')])
         try:
-            column, wrong = values_of(rows.column(index), self._inputs[name], is_list=False, from_text=False)
+            column, wrong = values_of(rows.column(index), self._inputs[name], is_list=False, from_text=from_text)
         except WrongColumn as error:
             raise InvalidRequest([Violation("rows", f'column "{name}": {error}')]) from None
         if wrong.any():

@@ -1,9 +1,13 @@
 """Rows into the online store, whatever kind their view is of."""
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from services.features.adapters.redis_store import RedisStore
 from services.features.domain.ports import Outcome, Row, ScriptCall, ViewWriter
+
+# A round trip that keeps neither this process nor Redis from serving reads for long.
+_AT_A_TIME: Final = 250
 
 
 class RedisOnlineWriter:
@@ -19,6 +23,12 @@ class RedisOnlineWriter:
 
     async def write(self, writer: ViewWriter, rows: Sequence[Row]) -> Sequence[Outcome]:
         """See `ports.OnlineWriter`."""
+        outcomes: list[Outcome] = []
+        for start in range(0, len(rows), _AT_A_TIME):
+            outcomes += await self._write(writer, rows[start : start + _AT_A_TIME])
+        return outcomes
+
+    async def _write(self, writer: ViewWriter, rows: Sequence[Row]) -> Sequence[Outcome]:
         now_us = self._clock_us()
         calls = [writer.write(row, now_us) for row in rows]
         asked = [call for call in calls if isinstance(call, ScriptCall)]

@@ -51,3 +51,22 @@ ANSWER: Final = Table(
     PrimaryKeyConstraint("principal", "request_id"),
     Index("features_answer_by_time", "time_us"),
 )
+
+JOB: Final = Table(
+    "features_job",
+    METADATA,
+    Column("name", TEXT, primary_key=True),
+    Column("folded_name", TEXT, nullable=False, unique=True),
+    Column("kind", TEXT, nullable=False),
+    # Newest first: counts down.
+    Column("sort_key", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("feature_view", TEXT, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("checkpoint", BigInteger, nullable=False),
+    Column("owner", TEXT, nullable=False),
+    Column("lease_us", BigInteger, nullable=False),
+    Index("features_job_by_kind", "kind", "sort_key"),
+    Index("features_job_by_state", "state", "lease_us"),
+    Index("features_job_by_view", "feature_view", "state"),
+)

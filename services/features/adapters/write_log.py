@@ -3,8 +3,12 @@
 A segment is `<created, Unix microseconds>-<id>.log`: eight bytes that say what it is, then records of a length and a
 CRC-32 (4 bytes each, little-endian) and the payload. What a crash left half-written at the end is not read. Nothing here
 is asynchronous: one thread appends, and others read what has been reported safe.
+
+Several processes may share a folder, as two do while one takes over from the other: each holds a lock on its own
+segments, and a segment that nobody holds belongs to whoever locks it first.
 """
 
+import fcntl
 import os
 import threading
 import uuid
@@ -13,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
-from typing import Final
+from typing import BinaryIO, Final
 
 import structlog
 
 MAGIC: Final = b"ILHIST1\n"
 LOG_SUFFIX: Final = ".log"
 DONE_SUFFIX: Final = ".done"
+_NEW_SUFFIX: Final = ".new"
 _HEAD: Final = Struct("<II")
 _LOG: Final = structlog.get_logger(part="history")
 
@@ -33,18 +38,10 @@ class Segment:
     created_us: int
     safe_bytes: int
 
-    @classmethod
-    def at(cls, path: Path) -> "Segment | None":
-        """Return the segment of a file, None for a file that is none."""
-        created, _, segment_id = path.stem.partition("-")
-        if not (created.isdecimal() and segment_id):
-            return None
-        return cls(path, segment_id, int(created), path.stat().st_size)
-
     def records(self) -> Iterator[bytes]:
         """Yield the payloads that are whole, up to what was safe when this was called."""
         end = self.safe_bytes
-        with self.path.open("rb") as file:
+        with self._open() as file:
             position = len(MAGIC)
             if file.read(position) != MAGIC:
                 end = 0
@@ -58,23 +55,35 @@ class Segment:
                     return
                 yield payload
 
+    def _open(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError:
+            # Became Parquet since somebody asked for it; what it held is what was asked for.
+            return self.path.with_suffix(DONE_SUFFIX).open("rb")
+
 
 class WriteLog:
-    """The segments of one folder: one is appended to, the others are sealed and wait to become Parquet."""
+    """Our segments of one folder: one is appended to, the others are sealed and wait to become Parquet."""
 
     def __init__(self, folder: Path, clock_us: Callable[[], int]) -> None:
         self._folder = folder
         self._clock_us = clock_us
         self._descriptor = -1
+        self._locks: dict[str, int] = {}
         # Moves a segment from one list to the other in one step, as the event loop sees it.
         self._moving = threading.Lock()
         self.current: Segment | None = None
         self.sealed: list[Segment] = []
 
-    def open(self) -> None:
-        """Find what an earlier process left; nothing is appended to an old segment."""
+    def adopt(self) -> None:
+        """Take the segments that a process has left which is no more; nothing is appended to them."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.sealed = self._find(LOG_SUFFIX)
+        for segment in self._find(LOG_SUFFIX):
+            if segment.id not in self._locks and (descriptor := _lock(segment.path)) is not None:
+                self._locks[segment.id] = descriptor
+                with self._moving:
+                    self.sealed.append(segment)
 
     def done(self) -> list[Segment]:
         """Return the segments that are Parquet already and are kept for a while, the oldest first."""
@@ -100,7 +109,6 @@ class WriteLog:
     def seal(self) -> None:
         """Append no more to the current segment."""
         if self.current is not None:
-            os.close(self._descriptor)
             self._leave(self.current, keep=True)
 
     def finish(self, segment: Segment) -> None:
@@ -109,26 +117,47 @@ class WriteLog:
         segment.path.rename(done)
         with self._moving:
             self.sealed.remove(segment)
+        os.close(self._locks.pop(segment.id))
 
     def unfinished(self) -> list[Segment]:
-        """Return the segments that are not Parquet yet, the oldest first, each as long as it is now."""
+        """Return all segments that are not Parquet yet, the oldest first, each as long as it is now.
+
+        Those of other processes are among them; of these the end may be torn.
+        """
         with self._moving:
             current = [] if self.current is None else [self.current]
-            return [replace(segment) for segment in [*self.sealed, *current]]
+            own = {segment.id: replace(segment) for segment in [*self.sealed, *current]}
+        return [own.get(segment.id, segment) for segment in self._find(LOG_SUFFIX)]
+
+    def own_bytes(self) -> int:
+        """Return the size of our segments."""
+        with self._moving:
+            return sum(each.safe_bytes for each in self.sealed) + (self.current.safe_bytes if self.current else 0)
+
+    def close(self) -> None:
+        """Let go of all segments; the next start finds them."""
+        self.seal()
+        while self._locks:
+            os.close(self._locks.popitem()[1])
 
     def _begin(self) -> None:
         created_us = self._clock_us()
         segment_id = uuid.uuid4().hex
         path = self._folder / f"{created_us:020d}-{segment_id}{LOG_SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        # Nobody else sees it before it is locked.
+        hidden = path.with_suffix(_NEW_SUFFIX)
+        descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(descriptor, MAGIC)
+            hidden.rename(path)
             _sync_folder(self._folder)
         except OSError:
             os.close(descriptor)
+            hidden.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise
-        self._descriptor = descriptor
+        self._descriptor = self._locks[segment_id] = descriptor
         self.current = Segment(path, segment_id, created_us, len(MAGIC))
 
     def _abandon(self, segment: Segment) -> None:
@@ -138,11 +167,11 @@ class WriteLog:
         except OSError as error:
             # The torn end is not read: records() stops at the first that is not whole, or at safe_bytes.
             _LOG.warning("log_not_cut", segment=segment.path.name, error=str(error))
-        os.close(self._descriptor)
         empty = segment.safe_bytes == len(MAGIC)
         self._leave(segment, keep=not empty)
         if empty:
             segment.path.unlink(missing_ok=True)
+            os.close(self._locks.pop(segment.id))
 
     def _leave(self, segment: Segment, *, keep: bool) -> None:
         with self._moving:
@@ -151,8 +180,35 @@ class WriteLog:
                 self.sealed.append(segment)
 
     def _find(self, suffix: str) -> list[Segment]:
-        found = map(Segment.at, sorted(self._folder.glob(f"*{suffix}")))
+        found = map(_segment_at, sorted(self._folder.glob(f"*{suffix}")))
         return [segment for segment in found if segment is not None]
+
+
+def _segment_at(path: Path) -> Segment | None:
+    """Return the segment of a file; None for a file that is none, or is gone."""
+    created, _, segment_id = path.stem.partition("-")
+    if not (created.isdecimal() and segment_id):
+        return None
+    try:
+        return Segment(path, segment_id, int(created), path.stat().st_size)
+    except FileNotFoundError:
+        return None
+
+
+def _lock(path: Path) -> int | None:
+    """Return a descriptor that holds a segment's lock; None when another process has it, or has finished it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

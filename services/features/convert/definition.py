@@ -166,7 +166,7 @@ def _source_from_proto(message: feature_view_pb2.FeatureView) -> Source | None:
         case "push_source":
             return PushSource()
         case "batch_source":
-            return _batch_from_proto(message.batch_source)
+            return batch_from_proto(message.batch_source)
         case "on_demand_source":
             on_demand = message.on_demand_source
             return OnDemandSource(_fields_from_proto(on_demand.inputs), dict(on_demand.expressions))
@@ -178,7 +178,8 @@ def _source_from_proto(message: feature_view_pb2.FeatureView) -> Source | None:
     return None
 
 
-def _batch_from_proto(message: feature_view_pb2.BatchSource) -> BatchSource:
+def batch_from_proto(message: feature_view_pb2.BatchSource) -> BatchSource:
+    """Return a batch source as it was given, sound or not."""
     location: FileLocation | SqlLocation | None = None
     if message.WhichOneof("location") == "files":
         form = enum_from_proto(FileFormat, feature_view_pb2.FileFormat, "FILE_FORMAT_", message.files.format)
@@ -217,7 +218,7 @@ def _put_source(message: feature_view_pb2.FeatureView, source: Source | None) ->
         case PushSource():
             message.push_source.SetInParent()
         case BatchSource():
-            message.batch_source.CopyFrom(_batch_to_proto(source))
+            message.batch_source.CopyFrom(batch_to_proto(source))
         case OnDemandSource():
             message.on_demand_source.inputs.extend(_fields_to_proto(source.inputs))
             message.on_demand_source.expressions.update(source.expressions)
@@ -226,7 +227,8 @@ def _put_source(message: feature_view_pb2.FeatureView, source: Source | None) ->
             message.aggregate_source.aggregates.extend(map(_aggregate_to_proto, source.aggregates))
 
 
-def _batch_to_proto(source: BatchSource) -> feature_view_pb2.BatchSource:
+def batch_to_proto(source: BatchSource) -> feature_view_pb2.BatchSource:
+    """Return the contract's batch source."""
     message = feature_view_pb2.BatchSource(
         entity_columns=source.entity_columns,
         feature_columns=source.feature_columns,

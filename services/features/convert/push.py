@@ -1,5 +1,6 @@
 """PushFeatures and its stream: rows and results."""
 
+import asyncio
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -12,7 +13,7 @@ from services.features.convert.stamp import time_us
 from services.features.convert.value import value_from_proto
 from services.features.domain.failure import InvalidRequest
 from services.features.domain.ports import Outcome
-from services.features.domain.push import ROW_LIMIT, GivenRow
+from services.features.domain.push import ROW_LIMIT, ROWS_AT_A_TIME, GivenRow
 from services.features.domain.push_stream import OUTSTANDING_LIMIT, OpenedStream
 
 CLIENT_ID_LIMIT_BYTES: Final = 128
@@ -35,11 +36,15 @@ def request_id_of(request: pb.PushFeaturesRequest) -> str:
         raise InvalidRequest([Violation("request_id", f"want a UUID, got {echo(request.request_id)}")]) from None
 
 
-def rows_from_proto(rows: Sequence[pb.FeatureRow], field: str = "rows") -> list[GivenRow]:
-    """Return the rows, unchecked but for their number; raises InvalidRequest."""
+async def rows_from_proto(rows: Sequence[pb.FeatureRow], field: str = "rows") -> list[GivenRow]:
+    """Return the rows, unchecked but for their number; raises InvalidRequest. Lets others run in between."""
     if not 0 < len(rows) <= ROW_LIMIT:
         raise InvalidRequest([Violation(field, f"want 1 to {ROW_LIMIT} rows, got {len(rows)}")])
-    return [_row(row) for row in rows]
+    given: list[GivenRow] = []
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        given.extend(map(_row, rows[start : start + ROWS_AT_A_TIME]))
+        await asyncio.sleep(0)
+    return given
 
 
 def answer_to_proto(results: Iterable[Result], call_id: str) -> pb.PushFeaturesResponse:

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from services.common.errors import (
+    DEADLINE_PASSED,
     DEPENDENCY_UNAVAILABLE,
     INVALID_FIELD,
     Aborted,
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -61,6 +63,49 @@ class SourceUnreadable(FailedPrecondition):
             reason="SOURCE_UNREADABLE",
             metadata={"source": source, "column": column} if column else {"source": source},
         )
+
+
+class OutputUnusable(FailedPrecondition):
+    """The folder for a result is not empty, or cannot be written."""
+
+    def __init__(self, uri: str, why: str) -> None:
+        super().__init__(f"output_uri {echo(uri)}: {why}", reason="OUTPUT_UNUSABLE", metadata={"output_uri": uri})
+
+
+class NotMaterializable(FailedPrecondition):
+    """The view has no batch source."""
+
+    def __init__(self, view: str) -> None:
+        super().__init__(
+            f"{view} has no batch source: there is nothing to materialize",
+            reason="NOT_MATERIALIZABLE",
+            metadata={"feature_view": view},
+        )
+
+
+class JoinTooLarge(ResourceExhausted):
+    """The rows of a join by stream are more than allowed."""
+
+    def __init__(self, limit_mib: int) -> None:
+        super().__init__(
+            f"want at most {limit_mib} MiB of rows (INTERLOCK_FEATURES_JOIN_LIMIT_MIB), got more; use a PointInTimeJoinJob",
+            reason="JOIN_TOO_LARGE",
+            metadata={"limit_mib": str(limit_mib)},
+        )
+
+
+class WorkTooLarge(ResourceExhausted):
+    """Offline work needs more memory or disk than it may have."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the work needs more than it may have: {why}", reason="WORK_ENDED")
+
+
+def too_quiet(limit_s: float) -> DeadlineExceeded:
+    """Return the error for a stream on which nothing comes."""
+    return DeadlineExceeded(
+        f"no message came for {limit_s:g} s", reason=DEADLINE_PASSED, metadata={"limit_s": f"{limit_s:g}"}
+    )
 
 
 class JobEnded(FailedPrecondition):
@@ -174,7 +219,7 @@ class QueueFull(ResourceExhausted):
     def __init__(self, what: str, waiting: int, limit: int) -> None:
         super().__init__(
             f"{waiting} {what} wait already, at most {limit} may",
-            reason="TOO_MANY_OUTSTANDING",
+            reason="QUEUE_FULL",
             metadata={"waiting": str(waiting), "limit": str(limit)},
             retry_after_s=0.1,
         )

@@ -46,7 +46,8 @@ def check_source(view: FeatureView, path: str) -> Violations:
             want = "want push_source, batch_source, on_demand_source or aggregate_source, got none of them"
             yield Violation(path, want)
         case BatchSource():
-            yield from _check_batch(view, view.source, f"{path}.batch_source")
+            features = [feature.name for feature in view.features]
+            yield from check_batch(view.source, view.entities, features, f"{path}.batch_source")
         case OnDemandSource():
             yield from _check_fields(view.source.inputs, f"{path}.on_demand_source.inputs")
         case AggregateSource():
@@ -101,7 +102,8 @@ def _check_last_count(aggregate: Aggregate, path: str) -> Violations:
         yield Violation(path, f"want none unless the function is LAST_N, got {aggregate.last_count}")
 
 
-def _check_batch(view: FeatureView, source: BatchSource, path: str) -> Violations:
+def check_batch(source: BatchSource, entities: Sequence[str], features: Sequence[str], path: str) -> Violations:
+    """Yield what is wrong with a batch source for these entities and features, by id and name."""
     match source.location:
         case None:
             yield Violation(path, "want files or sql, got neither")
@@ -109,8 +111,7 @@ def _check_batch(view: FeatureView, source: BatchSource, path: str) -> Violation
             yield from _check_files(source.location, f"{path}.files")
         case SqlLocation():
             yield from _check_sql(source.location, f"{path}.sql")
-    yield from _check_columns(source.entity_columns, view.entities, f"{path}.entity_columns")
-    features = [feature.name for feature in view.features]
+    yield from _check_columns(source.entity_columns, entities, f"{path}.entity_columns")
     yield from _check_columns(source.feature_columns, features, f"{path}.feature_columns")
     yield from check_text(source.event_time_column, f"{path}.event_time_column", COLUMN_LIMIT_CHARS, required=True)
     yield from check_text(source.known_at_column, f"{path}.known_at_column", COLUMN_LIMIT_CHARS)

@@ -2,8 +2,8 @@
 
 An event counts for a row with time T when its event time lies in (T - window, T] and it was known by T. Count, sum and
 mean are differences of prefix sums: an event enters at the time from which it is known and leaves when its window ends.
-The sums carry their rounding errors along (Neumaier, "Rundungsfehleranalyse einiger Verfahren zur Summation endlicher
-Summen", 1974), so that a small window after a long history loses nothing. Extremes and newest values look at the events
+The sums carry their rounding errors along, twice (Ogita, Rump, Oishi, "Accurate Sum and Dot Product", 2005), so that a
+small window after a long history loses nothing. Extremes and newest values look at the events
 themselves, some millions of pairs at a time.
 """
 
@@ -63,9 +63,9 @@ def sum_in_window(
             _prefix(values[entering.order])[entering.position] - _prefix(values[leaving.order])[leaving.position]
         )
         return whole
-    (high_in, low_in), (high_out, low_out) = (_exact_prefix(values[move.order]) for move in (entering, leaving))
-    total = high_in[entering.position] - high_out[leaving.position]
-    total += low_in[entering.position] - low_out[leaving.position]
+    pairs = zip(_exact_prefix(values[entering.order]), _exact_prefix(values[leaving.order]), strict=True)
+    high, middle, low = (added[entering.position] - removed[leaving.position] for added, removed in pairs)
+    total: Numbers = high + (middle + low)
     # What went in and out again leaves nothing behind.
     total[entering.position == leaving.position] = 0.0
     return total
@@ -182,10 +182,16 @@ def _prefix(values: Numbers) -> Numbers:
     return sums
 
 
-def _exact_prefix(values: Numbers) -> tuple[Numbers, Numbers]:
-    """Return prefix sums and the sums of their rounding errors (Knuth's TwoSum of every step)."""
-    high = _prefix(values)
-    before, after = high[:-1], high[1:]
+def _exact_prefix(values: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Return prefix sums, the sums of their rounding errors, and the sums of the rounding errors of those."""
+    high, errors = _summed(values)
+    middle, errors = _summed(errors)
+    return high, middle, _prefix(errors)
+
+
+def _summed(values: Numbers) -> tuple[Numbers, Numbers]:
+    """Return prefix sums and the rounding error of each step (Knuth's TwoSum)."""
+    sums = _prefix(values)
+    before, after = sums[:-1], sums[1:]
     part = after - before
-    error = (before - (after - part)) + (values - part)
-    return high, _prefix(error)
+    return sums, (before - (after - part)) + (values - part)

@@ -92,7 +92,7 @@ class FeatureServicer:
     async def PushFeatures(self, request: pb.PushFeaturesRequest, call: Call) -> pb.PushFeaturesResponse:
         """Take rows; each has its own result."""
         writer = self._writers.pushable(view_of(request.feature_view))
-        rows = given_rows(request.rows)
+        rows = await given_rows(request.rows)
         request_id = request_id_of(request)
         if request_id:
             known = await self._answers.recall(call.principal, request_id, request)
@@ -191,7 +191,7 @@ class _Inbox:
                     return
                 batch = batch_from_proto(request)
                 self._state.check(batch.sequence, len(batch.rows))
-                self._batches.append(Batch(batch.sequence, given_rows(batch.rows, "batch.rows")))
+                self._batches.append(Batch(batch.sequence, await given_rows(batch.rows, "batch.rows")))
                 self._changed.set()
             self._end(None)
         except Exception as error:  # noqa: BLE001 - the servicer raises it once what came before is acknowledged

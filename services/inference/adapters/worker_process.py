@@ -18,8 +18,8 @@ from typing import Any, Final, cast
 import structlog
 
 import services
-from services.common.tasks import spawn
 from services.common.child_process import ChildProcess
+from services.common.tasks import spawn
 from services.inference.domain.frame import (
     HEADER,
     Failure,

@@ -13,7 +13,6 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _LOADING_NICENESS: Final = 10
-_CGROUP_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def ignore_signals() -> None:
@@ -41,14 +40,6 @@ def memory_bytes() -> int:
     """Return the resident memory of this process."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def thread_count(wanted: int) -> int:
-    """Return `wanted`, or for 0 as many as this process may run at once: by affinity and by cgroup quota."""
-    available = len(os.sched_getaffinity(0))
-    quota = _cgroup_cpus()
-    most = max(1, min(available, quota) if quota else available)
-    return min(wanted, most) if wanted > 0 else most
 
 
 @contextmanager
@@ -87,12 +78,3 @@ def _set_scheduler(policy: int) -> None:
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
-
-
-def _cgroup_cpus() -> int:
-    """Return how many processors the cgroup's quota amounts to; 0 when there is none."""
-    try:
-        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return 0
-    return 0 if quota == "max" else max(1, int(quota) // int(period))

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from services.common.cpus import thread_count
 from services.inference.domain.tensor import TensorSpec
-from services.inference.worker.limits import thread_count
 from services.inference.worker.onnx_check import read_model
 from services.inference.worker.plan import LoadPlan, LoadRefused, plain_text
 

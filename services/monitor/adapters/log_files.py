@@ -1,7 +1,7 @@
 """The files of the prediction log: `<model>/<yyyy-mm-dd-hh>/<name>.parquet`, the hour being that of the prediction, UTC.
 
 A file appears whole or not at all and never changes. A file may say that it replaces others: from the moment it is
-there, those do not count, whether they are deleted yet or not. One process writes a folder.
+there, those do not count, whether they are deleted yet or not.
 """
 
 import json
@@ -107,6 +107,16 @@ class LogFiles:
             metadata = pq.read_metadata(opened)
         found = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
         return min(statistics.min_raw for statistics in found), max(statistics.max_raw for statistics in found)
+
+    def was_changed(self, partition: Partition, since_us: int) -> bool:
+        """Return whether a partition has a file that was written after a time; where that is not told, yes."""
+        folder = f"{self._root}/{partition.folder}"
+        try:
+            return any(
+                self._fs.modified(f"{folder}/{name}").timestamp() * 1e6 > since_us for name in self._names(folder)
+            )
+        except (NotImplementedError, FileNotFoundError):
+            return True
 
     def partitions(
         self, models: Iterable[str] | None = None, first_hour: int = 0, last_hour: int = 1 << 40

@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 import structlog
 
+from services.common.storage_failure import StorageFull
 from services.monitor.adapters.label_reader import FEEDBACK_SCHEMA, LabelReader
 from services.monitor.adapters.log_reader import LogReader, Snapshot
 from services.monitor.domain.failure import InvalidQuery, LogUnavailable, QueryTooLarge
@@ -81,6 +82,8 @@ class LogQuery:
         self._memory_bytes = memory_bytes
         self._timeout_s = timeout_s
         self._free = limit
+        # What a process that was killed has left.
+        shutil.rmtree(folder, ignore_errors=True)
 
     async def ask(self, question: LogQuestion) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is asked for; raises InvalidQuery, QueryTooLarge, LogUnavailable.
@@ -127,13 +130,20 @@ class LogQuery:
 
     @asynccontextmanager
     async def _opened(self) -> "AsyncIterator[_Running]":
-        self._folder.mkdir(parents=True, exist_ok=True)
-        spill = mkdtemp(dir=self._folder, prefix="query-")
-        running = await asyncio.to_thread(_Running, spill, self._memory_bytes, self._timeout_s)
+        opening = asyncio.get_running_loop().run_in_executor(None, self._open)
         try:
-            yield running
+            # Of a caller that goes away meanwhile, what was opened is closed too.
+            yield await asyncio.shield(opening)
         finally:
-            await asyncio.to_thread(running.close)
+            await asyncio.wait([opening])
+            await asyncio.shield(asyncio.to_thread(opening.result().close))
+
+    def _open(self) -> "_Running":
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return _Running(mkdtemp(dir=self._folder, prefix="query-"), self._memory_bytes, self._timeout_s)
+        except OSError as error:
+            raise StorageFull("monitor") from error
 
 
 class _MaybeDamaged(Exception):

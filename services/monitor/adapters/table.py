@@ -53,6 +53,7 @@ def _window_table(name: str) -> Table:
         Column("body", LargeBinary, nullable=False),
         PrimaryKeyConstraint("model", "version", "environment", "slice", "variant", "start_us", "end_us"),
         Index(f"{name}_by_end", "end_us"),
+        Index(f"{name}_by_model", "model", "environment", "end_us"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 from sqlalchemy import Select, Table, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
@@ -21,6 +22,7 @@ from services.monitor.domain.window_ports import Selection, VerdictKey
 _LOG: Final = structlog.get_logger(part="windows")
 _WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow)
 _KEYS_PER_QUERY: Final = 500
+_ATTEMPTS: Final = 3
 
 
 class SqlWindowStore:
@@ -31,10 +33,18 @@ class SqlWindowStore:
 
     async def add(self, windows: Mapping[WindowKey, WindowSketch], positions: Mapping[str, int]) -> None:
         """Add what was seen to what is kept, and set how far that is; all of it or nothing."""
-        async with self._database.write() as connection:
-            await self._merge(connection, ANALYSIS_WINDOW, windows, WindowSketch.from_bytes)
-            for name, value in positions.items():
-                await _set_position(connection, name, value)
+        for attempt in range(_ATTEMPTS):
+            try:
+                async with self._database.write() as connection:
+                    await self._merge(connection, ANALYSIS_WINDOW, windows, WindowSketch.from_bytes)
+                    for name, value in positions.items():
+                        await _set_position(connection, name, value)
+            except IntegrityError:
+                # Another monitor on the same database began the same window a moment before.
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            else:
+                return
 
     async def add_labelled(self, windows: Mapping[WindowKey, QualityWindow], position: tuple[str, int]) -> bool:
         """Do the same with labels, unless the position was reached before; returns whether it was done."""
@@ -70,10 +80,22 @@ class SqlWindowStore:
             ]
         return max(stamp or 0 for stamp in stamps)
 
+    async def times(self, selection: Selection) -> Sequence[tuple[int, int]]:
+        """Return begin and end of windows, by time, each once."""
+        columns = ANALYSIS_WINDOW.c
+        query = _selected(ANALYSIS_WINDOW, selection).with_only_columns(columns.start_us, columns.end_us).distinct()
+        async with self._database.read() as connection:
+            return [(row.start_us, row.end_us) for row in await connection.execute(query)]
+
     async def newest_start(self, model: str, environment: str) -> int | None:
         """Return when the newest window of a model begins; None without any."""
         columns = ANALYSIS_WINDOW.c
-        query = select(func.max(columns.start_us)).where(columns.model == model, columns.environment == environment)
+        query = (
+            select(columns.start_us)
+            .where(columns.model == model, columns.environment == environment)
+            .order_by(columns.end_us.desc())
+            .limit(1)
+        )
         async with self._database.read() as connection:
             found: int | None = await connection.scalar(query)
             return found
@@ -208,6 +230,8 @@ def _selected(table: Table, selection: Selection) -> Select[Any]:
         query = query.where(columns.version == selection.version)
     if selection.variant is not None:
         query = query.where(columns.variant == selection.variant)
+    if selection.starts_us:
+        query = query.where(columns.start_us.in_(selection.starts_us))
     return query.order_by(columns.start_us)
 
 

@@ -16,7 +16,7 @@ from services.monitor.domain.drift_analysis import (
     drift_from_windows,
     drifted_names,
 )
-from services.monitor.domain.failure import NoBaseline, refuse
+from services.monitor.domain.failure import NoBaseline, UnknownMetric, refuse
 from services.monitor.domain.fairness_analysis import measure_groups
 from services.monitor.domain.interval import rate_interval
 from services.monitor.domain.policy import DAY_US, SECOND_US
@@ -33,10 +33,11 @@ from services.monitor.domain.scope import Scope, ScopeRequest, Scopes
 from services.monitor.domain.version_info import VersionInfo
 from services.monitor.domain.window import WindowSketch
 from services.monitor.domain.window_ports import Selection, VerdictKey, WindowStore
-from services.monitor.domain.window_series import Placed, decoded, merged
+from services.monitor.domain.window_series import Placed, decoded, merged, recent, usual
 
 PAST_US: Final = 28 * DAY_US
 """How far back the usual spread between windows is looked for."""
+_JUDGED_BEFORE_US: Final = 2 * DAY_US
 _AT_ONCE: Final = 2
 _ResultT = TypeVar("_ResultT")
 
@@ -97,7 +98,7 @@ class Analyses:
         """Check nulls, refused requests, ranges, categories, age and volume."""
         scope = await self.resolve(request)
         windows = await self._windows(scope.selection())
-        past = await self._windows(scope.selection(scope.start_us - PAST_US, scope.start_us))
+        past = await self._past(scope, recent)
         given = DataQualityInput(windows, past, await self._weekly_counts(scope))
         findings, volume = await self._work(lambda: check_data(given, scope.info, scope.policy))
         expected = volume.expected.estimate if volume.expected else None
@@ -105,7 +106,9 @@ class Analyses:
 
     async def quality(self, request: QualityRequest) -> QualityReport:
         """Measure predictions against labels, and estimate where labels are missing; raises NotCalibrated."""
-        refuse(_unknown_metrics(request.metrics), "UNKNOWN_METRIC")
+        wrong = _unknown_metrics(request.metrics)
+        if wrong:
+            raise UnknownMetric(wrong, METRICS)
         scope = await self.resolve(request.scope)
         windows = await self._windows(scope.selection())
         labelled = await self._labelled(scope.selection())
@@ -162,21 +165,38 @@ class Analyses:
 
     async def has_traffic(self, scope: Scope) -> bool:
         """Return whether the version has predictions in a scope, whatever their slice."""
-        return bool(await self._store.read(replace(scope, slice_name="").selection()))
+        return bool(await self._store.times(replace(scope, slice_name="").selection()))
 
     async def active(self, within_us: int) -> Sequence[tuple[str, str, str]]:
         """Return model, version, environment of what had predictions lately."""
         return await self._store.active(int(self._clock() * SECOND_US) - within_us)
+
+    async def judge_missed(self, request: ScopeRequest, limit: int) -> None:
+        """Judge windows of the last two days that nobody has, the oldest first: in a replay many end at once."""
+        scope = await self.resolve(request)
+        selection = scope.selection(scope.end_us - _JUDGED_BEFORE_US, scope.end_us)
+        known = await self._store.verdicts(selection)
+        missed = [times for times in await self._store.times(selection) if times not in known]
+        for start_us, end_us in missed[:limit]:
+            await self.drift(window_request(scope, start_us, end_us))
 
     async def _drift_input(self, scope: Scope, names: Collection[str]) -> DriftInput:
         past_us = scope.start_us - PAST_US
         verdicts = await self._store.verdicts(scope.selection(past_us, scope.end_us))
         return DriftInput(
             await self._windows(scope.selection()),
-            await self._windows(scope.selection(past_us, scope.start_us)),
+            await self._past(scope, usual),
             verdicts,
             names,
         )
+
+    async def _past(
+        self, scope: Scope, choose: Callable[[Sequence[tuple[int, int]], Scope], Sequence[int]]
+    ) -> list[Placed[WindowSketch]]:
+        """Return those windows before a scope that tell what is usual: not all of a month, which may be thousands."""
+        selection = scope.selection(scope.start_us - PAST_US, scope.start_us)
+        chosen = choose(await self._store.times(selection), scope)
+        return await self._windows(replace(selection, starts_us=tuple(chosen))) if chosen else []
 
     async def _keep_verdict(self, scope: Scope, given: DriftInput, drifts: Sequence[FeatureDrift]) -> None:
         """Keep the names of what had drifted in a whole window, so that it does not pass for usual later."""

@@ -137,10 +137,14 @@ class CategorySketch:
         sketch.missing_weight, sketch.other_weight, sketch.squared_weight = figures[1:]
         return sketch
 
-    def _take(self, values: list[str], weights: FloatArray) -> None:
+    def _take(self, values: list[str | None], weights: FloatArray) -> None:
         for value, weight in zip(values, weights.tolist(), strict=True):
             if weight <= 0:
                 # A dictionary may hold values that no row has.
+                continue
+            if value is None:
+                # A dictionary may have an entry for null beside the rows that are null.
+                self.missing_weight += weight
                 continue
             self.hll.update(value)
             index = self._index.get(value)

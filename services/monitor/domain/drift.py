@@ -8,7 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from services.monitor.domain.drift_metric import DriftMetric, error_of_bins, measure_bins, measure_counts, metrics_of
-from services.monitor.domain.drift_null import DRAWS, NullModel, NullSource, Window, fit_null, model_null
+from services.monitor.domain.drift_null import (
+    DRAWS,
+    NullModel,
+    NullSource,
+    Window,
+    compared_size,
+    draw_without_drift,
+    fit_null,
+    model_null,
+)
 from services.monitor.domain.interval import LEVEL, Interval
 from services.monitor.domain.profile import FloatArray, Histogram, merge_histograms
 
@@ -125,9 +134,10 @@ def _measure_feature(comparison: FeatureComparison, window_s: float, seed: int) 
         random = np.random.default_rng(seed)
         model = model_null(comparison.windows, comparison.past, window_s)
         metrics = metrics_of(comparison.reference)
+        drawn = draw_without_drift(comparison.reference, current, model, random)
         resampled = _resampled(comparison.reference, current, model, random)
         statistics = tuple(
-            _measure(metric, comparison.reference, current, model=model, resampled=resampled, random=random)
+            _measure(metric, comparison.reference, current, model=model, drawn=drawn, resampled=resampled)
             for metric in metrics
         )
     return FeatureDrift(
@@ -147,14 +157,14 @@ def _measure(
     current: Histogram,
     *,
     model: NullModel,
+    drawn: Sequence[FloatArray],
     resampled: FloatArray,
-    random: np.random.Generator,
 ) -> DriftStatistic:
     value = measure_bins(metric, reference, current)
-    null = fit_null(metric, reference, current, model, random)
-    drawn = measure_counts(metric, reference, current, resampled)
+    null = fit_null(metric, reference, current, model, drawn)
+    repeated = measure_counts(metric, reference, current, resampled)
     # Distances are biased upwards by chance, in the sample as in the draws; the basic bootstrap takes that off again.
-    lower, upper = 2 * value - np.quantile(drawn, [0.5 + LEVEL / 2, 0.5 - LEVEL / 2])
+    lower, upper = 2 * value - np.quantile(repeated, [0.5 + LEVEL / 2, 0.5 - LEVEL / 2])
     interval = Interval(
         estimate=value,
         lower=min(max(float(lower), 0.0), value),
@@ -162,7 +172,8 @@ def _measure(
         level=LEVEL,
         sample_count=round(current.effective_count),
     )
-    p_value = null.p_value(value)
+    tested = measure_counts(metric, reference, current, current.counts[np.newaxis], compared_size(current, model))
+    p_value = null.p_value(float(tested[0]))
     error = error_of_bins(metric, reference, current)
     return DriftStatistic(metric, interval, null.quantile(0.95), p_value, p_value, error, model.source)
 

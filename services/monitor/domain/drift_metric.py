@@ -11,8 +11,8 @@ from scipy import stats
 from services.monitor.domain.profile import FloatArray, Histogram, profile_numbers
 
 HALF_COUNT: Final = 0.5
-"""An empty bin, of either side, counts as half a value of the reference in the population stability index, which has no
-value otherwise. Not half a value of its own sample: then the index would rise with the traffic."""
+"""An empty bin counts as half a value, or as what the other side expects there where that is less, in the population
+stability index, which has no value otherwise."""
 
 
 class DriftMetric(enum.StrEnum):
@@ -53,14 +53,21 @@ def measure_bins(metric: DriftMetric, reference: Histogram, current: Histogram) 
     return float(measure_counts(metric, reference, current, current.counts[np.newaxis])[0])
 
 
-def measure_counts(metric: DriftMetric, reference: Histogram, current: Histogram, counts: FloatArray) -> FloatArray:
+def measure_counts(
+    metric: DriftMetric,
+    reference: Histogram,
+    current: Histogram,
+    counts: FloatArray,
+    size: float | None = None,
+) -> FloatArray:
     """Return a statistic between the reference and each row of counts [n, bins]; `current` gives their range.
 
-    The sizes that Cramer's V depends on are those of `reference` and `current`, not of the rows.
+    The sizes that Cramer's V depends on are those of `reference` and `current`, not of the rows. `size` is the number of
+    values of which an empty bin is half a one in the population stability index; None: the row's.
     """
     match metric:
         case DriftMetric.PSI:
-            return population_stability(reference.counts, counts)
+            return population_stability(reference.counts, counts, size)
         case DriftMetric.JENSEN_SHANNON:
             return jensen_shannon(reference.counts, counts)
         case DriftMetric.CHI_SQUARE:
@@ -92,16 +99,19 @@ def error_of_bins(metric: DriftMetric, reference: Histogram, current: Histogram)
     return max(upper - value, value - lower, 0.0)
 
 
-def population_stability(reference: FloatArray, current: FloatArray) -> FloatArray:
+def population_stability(reference: FloatArray, current: FloatArray, size: float | None = None) -> FloatArray:
     """Return the population stability index between counts [..., bins], over the last axis: 0 and more.
+
+    `size` is the number of current values of which an empty bin counts as half a one. None: as many as there are.
 
     Siddiqi, Credit risk scorecards (2006): sum of (q - p) ln(q / p).
     """
-    smallest = HALF_COUNT / np.sum(reference, axis=-1, keepdims=True)
     p, q = _shares(reference), _shares(current)
-    p, q = np.where(p > 0, p, smallest), np.where(q > 0, q, smallest)
-    filled = (np.asarray(reference) > 0) | (np.asarray(current) > 0)
-    return np.asarray(np.sum((q - p) * np.log(q / p), axis=-1, where=filled))
+    half_reference = HALF_COUNT / np.sum(reference, axis=-1, keepdims=True)
+    half_current = HALF_COUNT / (np.sum(current, axis=-1, keepdims=True) if size is None else size)
+    p, q = np.where(p > 0, p, np.minimum(half_reference, q)), np.where(q > 0, q, np.minimum(half_current, p))
+    ratios = np.divide(q, p, out=np.ones(np.broadcast_shapes(p.shape, q.shape)), where=(p > 0) & (q > 0))
+    return np.asarray(np.sum((q - p) * np.log(ratios), axis=-1))
 
 
 def jensen_shannon(reference: FloatArray, current: FloatArray) -> FloatArray:

@@ -16,6 +16,10 @@ DAY_S: Final = 86_400.0
 MINIMUM_BLOCKS: Final = 8
 """Blocks of the same time of day from which their own spread is the null."""
 DRAWS: Final = 400
+FREEDOM_PER_WINDOW: Final = 3.0
+"""Degrees of freedom of the largest design effect for each window more. Between 1 (windows differ in one direction) and the
+number of bins (they differ by chance); chosen so that the first windows of a stream without drift raise no alarm while a
+real shift is seen from the fourth window on (benchmarks/monitoring)."""
 COMPARED_WINDOWS: Final = 200
 """Most recent windows whose spread gives the design effect."""
 SMALLEST_CHANGE: Final = 0.01
@@ -73,7 +77,11 @@ class NullModel:
     design_effect: float
     """How many values of the scope tell as much as one independent value, 1 or more; on average over the bins."""
     worst_effect: float
-    """The same in the direction in which windows differ most: what the null is drawn with."""
+    """The same in the direction in which past windows differ most."""
+    chance_effect: float
+    """What chance alone makes of that."""
+    scaling: float
+    """What an excess over it has to be multiplied with for windows of the scope's size."""
     blocks: tuple[Histogram, ...]
     """The same hours of the days before; empty unless they are the null."""
     degrees_of_freedom: float
@@ -94,15 +102,36 @@ def scale(metric: DriftMetric, values: FloatArray) -> FloatArray:
             return np.log(np.maximum(values, 1e-300))
 
 
+def draw_without_drift(
+    reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
+) -> list[FloatArray]:
+    """Return counts [draws, bins] of scopes without drift, as large as this one: of each block, or of all together."""
+    if model.source is not NullSource.SAME_HOURS:
+        return [_predicted_counts(reference, current, model, random)]
+    return [_thinned(block, current, math.ceil(DRAWS / len(model.blocks)), random) for block in model.blocks]
+
+
 def fit_null(
-    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
+    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, drawn: Sequence[FloatArray]
 ) -> Null:
-    """Return the null of a statistic between the reference and the scope."""
-    if model.source is NullSource.SAME_HOURS:
-        return _null_of_blocks(metric, reference, current, model, random)
-    counts = _predicted_counts(reference, current, model, random)
-    drawn = scale(metric, measure_counts(metric, reference, current, counts))
-    return _null(metric, float(drawn.mean()), float(drawn.std(ddof=1)), model.degrees_of_freedom)
+    """Return the null of a statistic between the reference and the scope, as measured with `compared_size`."""
+    size = compared_size(current, model)
+    values = [scale(metric, measure_counts(metric, reference, current, counts, size)) for counts in drawn]
+    if model.source is not NullSource.SAME_HOURS:
+        # What is not known about the design effect is in the draws already.
+        return _null(metric, float(values[0].mean()), float(values[0].std(ddof=1)), _NORMAL_DF)
+    means, variances = np.array([(block.mean(), block.var()) for block in values]).T
+    spread = math.sqrt(means.var(ddof=1) + variances.mean())
+    # A new observation differs from the mean of m by 1 + 1/m variances.
+    return _null(metric, float(means.mean()), spread * math.sqrt(1 + 1 / means.size), model.degrees_of_freedom)
+
+
+def compared_size(current: Histogram, model: NullModel) -> float:
+    """Return the number of values of which an empty bin is half a one, for the scope and its null alike.
+
+    With each one's own, bins that are always empty at this hour would tell a busy hour from the quiet ones before it.
+    """
+    return min([current.effective_count, *(block.effective_count for block in model.blocks)])
 
 
 def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> NullModel:
@@ -114,16 +143,17 @@ def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: floa
     """
     blocks = _same_hours(windows, past, window_s)
     if len(blocks) >= MINIMUM_BLOCKS:
-        mean, worst = _design_effects(blocks, _typical_size(blocks))
-        return NullModel(NullSource.SAME_HOURS, mean, worst, tuple(blocks), len(blocks) - 1.0)
+        effects = _design_effects(blocks, _typical_size(blocks))
+        return NullModel(NullSource.SAME_HOURS, *effects, tuple(blocks), len(blocks) - 1.0)
     usual = [window for window in past if not window.is_drifted]
     compared = usual if len(usual) >= 2 else list(past) if len(past) >= 2 else [*past, *windows]
     filled = [window.histogram for window in compared[-COMPARED_WINDOWS:] if window.histogram.total > 0]
     size = _typical_size([window.histogram for window in windows if window.histogram.total > 0])
     if len(filled) < 2:
-        return NullModel(NullSource.SAMPLING, 1.0, 1.0, (), _NORMAL_DF)
-    mean, worst = _design_effects(filled, size)
-    return NullModel(NullSource.DESIGN_EFFECT, mean, worst, (), len(filled) - 1.0)
+        return NullModel(NullSource.SAMPLING, 1.0, 1.0, 1.0, 1.0, (), _NORMAL_DF)
+    return NullModel(
+        NullSource.DESIGN_EFFECT, *_design_effects(filled, size), (), FREEDOM_PER_WINDOW * (len(filled) - 1)
+    )
 
 
 def _null(metric: DriftMetric, centre: float, spread: float, degrees_of_freedom: float) -> Null:
@@ -132,34 +162,25 @@ def _null(metric: DriftMetric, centre: float, spread: float, degrees_of_freedom:
     return Null(metric, centre, max(spread, least), degrees_of_freedom)
 
 
-def _null_of_blocks(
-    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
-) -> Null:
-    """Fit the statistic of the blocks, each thinned to the scope's number of values."""
-    drawn = []
-    for block in model.blocks:
-        # A block with more values than the scope has less noise; a part of it, drawn without replacement, has as much.
-        whole = np.rint(block.counts * (block.effective_count / block.total)).astype(np.int64)
-        size = max(1, min(int(whole.sum()), round(current.effective_count)))
-        draws = math.ceil(DRAWS / len(model.blocks)) if size < whole.sum() else 1
-        counts = random.multivariate_hypergeometric(whole, size, draws, method="marginals")
-        values = scale(metric, measure_counts(metric, reference, current, counts.astype(np.float64)))
-        drawn.append((float(values.mean()), float(values.var())))
-    means, variances = np.array(drawn).T
-    spread = math.sqrt(means.var(ddof=1) + variances.mean())
-    # A new observation differs from the mean of m by 1 + 1/m variances.
-    predictive = spread * math.sqrt(1 + 1 / means.size)
-    return _null(metric, float(means.mean()), predictive, model.degrees_of_freedom)
+def _thinned(block: Histogram, current: Histogram, draws: int, random: np.random.Generator) -> FloatArray:
+    """Return parts of a block: it has less noise than a scope of fewer values; a part without replacement has as much."""
+    whole = np.rint(block.counts * (block.effective_count / block.total)).astype(np.int64)
+    size = max(1, min(int(whole.sum()), round(current.effective_count)))
+    if size >= whole.sum():
+        # As it is: rounded to whole values, a handful of sampled ones may come to nothing.
+        return block.counts[np.newaxis]
+    return random.multivariate_hypergeometric(whole, size, draws, method="marginals").astype(np.float64)
 
 
 def _predicted_counts(
     reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
 ) -> FloatArray:
     """Draw counts of a scope without drift: the reference is a sample too, so its shares are drawn first."""
-    effects, freedom = np.full(DRAWS, model.worst_effect), model.degrees_of_freedom
+    effects, freedom = np.ones(DRAWS), model.degrees_of_freedom
     if model.source is NullSource.DESIGN_EFFECT:
         # It was estimated from few windows, so it is drawn too.
-        effects = np.maximum(effects * freedom / random.chisquare(freedom, DRAWS), 1.0)
+        drawn = model.worst_effect * freedom / random.chisquare(freedom, DRAWS)
+        effects = 1 + model.scaling * np.maximum(drawn - model.chance_effect, 0.0)
     sizes = np.maximum(np.rint(current.effective_count / effects), 1).astype(np.int64)
     shares = random.dirichlet(reference.counts * (reference.effective_count / reference.total) + 1e-9, DRAWS)
     return np.asarray(random.multinomial(sizes, _normalised(shares)), dtype=np.float64)
@@ -185,27 +206,30 @@ def _same_hours(windows: Sequence[Window], past: Sequence[Window], window_s: flo
     ]
 
 
-def _design_effects(histograms: Sequence[Histogram], size: float) -> tuple[float, float]:
-    """Return the mean and the largest design effect, 1 + (n - 1) rho, of windows of the given size.
+def _design_effects(histograms: Sequence[Histogram], size: float) -> tuple[float, float, float, float]:
+    """Return design effects, 1 + (n - 1) rho: the mean for windows of the given size, and what the null is drawn from.
+
+    That is the largest one of these windows, what chance makes of it, and the factor to windows of the given size.
 
     They are the generalised design effects of Rao and Scott, The analysis of categorical data from complex sample surveys
     (1981). The mean would spread a shift that moves with the hour over all bins, where it looks like noise, so nulls are
-    drawn with the largest.
+    drawn with the largest, less what chance alone makes of it in so few windows (Marchenko and Pastur, Distribution of
+    eigenvalues for some sets of random matrices, 1967).
     """
     counts = np.array([item.counts * (item.effective_count / item.total) for item in histograms])
     counts = counts[:, counts.sum(axis=0) > 0]
     rows, columns = counts.shape
     freedom = (rows - 1) * (columns - 1)
     if freedom < 1:
-        return 1.0, 1.0
+        return 1.0, 1.0, 1.0, 1.0
     expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
     residuals = (counts - expected) / np.sqrt(expected)
     # The smaller of the two Gram matrices has the same largest eigenvalue.
     gram = residuals @ residuals.T if rows <= columns else residuals.T @ residuals
-    found = np.array([float(np.trace(gram)) / freedom, float(np.linalg.eigvalsh(gram)[-1]) / (rows - 1)])
-    correlations = np.maximum(found - 1, 0.0) / max(_typical_size(histograms) - 1, 1.0)
-    mean, worst = (1 + max(size - 1, 0.0) * correlations).tolist()
-    return mean, worst
+    by_chance = (1 + math.sqrt((columns - 1) / (rows - 1))) ** 2
+    worst = float(np.linalg.eigvalsh(gram)[-1]) / (rows - 1)
+    scaling = max(size - 1, 0.0) / max(_typical_size(histograms) - 1, 1.0)
+    return 1 + scaling * max(float(np.trace(gram)) / freedom - 1, 0.0), worst, by_chance, scaling
 
 
 def _typical_size(histograms: Sequence[Histogram]) -> float:

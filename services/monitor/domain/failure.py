@@ -59,19 +59,6 @@ class ResourceExists(AlreadyExists):
         )
 
 
-class UnknownMetric(InvalidArgument):
-    """No metric of that name; `known` are the names by group."""
-
-    def __init__(self, violations: Sequence[Violation], known: Mapping[str, str]) -> None:
-        first = violations[0]
-        super().__init__(
-            f"{first.field}: {first.description}",
-            reason=UNKNOWN_METRIC,
-            metadata={"field": first.field, **known},
-            violations=violations,
-        )
-
-
 class EtagMismatch(Aborted):
     """Somebody changed the resource since the caller read it."""
 
@@ -80,6 +67,19 @@ class EtagMismatch(Aborted):
             f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
             reason="ETAG_MISMATCH",
             metadata={"name": name, "etag": want},
+        )
+
+
+class UnknownMetric(InvalidArgument):
+    """No metric of that name; `known` are the names, by group where one line cannot hold them."""
+
+    def __init__(self, violations: Sequence[Violation], known: Sequence[str] | Mapping[str, str]) -> None:
+        names = known if isinstance(known, Mapping) else {"known": ", ".join(known)}
+        super().__init__(
+            f"{violations[0].field}: {violations[0].description}",
+            reason=UNKNOWN_METRIC,
+            metadata={"field": violations[0].field, **names},
+            violations=violations,
         )
 
 

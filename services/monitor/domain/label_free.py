@@ -7,6 +7,7 @@ from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import isotonic_regression
 
 from services.monitor.domain.interval import LEVEL, Interval
 from services.monitor.domain.numeric_sketch import SketchUnreadable
@@ -25,6 +26,9 @@ CALIBRATION_TOLERANCE: Final = 0.05
 """Expected calibration error that is surely exceeded: not calibrated."""
 MINIMUM_REFERENCE: Final = 200
 MINIMUM_CLASS: Final = 20
+GROUP_SIZE: Final = 100
+"""Labelled predictions in a group of the calibration, at least; of `MAXIMUM_GROUPS` groups at most."""
+MAXIMUM_GROUPS: Final = 200
 _DRAWS: Final = 400
 _MAGIC: Final = b"ILS1"
 _CENTRES: Final = (SCORE_EDGES[:-1] + SCORE_EDGES[1:]) / 2
@@ -95,14 +99,20 @@ class ScoreSketch:
 class Calibration:
     """How probabilities map to rates, as learnt from labelled predictions, and how sure that is.
 
-    Beta calibration: logit(rate) = a ln p - b ln(1 - p) + c; (1, 1, 0) when nothing has to be corrected (Kull, Silva
-    Filho and Flach, Beta calibration, 2017).
+    Isotonic regression over groups of equally many predictions, straight lines between their means; Zadrozny and Elkan,
+    Transforming classifier scores into accurate multiclass probability estimates (2002).
     """
 
-    coefficients: FloatArray
-    covariance: FloatArray
-    window_variance: float
-    """Variance of c between windows of the reference, beyond chance."""
+    probabilities: FloatArray
+    """Mean predicted probability of each group, ascending, [groups]."""
+    positives: FloatArray
+    """Labelled positive, [groups]."""
+    counts: FloatArray
+    """Labelled, [groups]."""
+    level_variance: float
+    """How much the level of the rates' logits differs between windows of the reference, beyond chance: a variance."""
+    slope_variance: float
+    """The same of the slope of the logits."""
     error: Interval
     """Expected calibration error of the probabilities themselves."""
 
@@ -127,15 +137,22 @@ def check_calibration(references: Sequence[ClassificationQuality]) -> Calibratio
             f"want an expected calibration error of at most {CALIBRATION_TOLERANCE}, got {error.estimate:.3f} "
             f"({error.lower:.3f} to {error.upper:.3f})"
         )
-    coefficients, covariance = _fit_beta(pooled)
-    rates = _rates(coefficients)
-    return Calibration(coefficients, covariance, _window_variance(references, rates), error)
+    probabilities, positives, counts = pooled.calibration_groups(
+        int(min(MAXIMUM_GROUPS, max(pooled.labelled_weight // GROUP_SIZE, 10)))
+    )
+    rates = _rates(probabilities, positives / counts, counts)
+    logits = _logit(rates)
+    total = pooled.positives + pooled.negatives
+    centred = logits - np.average(logits, weights=total * rates * (1 - rates))
+    level = _window_variance(references, rates, np.ones(SCORE_BINS))
+    slope = _window_variance(references, rates, centred)
+    return Calibration(probabilities, positives, counts, level, slope, error)
 
 
 def estimate_quality(
     scores: ScoreSketch, calibration: Calibration, level: float = LEVEL, seed: int = 0
 ) -> list[QualityMetric]:
-    """Return accuracy, AUC, Brier, log loss, precision and recall of predictions without labels; empty without predictions.
+    """Return accuracy, AUC, Brier score, precision and recall of predictions without labels; empty without predictions.
 
     Confidence-based performance estimation (NannyML, https://nannyml.readthedocs.io, "Estimation of performance"):
     calibrated probabilities say how many of the predictions in each confusion cell to expect. It holds under covariate
@@ -149,13 +166,11 @@ def estimate_quality(
     predicted, rejected = scores.predicted_positive * share, scores.predicted_negative * share
     filled = np.flatnonzero(predicted + rejected)
     predicted, rejected = predicted[filled], rejected[filled]
-    expected = _rates(calibration.coefficients)[filled]
+    observed = calibration.positives / calibration.counts
+    expected = _rates(calibration.probabilities, observed, calibration.counts, _CENTRES[filled])
     estimate = _figures((predicted * expected)[None], (rejected * expected)[None], predicted, rejected, filled)
     random = np.random.default_rng(seed)
-    spread = calibration.covariance.copy()
-    spread[2, 2] += calibration.window_variance
-    coefficients = random.multivariate_normal(calibration.coefficients, spread, _DRAWS, method="cholesky")
-    rates = np.stack([_rates(row)[filled] for row in coefficients])
+    rates = _drawn_rates(calibration, expected, filled, random)
     drawn = _figures(
         random.binomial(np.rint(predicted).astype(np.int64), rates).astype(np.float64),
         random.binomial(np.rint(rejected).astype(np.int64), rates).astype(np.float64),
@@ -165,13 +180,13 @@ def estimate_quality(
     )
     found = []
     for name, values in estimate.items():
-        if not np.isfinite(values[0]):
-            continue
         samples = drawn[name][np.isfinite(drawn[name])]
+        if not np.isfinite(values[0]) or not samples.size:
+            continue
         lower, upper = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2])
         value = float(values[0])
         interval = Interval(value, min(float(lower), value), max(float(upper), value), level, round(total * share))
-        better = name not in {"log_loss", "brier"}
+        better = name != "brier"
         found.append(QualityMetric(name, interval, higher_is_better=better, is_estimated=True))
     return found
 
@@ -189,48 +204,47 @@ def _figures(
         return {
             "accuracy": (hit + rejected.sum() - miss) / total,
             "auc": roc_figures(positives, negatives).area,
-            "log_loss": -(positives @ np.log(p) + negatives @ np.log1p(-p)) / total,
             "brier": (positives @ (1 - p) ** 2 + negatives @ p**2) / total,
             "precision": hit / (predicted.sum() if predicted.sum() > 0 else np.nan),
             "recall": hit / (hit + miss),
         }
 
 
-def _design() -> FloatArray:
-    return np.stack([np.log(_CENTRES), -np.log1p(-_CENTRES), np.ones(SCORE_BINS)], axis=1)
+def _drawn_rates(
+    calibration: Calibration, expected: FloatArray, filled: npt.NDArray[np.intp], random: np.random.Generator
+) -> FloatArray:
+    """Draw rates [draws, filled bins]: each group's from its beta posterior (Jeffreys), then the window's own shift."""
+    hits, misses = calibration.positives + 0.5, calibration.counts - calibration.positives + 0.5
+    groups = random.beta(np.maximum(hits, 0.5), np.maximum(misses, 0.5), (_DRAWS, calibration.counts.size))
+    centres = _CENTRES[filled]
+    rates = np.stack([_rates(calibration.probabilities, row, calibration.counts, centres) for row in groups])
+    middle = float(_logit(expected).mean())
+    logits = _logit(rates)
+    shifts = random.normal(0.0, np.sqrt(calibration.level_variance), (_DRAWS, 1))
+    slopes = random.normal(0.0, np.sqrt(calibration.slope_variance), (_DRAWS, 1))
+    return np.asarray(1 / (1 + np.exp(-(logits + shifts + slopes * (logits - middle)))))
 
 
-def _rates(coefficients: FloatArray) -> FloatArray:
-    return np.asarray(1 / (1 + np.exp(-np.clip(_design() @ coefficients, -40, 40))))
+def _rates(
+    probabilities: FloatArray, rates: FloatArray, counts: FloatArray, centres: FloatArray = _CENTRES
+) -> FloatArray:
+    """Return the rate in fine bins, rising with the probability."""
+    risen = isotonic_regression(rates, weights=counts).x
+    return np.asarray(np.clip(np.interp(centres, probabilities, risen), 1e-9, 1 - 1e-9))
 
 
-def _fit_beta(quality: ClassificationQuality) -> tuple[FloatArray, FloatArray]:
-    """Return coefficients and their covariance by penalised maximum likelihood; the prior is mild, around no correction."""
-    design, identity = _design(), np.array([1.0, 1.0, 0.0])
-    counts = quality.positives + quality.negatives
-    used = counts > 0
-    design, counts, positives = design[used], counts[used], quality.positives[used]
-    coefficients = identity.copy()
-    information = np.eye(3)
-    for _ in range(50):
-        rates = 1 / (1 + np.exp(-np.clip(design @ coefficients, -40, 40)))
-        gradient = design.T @ (positives - counts * rates) - (coefficients - identity)
-        information = (design * (counts * rates * (1 - rates))[:, None]).T @ design + np.eye(3)
-        step = np.linalg.solve(information, gradient)
-        coefficients = coefficients + step
-        if float(np.abs(step).max()) < 1e-9:
-            break
-    return coefficients, np.asarray(np.linalg.inv(information), dtype=np.float64)
+def _logit(rates: FloatArray) -> FloatArray:
+    return np.asarray(np.log(rates) - np.log1p(-rates))
 
 
-def _window_variance(references: Sequence[ClassificationQuality], rates: FloatArray) -> float:
-    """Return how much c differs between windows beyond chance, by the method of moments."""
+def _window_variance(references: Sequence[ClassificationQuality], rates: FloatArray, direction: FloatArray) -> float:
+    """Return how much windows' logits differ along a direction beyond chance, by the method of moments."""
     squares, informations = 0.0, 0.0
     for reference in references:
         counts = reference.positives + reference.negatives
-        information = float((counts * rates * (1 - rates)).sum())
+        information = float((direction**2 * counts * rates * (1 - rates)).sum())
         if information > 0:
-            squares += float((reference.positives - counts * rates).sum()) ** 2 / information
+            squares += float((direction * (reference.positives - counts * rates)).sum()) ** 2 / information
             informations += information
     windows = len(references)
     if windows < 2 or informations <= 0:

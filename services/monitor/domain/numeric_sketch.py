@@ -12,6 +12,7 @@ from services.monitor.domain.profile import FloatArray, Histogram, point_values
 
 KLL_SIZE: Final = 200
 """KLL's k: 4 to 5 KB, and ranks within 1.33 % of the truth (99 % of the time)."""
+REPEAT_LIMIT: Final = 100.0
 _MAGIC: Final = b"ILN1"
 _HEAD: Final = struct.Struct("<4sIdddddddd?")
 
@@ -236,6 +237,10 @@ class NumericSketch:
 
 
 def _repeated(ordered: FloatArray, weights: FloatArray) -> FloatArray:
-    """Repeat values as often as their weights say; fractions are carried on to the next value, so none is lost."""
+    """Repeat values as often as their weights say; fractions are carried on to the next value, so none is lost.
+
+    Weights above the limit are scaled down, all of a batch alike: quantiles need no more, and memory stays fixed.
+    """
+    weights = weights * min(1.0, REPEAT_LIMIT / float(weights.max()))
     ends = np.floor(np.cumsum(weights) + 0.5).astype(np.int64)
     return np.repeat(ordered, np.diff(ends, prepend=0))

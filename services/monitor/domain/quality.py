@@ -206,11 +206,7 @@ class ClassificationQuality:
         Naeini, Cooper and Hauskrecht, Obtaining well calibrated probabilities using Bayesian binning (2015). Chance alone
         makes it positive; the interval takes that off.
         """
-        groups = self._calibration_groups(bin_count)
-        share = self._effective_share()
-        positives = np.array([self.positives[first:last].sum() for first, last in groups]) * share
-        counts = positives + np.array([self.negatives[first:last].sum() for first, last in groups]) * share
-        means = np.array([self.probability_sums[first:last].sum() for first, last in groups]) * share / counts
+        means, positives, counts = self.calibration_groups(bin_count)
         value = float(np.abs(positives - counts * means).sum() / counts.sum())
         whole = np.maximum(np.rint(counts), 1).astype(np.int64)
         random = np.random.default_rng(0)
@@ -219,6 +215,16 @@ class ClassificationQuality:
         lower, upper = 2 * value - np.quantile(errors, [0.5 + level / 2, 0.5 - level / 2])
         count = round(float(counts.sum()))
         return Interval(value, min(max(float(lower), 0.0), value), max(float(upper), value), level, count)
+
+    def calibration_groups(self, group_count: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return mean probability, positives and count of about equally large groups, by rising probability, [groups]."""
+        ranges, share = self._calibration_groups(group_count), self._effective_share()
+        positives, negatives, sums = (
+            np.array([column[first:last].sum() for first, last in ranges]) * share
+            for column in (self.positives, self.negatives, self.probability_sums)
+        )
+        counts = positives + negatives
+        return sums / counts, positives, counts
 
     def to_bytes(self) -> bytes:
         """Return an encoding that carries its version."""

@@ -10,6 +10,8 @@ from services.monitor.domain.version_info import VersionInfo
 from services.monitor.domain.window_ports import Selection, VersionFinder, WindowStore
 
 DEFAULT_ENVIRONMENT: Final = "production"
+WINDOW_LIMIT: Final = 2_500
+"""Windows that one answer may be computed from: 90 days of hours, not of minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class Scopes:
         self._check_times(request, request.start_us, request.end_us)
         start_us, end_us = await self._times(request, info, policy, now_us)
         self._check_times(request, start_us, end_us)
+        if (end_us - start_us) // policy.window_us > WINDOW_LIMIT:
+            want = f"want at most {WINDOW_LIMIT:,} windows, got {(end_us - start_us) // policy.window_us:,}"
+            raise InvalidRequest([Violation(f"{request.path}.start_time", want)], INVALID_WINDOW)
         return Scope(info, policy, request.environment, start_us, end_us, request.slice_name, request.variant)
 
     async def _times(

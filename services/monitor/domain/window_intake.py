@@ -29,8 +29,6 @@ from services.monitor.domain.window_ports import Replay, VersionFinder, WindowSt
 from services.monitor.domain.windowing import add_part, parts, stretches, window_key
 
 PART: Final = "windows"
-TAKEN: Final = "predictions"
-"""Name of the position: receive time, microseconds, up to which predictions are in windows."""
 _LOG: Final = structlog.get_logger(part=PART)
 _FORM_LIMIT: Final = 1_000
 
@@ -45,6 +43,7 @@ class WindowIntake:
         book: PolicyBook,
         drops: Drops,
         *,
+        position: str,
         window_limit: int,
         feature_limit: int,
         waiting_limit_rows: int,
@@ -56,6 +55,8 @@ class WindowIntake:
         self._versions = versions
         self._book = book
         self._drops = drops
+        # Its value is the receive time, microseconds, up to which what came in is in windows.
+        self._position = position
         self._window_limit = window_limit
         self._feature_limit = feature_limit
         self._waiting_limit_rows = waiting_limit_rows
@@ -92,10 +93,7 @@ class WindowIntake:
         while True:
             await asyncio.sleep(interval_s)
             await self._retry_waiting()
-            try:
-                await self.flush()
-            except ServiceError as error:
-                _LOG.warning("windows_not_added", reason=error.reason, windows=len(self._open))
+            await self._try_flush()
 
     async def flush(self) -> None:
         """Add everything to the database now; raises ServiceError, and keeps what could not be added."""
@@ -105,7 +103,7 @@ class WindowIntake:
                 taken_us = self._taken_us
             if not added:
                 return
-            adding = asyncio.ensure_future(self._store.add(added, {TAKEN: taken_us} if taken_us else {}))
+            adding = asyncio.ensure_future(self._store.add(added, {self._position: taken_us} if taken_us else {}))
             try:
                 # Whoever is cancelled here must know whether it was added, or it would be added twice.
                 await asyncio.shield(adding)
@@ -125,7 +123,7 @@ class WindowIntake:
 
     async def _restore(self, replay: Replay) -> None:
         count = 0
-        async for piece, until_us in replay.since(await self._store.position(TAKEN)):
+        async for piece, until_us in replay.since(await self._store.position(self._position)):
             for columns in piece:
                 if columns.info is not None:
                     await self._add(columns, columns.info)
@@ -161,10 +159,15 @@ class WindowIntake:
         async with self._adding:
             await asyncio.to_thread(self._add_now, columns, info)
         if len(self._open) >= self._window_limit:
-            try:
-                await self.flush()
-            except ServiceError as error:
-                _LOG.warning("windows_not_added", reason=error.reason, windows=len(self._open))
+            await self._try_flush()
+
+    async def _try_flush(self) -> None:
+        try:
+            await self.flush()
+        except ServiceError as error:
+            _LOG.warning("windows_not_added", reason=error.reason, windows=len(self._open))
+        except Exception as error:  # noqa: BLE001 - what is new goes on being taken, and this is tried again
+            _LOG.error("windows_not_added", windows=len(self._open), exc_info=error)
 
     def _add_now(self, columns: PredictionColumns, info: VersionInfo) -> None:
         fits = self._in_time(columns)

@@ -23,6 +23,8 @@ class Selection:
     slice_name: str = ""
     variant: str | None = None
     """None: of all variants."""
+    starts_us: tuple[int, ...] = ()
+    """Only windows that begin at one of these times, at most 1,000; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ class WindowStore(Protocol):
 
     async def newest_change(self, selection: Selection) -> int:
         """Return when anything that `read` or `read_labelled` give was last changed, microseconds; 0 for nothing."""
+
+    async def times(self, selection: Selection) -> Sequence[tuple[int, int]]:
+        """Return begin and end of windows, by time, each once."""
 
     async def newest_start(self, model: str, environment: str) -> int | None:
         """Return when the newest window of a model begins; None without any."""

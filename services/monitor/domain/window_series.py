@@ -6,11 +6,16 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
+from services.monitor.domain.drift_null import MINIMUM_BLOCKS
 from services.monitor.domain.numeric_sketch import SketchUnreadable
-from services.monitor.domain.policy import SECOND_US
+from services.monitor.domain.policy import DAY_US, SECOND_US
 from services.monitor.domain.quality_window import QualityWindow
+from services.monitor.domain.scope import Scope
 from services.monitor.domain.window import WindowKey, WindowSketch
 
+RECENT_LIMIT: Final = 200
+USUAL_LIMIT: Final = 400
+STARTS_LIMIT: Final = 1_000
 _LOG: Final = structlog.get_logger(part="windows")
 _WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow)
 
@@ -44,6 +49,32 @@ def decoded(encoded: Iterable[tuple[WindowKey, bytes]], decode: Callable[[bytes]
         else:
             found[place] = window
     return [Placed(start, end, window) for (start, end), window in sorted(found.items())]
+
+
+def recent(times: Sequence[tuple[int, int]], scope: Scope) -> list[int]:
+    """Return the begins of the last windows before a scope, at most 200; `times` ascending."""
+    return [start for start, end in times if end <= scope.start_us][-RECENT_LIMIT:]
+
+
+def usual(times: Sequence[tuple[int, int]], scope: Scope) -> list[int]:
+    """Return the begins of the windows that tell what is usual for a scope.
+
+    Those of the same hours of the days before where there are enough of them, for a null of their own (`drift_null`);
+    else the last ones, for the spread between them.
+    """
+    length = scope.end_us - scope.start_us
+    period = DAY_US * -(-length // DAY_US)
+    days: dict[int, list[int]] = {}
+    for start, end in times:
+        ago = -(-(scope.start_us - start) // period)
+        if end <= scope.start_us and ago >= 1 and start < scope.start_us - ago * period + length:
+            days.setdefault(ago, []).append(start)
+    # More blocks than these add little, and a long scope has long ones.
+    most = max(MINIMUM_BLOCKS + 2, USUAL_LIMIT * scope.policy.window_us // max(length, 1))
+    chosen = [days[ago] for ago in sorted(days)[:most]]
+    if len(chosen) < MINIMUM_BLOCKS:
+        return recent(times, scope)
+    return sorted(start for starts in chosen for start in starts)[-STARTS_LIMIT:]
 
 
 def merged(windows: Sequence[Placed[WindowSketch]]) -> WindowSketch:

@@ -160,7 +160,8 @@ def _check_stand_in(feature: FeatureSpec, data_type: DataType | None, path: str)
     """Say where a default value is needed and is not there."""
     if feature.default is not None or feature.illegal_default:
         return
-    if feature.missing_policy is MissingPolicy.DEFAULT:
+    has_null = feature.nullable and data_type is not None and data_type.kind is Kind.FLOAT
+    if feature.missing_policy is MissingPolicy.DEFAULT and not has_null:
         yield Violation(
             f"{path}.default_value", "want a value for when none comes, as missing_policy says; got nothing"
         )

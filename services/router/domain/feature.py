@@ -59,7 +59,7 @@ class FeatureReader:
         self._low = max(target.low, -math.inf if spec.minimum is None else spec.minimum)
         self._high = min(target.high, math.inf if spec.maximum is None else spec.maximum)
         self._allowed = frozenset(spec.allowed)
-        self.default = None if spec.default is None else self._checked_default(spec.default)
+        self.default = self._stand_in()
 
     def read(self, value: Any, notes: RowNotes) -> Any:
         """Return the value for the column; what is wrong with it goes into `notes` and None comes back."""
@@ -102,9 +102,12 @@ class FeatureReader:
                 return self.default
         raise Reject(f"want {self._want()}, got null")
 
-    def _checked_default(self, value: object) -> Any:
+    def _stand_in(self) -> Any:
+        """Return what stands in for a missing value: the default, null where it is legal and there is none, or nothing."""
+        if self._spec.default is None:
+            return math.nan if self._spec.nullable and self._target.kind is Kind.FLOAT else None
         try:
-            return self._fitting(self._typed(value))
+            return self._fitting(self._typed(self._spec.default))
         except Reject as reject:
             raise UnsupportedSignature(f"feature {self.name}: default value: {reject}") from None
 

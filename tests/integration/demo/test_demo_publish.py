@@ -9,7 +9,7 @@ from interlock.registry.v1 import deployment_pb2, model_version_pb2
 
 from interlock_cli.demo import publish as demo_publish
 from interlock_cli.demo.cache import TrainedVersion
-from interlock_cli.demo.data import SPRING, SPRING_AND_SUMMER
+from interlock_cli.demo.data import RECIPES
 from interlock_cli.demo.failure import DemoFailed
 from interlock_cli.demo.publish import publish
 from interlock_sdk.artifacts import hash_file
@@ -43,11 +43,11 @@ async def client(api: FakePublicApi) -> AsyncIterator[Client]:
 @pytest_asyncio.fixture
 async def trained(tmp_path: Path) -> list[TrainedVersion]:
     versions = []
-    for window in (SPRING, SPRING_AND_SUMMER):
-        path = tmp_path / f"{window.name}.onnx"
-        path.write_text(window.name)
+    for recipe in RECIPES:
+        path = tmp_path / f"{recipe.name}.onnx"
+        path.write_text(recipe.name)
         files = [model_version_pb2.ModelFile(path="model.onnx", digest=(await hash_file(path)).digest)]
-        versions.append(TrainedVersion(window, path, model_version_pb2.ModelVersion(files=files)))
+        versions.append(TrainedVersion(recipe, path, model_version_pb2.ModelVersion(files=files)))
     return versions
 
 

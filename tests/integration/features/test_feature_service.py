@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import NULL_VALUE
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 from interlock.features.v1 import feature_service_pb2 as pb
 from interlock.features.v1.feature_view_pb2 import Feature, OnDemandSource
@@ -112,6 +112,11 @@ async def test_a_read_says_of_every_value_how_good_it_is(values: Values) -> None
     assert answer.columns[0].event_times_us == [now - HOUR, now - 40 * HOUR, now - 40 * HOUR, 0]
     assert all(now <= known <= now_us() for known in answer.columns[0].known_ats_us[:3])
     assert answer.columns[0].known_ats_us[3] == 0
+    sample = values.features.serving.runtime.registry.get_sample_value
+    labels = {"view": "carrier_delays", "status": "PRESENT"}
+    assert sample("interlock_features_read_values_total", labels) == 5
+    assert sample("interlock_features_pushed_rows_total", {"view": "gates", "outcome": "WRITTEN"}) == 1
+    assert sample("interlock_features_read_rows_sum") == 4
     before = await values.read("B6", as_of_time=stamp(now - 2 * HOUR))
     assert before == [(None, "MISSING")], "the store holds the newest value only, and it was not there yet"
 
@@ -287,25 +292,27 @@ async def test_reads_that_wait_at_the_same_moment_share_a_round_trip(tmp_path: P
         assert statuses(answer.columns[3]) == ["MISSING"] * 1000
 
 
-async def test_without_redis_calls_fail_fast_and_are_clean_again_soon_after(values: Values, redis: RedisServer) -> None:
+async def test_without_redis_calls_fail_fast_and_are_clean_again_soon_after(tmp_path: Path, redis: RedisServer) -> None:
     row = a_row("B6", now_us(), delay_mean=1.0)
-    await values.push(row)
-    for end, begin in ((redis.kill, redis.start), (_async(redis.freeze), _async(redis.thaw))):
-        await end()
-        await why(values.stub.ReadFeatures(_read_b6()))
-        started = time.monotonic()
-        answers = [await why(values.stub.ReadFeatures(_read_b6())) for _ in range(20)]
-        # 50 ms each is promised; most of them do not even ask.
-        assert time.monotonic() - started < 20 * 0.05
-        assert {answer[:2] for answer in answers} == {GONE}
-        assert (await why(values.stub.PushFeatures(_push(row))))[:2] == GONE
-        await begin()
-        back = time.monotonic()
-        while not await _answers(values):
-            await asyncio.sleep(0.05)
-        assert time.monotonic() - back < 5
-        assert [await _answers(values) for _ in range(50)] == [True] * 50
-        assert await values.read("B6") == [(1.0, "PRESENT")]
+    async with running_values(tmp_path, redis.url, redis_read_deadline_s=0.1, redis_connect_timeout_s=0.5) as values:
+        await values.features.apply(an_entity(), a_view())
+        await values.push(row)
+        for end, begin in ((redis.kill, redis.start), (_async(redis.freeze), _async(redis.thaw))):
+            await end()
+            await why(values.stub.ReadFeatures(_read_b6()))
+            started = time.monotonic()
+            answers = [await why(values.stub.ReadFeatures(_read_b6())) for _ in range(20)]
+            # Each may wait for its deadline; most of them do not even ask.
+            assert time.monotonic() - started < 20 * 0.1
+            assert {answer[:2] for answer in answers} == {GONE}
+            assert (await why(values.stub.PushFeatures(_push(row))))[:2] == GONE
+            await begin()
+            back = time.monotonic()
+            while not await _answers(values):
+                await asyncio.sleep(0.05)
+            assert time.monotonic() - back < 5
+            assert await values.read("B6") == [(1.0, "PRESENT")]
+            assert await values.push(row) == ["DUPLICATE"]
 
 
 async def test_what_a_broken_redis_missed_comes_from_the_history(values: Values, redis: RedisServer) -> None:
@@ -334,6 +341,30 @@ async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redi
     # The history took the row, so it is not lost: the store gets it from there.
     while await values.read("UA") != [(1.0, "PRESENT")]:
         await asyncio.sleep(0.05)
+
+
+async def test_a_push_that_finds_too_much_waiting_is_told_when_to_come_back(tmp_path: Path, redis: RedisServer) -> None:
+    async with running_values(tmp_path, redis.url, push_waiting_rows=10, redis_write_deadline_s=5) as values:
+        await values.features.apply(an_entity(), a_view())
+        await values.push(a_row("B6", now_us(), delay_mean=1.0))
+        async with redis.client() as client:
+            await client.client_pause(500, all=True)
+        rows = [a_row(f"c{number}", now_us(), delay_mean=1.0) for number in range(6)]
+        first = asyncio.ensure_future(values.push(*rows))
+        registry = values.features.serving.runtime.registry
+        # Its rows are safe in the history by then, and wait for Redis.
+        while registry.get_sample_value("interlock_features_history_sync_seconds_count") != 2:
+            await asyncio.sleep(0.01)
+        stream = PushStream(values)
+        await stream.open()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await values.push(*rows)
+        assert told(caught.value)[:2] == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        status = rpc_status.from_call(caught.value)
+        assert any(detail.Is(RetryInfo.DESCRIPTOR) for detail in status.details)
+        await stream.send(*rows)
+        await stream.until(1)
+        assert await first == ["WRITTEN"] * 6
 
 
 @pytest.mark.rpc(f"{SERVICE}/PushFeaturesStream", "happy")

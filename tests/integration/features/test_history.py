@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from services.features.adapters.history import FeatureHistory
 from services.features.adapters.metrics import HistoryMetrics
-from services.features.adapters.write_log import MAGIC, Segment, WriteLog
+from services.features.adapters.write_log import MAGIC, WriteLog
 from services.features.domain.catalog import CompiledView, compile_view
 from services.features.domain.definitions import Entity, Feature, FeatureType, FeatureView, PushSource
 from services.features.domain.failure import HistoryUnavailable
@@ -240,15 +240,34 @@ async def test_a_view_whose_features_changed_keeps_its_history(tmp_path: Path) -
 
 def test_a_log_says_nothing_of_what_was_not_safe(tmp_path: Path) -> None:
     log = WriteLog(tmp_path, now_us)
-    log.open()
+    log.adopt()
     log.append([b"one", b""])
     (snapshot,) = log.unfinished()
     log.append([b"two"])
     assert list(snapshot.records()) == [b"one", b""]
-    log.seal()
-    (found,) = map(Segment.at, tmp_path.glob("*.log"))
-    assert found is not None
-    assert list(found.records()) == [b"one", b"", b"two"]
+    other = WriteLog(tmp_path, now_us)
+    other.adopt()
+    assert other.sealed == [], "it is somebody else's"
+    (seen,) = other.unfinished()
+    assert list(seen.records()) == [b"one", b"", b"two"]
+    log.close()
+    other.adopt()
+    assert [list(segment.records()) for segment in other.sealed] == [[b"one", b"", b"two"]]
+    other.close()
+
+
+async def test_a_process_that_takes_over_sees_the_rows_of_its_predecessor_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as old:
+        await old.append(WRITER, numbered(1))
+        async with running(tmp_path) as new:
+            await new.append(WRITER, numbered(2))
+            assert await new.roll()
+            await old.append(WRITER, numbered(3))
+            for each in (old, new):
+                assert await numbers_in(each) == [1, 2, 3]
+            assert await old.roll()
+            for each in (old, new):
+                assert await numbers_in(each) == [1, 2, 3]
 
 
 async def test_what_was_acknowledged_survives_a_kill_in_both_stores(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import hmac
-import json
 import time
 import uuid
 from pathlib import Path
@@ -19,7 +18,7 @@ from interlock.monitor.v1 import alert_pb2 as alert_pb
 from interlock.monitor.v1 import alert_service_pb2 as pb
 from prometheus_client import generate_latest
 
-from tests.fakes.alert_receiver import Receiver, receiving
+from tests.fakes.alert_receiver import receiving
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import draw_traffic, hour_times, requests
 from tests.fakes.ports import free_offset

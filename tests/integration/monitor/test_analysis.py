@@ -1,6 +1,7 @@
 """What is asked about versions, through the wire, beside the same figures computed directly."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from interlock.monitor.v1 import monitor_service_pb2 as monitor_pb
 from interlock.monitor.v1 import monitoring_policy_service_pb2 as policy_pb
 from interlock.registry.v1.model_version_pb2 import ModelVersion
 from interlock.types.v1.feature_value_pb2 import FeatureValue
+from prometheus_client import generate_latest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
@@ -297,3 +299,23 @@ async def test_questions_that_cannot_be_answered_say_why(watched: Monitor) -> No
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert refused(caught.value) == (code, reason, fields)
+
+
+async def test_the_last_window_of_a_version_is_exposed_to_prometheus(tmp_path: Path) -> None:
+    often = {"monitor_window_interval_s": 0.05, "monitor_standing_interval_s": 0.05}
+    async with running_monitor(tmp_path, FakeRegistry([trained_version()]), **often) as monitor:
+        await record(monitor, requests(draw_traffic(9, hour_times(500, 0), shift=60.0)))
+        who = 'environment="production",model="fraud",version="1"'
+        labels = 'environment="production",feature="amount",model="fraud",version="1"'
+        while f"interlock_monitor_feature_drifted{{{labels}}} 1.0" not in _metrics(monitor):
+            await asyncio.sleep(0.05)
+        assert f"interlock_monitor_window_predictions{{{who}}} 500.0" in _metrics(monitor)
+        assert f"interlock_monitor_unlabelled_predictions{{{who}}} 500.0" in _metrics(monitor)
+
+
+def _metrics(monitor: Monitor) -> str:
+    return re.sub(
+        r"\{(.*)\}",
+        lambda found: "{" + ",".join(sorted(found[1].split(","))) + "}",
+        generate_latest(monitor.serving.runtime.registry).decode(),
+    )

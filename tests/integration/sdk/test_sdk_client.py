@@ -1,5 +1,7 @@
 """The client against the public API: what it sends, and what it makes of the answers."""
 
+from datetime import datetime, timedelta, timezone
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -23,6 +25,18 @@ async def test_a_prediction_carries_typed_values_user_and_version(api: FakePubli
     assert (request.model, request.user_id, request.include_probabilities) == ("m", "u-1", True)
     assert prediction.model_version == "3"
     assert value_from_proto(prediction.prediction) == 6
+
+
+async def test_a_prediction_carries_keys_and_the_time_it_is_asked_at(api: FakePublicApi, client: Client) -> None:
+    time = datetime(2026, 3, 1, 8, 30, 0, 250_000, tzinfo=timezone(timedelta(hours=2)))
+    await client.predict("m", {}, entities={"carrier": "B6"}, as_of_time=time)
+    await client.predict_rows("m", [Row({"a": 1}, entities={"carrier": "DL"}, as_of_time=time), Row({})])
+    (request,), (first, second) = api.router.requests, api.router.rows
+    assert (dict(request.entities), dict(first.entities)) == ({"carrier": "B6"}, {"carrier": "DL"})
+    assert {request.as_of_time.ToJsonString(), first.as_of_time.ToJsonString()} == {"2026-03-01T06:30:00.250Z"}
+    assert not second.HasField("as_of_time")
+    with pytest.raises(TypeError, match="want a time with its zone"):
+        await client.predict("m", {}, as_of_time=datetime(2026, 3, 1))  # noqa: DTZ001 - the mistake under test
 
 
 async def test_a_value_of_another_type_names_its_feature(client: Client) -> None:

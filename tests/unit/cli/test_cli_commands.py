@@ -1,6 +1,7 @@
 """What commands make of their arguments."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from interlock.router.v1 import prediction_pb2
 from interlock.types.v1 import feature_value_pb2, tensor_pb2
 
 from interlock_cli.commands.models import read_version
-from interlock_cli.commands.predict import prediction_to_json, read_features
+from interlock_cli.commands.predict import prediction_to_json, read_entities, read_features, read_time
 from interlock_cli.commands.routes import new_variants, parse_weights
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import duration, plain_lines
@@ -42,6 +43,17 @@ def test_features_are_a_json_object() -> None:
 def test_features_that_are_none_are_refused(text: str, message: str) -> None:
     with pytest.raises(CommandFailed, match=message):
         read_features(text)
+
+
+def test_keys_and_times_are_read_strictly() -> None:
+    assert read_entities('{"carrier": "B6"}') == {"carrier": "B6"}
+    with pytest.raises(CommandFailed, match="--entities: carrier: want a text, got 6"):
+        read_entities('{"carrier": 6}')
+    assert read_time("") is None
+    assert read_time("2026-03-01T08:30:00Z") == datetime(2026, 3, 1, 8, 30, tzinfo=UTC)
+    for wrong in ("2026-03-01T08:30:00", "yesterday"):
+        with pytest.raises(CommandFailed, match="--as-of: want a time"):
+            read_time(wrong)
 
 
 def test_a_prediction_shows_plain_values_and_defaults() -> None:

@@ -2,12 +2,14 @@
 
 import pytest
 
-from interlock_cli.demo.data import SPRING, Flights, load_flights
+from interlock_cli.demo.data import SPRING, Flights, load_flights, load_weather
+from interlock_cli.demo.live import with_live_features
 
 
 @pytest.fixture(scope="session")
 def all_flights() -> Flights:
-    return load_flights()
+    flights = load_flights()
+    return with_live_features(flights, flights, load_weather())
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from interlock_cli.demo.build import train_version
 from interlock_cli.demo.cache import TrainedVersion
-from interlock_cli.demo.data import LATER, SPRING, Flights
+from interlock_cli.demo.data import LATER, RECIPES, Flights
 from interlock_cli.demo.direct import run_onnx
 from interlock_cli.demo.failure import DemoFailed
 from interlock_cli.demo.quality import Quality, judge
@@ -22,7 +22,7 @@ QUALITY = Quality(1_234, 0.2, auc=0.62, brier=0.1564, prior_brier=0.1615, hindsi
 
 @pytest.fixture(scope="module")
 def trained(all_flights: Flights, tmp_path_factory: pytest.TempPathFactory) -> TrainedVersion:
-    return train_version(SPRING, all_flights, tmp_path_factory.mktemp("trained"))
+    return train_version(RECIPES[0], all_flights, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def sent(all_flights: Flights) -> Flights:
 
 @pytest.fixture(scope="module")
 def probability(trained: TrainedVersion, sent: Flights) -> list[float]:
-    outputs = run_onnx(trained.artifact_path.read_bytes(), sent.features)
+    outputs = run_onnx(trained.artifact_path.read_bytes(), trained.recipe, sent.features)
     return [float(value) for value in outputs["probabilities"][:, 1]]
 
 
 def test_each_version_is_judged_by_its_own_answers(
     trained: TrainedVersion, sent: Flights, probability: list[float]
 ) -> None:
-    answers = [Answer("2" if index % 10 == 0 else "1", value, 0.01) for index, value in enumerate(probability)]
+    answers = [Answer("", "2" if index % 10 == 0 else "1", value, 0.01) for index, value in enumerate(probability)]
     result = judge_answers({"1": trained, "2": trained, "3": trained}, sent, answers)
     assert [version.quality.flight_count for version in result.through_the_door] == [270, 30]
     tenth = np.arange(0, 300, 10)
@@ -53,8 +53,8 @@ def test_each_version_is_judged_by_its_own_answers(
 def test_an_answer_that_the_model_would_not_give_is_a_failure(
     trained: TrainedVersion, sent: Flights, probability: list[float]
 ) -> None:
-    answers = [Answer("1", value, 0.01) for value in probability]
-    answers[7] = Answer("1", probability[7] + 0.001, 0.01)
+    answers = [Answer("", "1", value, 0.01) for value in probability]
+    answers[7] = Answer("", "1", probability[7] + 0.001, 0.01)
     with pytest.raises(DemoFailed, match=r"an answer is 0.001 away from the model called directly"):
         judge_answers({"1": trained}, sent, answers)
 
@@ -62,7 +62,7 @@ def test_an_answer_that_the_model_would_not_give_is_a_failure(
 def test_answers_by_versions_of_others_are_counted_and_not_judged(
     trained: TrainedVersion, sent: Flights, probability: list[float]
 ) -> None:
-    answers = [Answer("9" if index < 20 else "1", value, 0.01) for index, value in enumerate(probability)]
+    answers = [Answer("", "9" if index < 20 else "1", value, 0.01) for index, value in enumerate(probability)]
     result = judge_answers({"1": trained}, sent, answers)
     assert result.foreign_count == 20
     assert [version.quality.flight_count for version in result.through_the_door] == [280]
@@ -84,12 +84,13 @@ def test_piped_output_is_plain_lines() -> None:
     with report.doing("working"), report.counting("counting", 2) as advance:
         advance()
         advance()
-    report.answers([Answer("1", 0.2, 0.004)] * 2, 1.0)
+    report.took(1.0)
+    report.answers([Answer("", "1", 0.2, 0.004)] * 2)
     report.qualities("Later", [VersionResult("1", "spring", QUALITY)])
     written = stream.getvalue()
     assert "\x1b" not in written
     assert written.isascii()
-    assert "2 later flights through the REST door in 1.0 s: 2/s, p50 4.0 ms, p99 4.0 ms\n" in written
+    assert "2 flights through the REST door in 1.0 s: 2/s, p50 4.0 ms, p99 4.0 ms\n" in written
 
 
 def test_a_table_is_not_cut_where_the_output_is_narrow() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -41,7 +42,7 @@ class Door:
 
 
 def prediction(late: float, epoch: int = 5) -> httpx.Response:
-    said = {"model_version": "1", "probabilities": [1 - late, late], "config_epoch": str(epoch)}
+    said = {"prediction_id": "p", "model_version": "1", "probabilities": [1 - late, late], "config_epoch": str(epoch)}
     return httpx.Response(200, json=said)
 
 
@@ -51,16 +52,17 @@ def edge() -> Door:
 
 
 @pytest.fixture
-def door(edge: Door, monkeypatch: pytest.MonkeyPatch) -> PredictionDoor:
+async def door(edge: Door, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PredictionDoor]:
     monkeypatch.setattr(demo_traffic, "_PAUSE_S", 0.001)
-    return door_to(edge)
+    async with door_to(edge) as door:
+        yield door
 
 
-def door_to(handler: MockHandler) -> PredictionDoor:
+def door_to(handler: MockHandler, concurrency: int = 4) -> PredictionDoor:
     def open_http() -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://edge")
 
-    return PredictionDoor(open_http, "flight-delay")
+    return PredictionDoor(open_http, "flight-delay", concurrency)
 
 
 @pytest.fixture
@@ -68,8 +70,12 @@ def flights(spring_flights: Flights) -> Flights:
     return spring_flights.take(np.arange(50))
 
 
+def bodies_of(flights: Flights) -> list[dict[str, Any]]:
+    return list(request_bodies(flights, "flight-delay", timedelta()))
+
+
 def test_a_request_holds_plain_values_of_the_declared_types(spring_flights: Flights) -> None:
-    body = next(request_bodies(spring_flights.features, "flight-delay"))
+    body = next(request_bodies(spring_flights, "flight-delay", timedelta(days=4_829)))
     assert body["model"] == "flight-delay"
     types = {name: type(value) for name, value in body["features"].items()}
     assert types == {
@@ -82,23 +88,24 @@ def test_a_request_holds_plain_values_of_the_declared_types(spring_flights: Flig
         "distance": int,
     }
     assert body["user_id"] == "u-0"
+    assert body["entities"] == {"origin": "JFK", "dest": "FLL", "carrier": "B6", "tailnum": "N706JB"}
+    assert datetime.fromisoformat(body["as_of_time"]).tzinfo is UTC
 
 
 async def test_answers_come_in_the_flights_order_with_few_in_flight(
     edge: Door, door: PredictionDoor, flights: Flights
 ) -> None:
-    counted: list[None] = []
-    answers = await door.send(flights, concurrency=4, on_answer=lambda: counted.append(None))
+    answers = await door.send(bodies_of(flights))
     expected = (flights.features["distance"] / 10_000).tolist()
     assert [answer.late_probability for answer in answers] == pytest.approx(expected)
-    assert len(counted) == len(edge.bodies) == 50
+    assert len(edge.bodies) == 50
     assert 1 < edge.most_in_flight <= 4
 
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_busy_door_is_asked_again(edge: Door, door: PredictionDoor, flights: Flights, status: int) -> None:
     edge.script = [httpx.Response(status, json={"message": "busy"})] * 2
-    answers = await door.send(flights.take(np.arange(1)), concurrency=1, on_answer=lambda: None)
+    answers = await door.send(bodies_of(flights)[:1])
     assert len(answers) == 1
     assert len(edge.bodies) == 3
 
@@ -108,13 +115,13 @@ async def test_a_door_that_stays_busy_is_a_failure_with_its_words(
 ) -> None:
     edge.script = [httpx.Response(503, json={"message": "no replica is ready"})] * 1_000
     with pytest.raises(DemoFailed, match=r"/v1/predict answered 503: no replica is ready"):
-        await door.send(flights, concurrency=2, on_answer=lambda: None)
+        await door.send(bodies_of(flights))
 
 
 async def test_a_refusal_is_not_repeated(edge: Door, door: PredictionDoor, flights: Flights) -> None:
     edge.script = [httpx.Response(400, json={"code": 3, "message": "features.month: want 1 to 12"})]
     with pytest.raises(DemoFailed, match=r"answered 400: features.month: want 1 to 12"):
-        await door.send(flights.take(np.arange(1)), concurrency=1, on_answer=lambda: None)
+        await door.send(bodies_of(flights)[:1])
     assert len(edge.bodies) == 1
 
 
@@ -123,15 +130,16 @@ async def test_an_answer_that_is_not_json_is_named_by_its_status(
 ) -> None:
     edge.script = [httpx.Response(404, text="nothing here")]
     with pytest.raises(DemoFailed, match=r"answered 404: Not Found"):
-        await door.send(flights.take(np.arange(1)), concurrency=1, on_answer=lambda: None)
+        await door.send(bodies_of(flights)[:1])
 
 
 async def test_a_door_that_is_not_there_is_named(flights: Flights) -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused", request=request)
 
-    with pytest.raises(DemoFailed, match="http://edge does not answer: ConnectError"):
-        await door_to(refuse).send(flights, concurrency=3, on_answer=lambda: None)
+    async with door_to(refuse) as door:
+        with pytest.raises(DemoFailed, match="http://edge does not answer: ConnectError"):
+            await door.send(bodies_of(flights))
 
 
 async def test_waiting_ends_when_the_new_route_answers(edge: Door, door: PredictionDoor, flights: Flights) -> None:
@@ -140,11 +148,11 @@ async def test_waiting_ends_when_the_new_route_answers(edge: Door, door: Predict
         prediction(0.1, epoch=6),
         prediction(0.1, epoch=7),
     ]
-    await door.wait_until_open(flights, route_epoch=7, timeout_s=10)
+    await door.wait_until_open(bodies_of(flights)[0], route_epoch=7, timeout_s=10)
     assert len(edge.bodies) == 3
 
 
 async def test_waiting_too_long_gives_the_last_answer(edge: Door, door: PredictionDoor, flights: Flights) -> None:
     edge.script = [httpx.Response(503, json={"message": "no configuration yet"})] * 10_000
     with pytest.raises(DemoFailed, match=r"not served within 0.2 s; the last answer: 503: no configuration yet"):
-        await door.wait_until_open(flights, route_epoch=0, timeout_s=0.2)
+        await door.wait_until_open(bodies_of(flights)[0], route_epoch=0, timeout_s=0.2)

@@ -96,6 +96,13 @@ def test_weights_count_as_that_many_values() -> None:
     assert merge_histograms([weighted.histogram()]).effective_count == pytest.approx(kish)
 
 
+def test_large_weights_take_no_more_memory_and_spoil_no_quantile() -> None:
+    sketch = numeric(np.arange(1_000.0), np.full(1_000, 1e7))
+    assert sketch.value_weight == 1e10
+    assert sketch.kll.n == 100_000
+    assert sketch.quantiles([0.5])[0] == pytest.approx(500, abs=20)
+
+
 def test_infinite_values_are_counted_and_spoil_nothing() -> None:
     sketch = numeric([np.inf, -np.inf, 0.5, 2.0, np.nan])
     assert sketch.bin_weights.tolist() == [1, 0, 1, 1, 1]
@@ -152,6 +159,8 @@ def test_categories_take_arrow_columns_and_weights() -> None:
     sketch = category(column, [1.0, 2.0, 3.0, 4.0])
     assert sketch.histogram().counts.tolist() == [0, 5, 0, 3]
     assert sketch.missing_weight == 2
+    null = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1]), pa.array(["JFK", None]))
+    assert category(null).missing_weight == 2
     assert sketch.histogram().effective_count == pytest.approx(64 / 26)
 
 

@@ -61,7 +61,7 @@ class _PushOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PushOutco
     PUSH_OUTCOME_WRITTEN: _PushOutcome.ValueType  # 1
     """Taken: online store and history have it."""
     PUSH_OUTCOME_OLDER: _PushOutcome.ValueType  # 2
-    """Taken into the history only: the online store has a newer event."""
+    """Taken into the history only: the online store has a newer event, or the row is older than the view's retention."""
     PUSH_OUTCOME_DUPLICATE: _PushOutcome.ValueType  # 3
     """Known already; nothing changed."""
     PUSH_OUTCOME_LATE: _PushOutcome.ValueType  # 4
@@ -77,7 +77,7 @@ PUSH_OUTCOME_UNSPECIFIED: PushOutcome.ValueType  # 0
 PUSH_OUTCOME_WRITTEN: PushOutcome.ValueType  # 1
 """Taken: online store and history have it."""
 PUSH_OUTCOME_OLDER: PushOutcome.ValueType  # 2
-"""Taken into the history only: the online store has a newer event."""
+"""Taken into the history only: the online store has a newer event, or the row is older than the view's retention."""
 PUSH_OUTCOME_DUPLICATE: PushOutcome.ValueType  # 3
 """Known already; nothing changed."""
 PUSH_OUTCOME_LATE: PushOutcome.ValueType  # 4
@@ -136,6 +136,8 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
     FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: _FeaturesErrorReason.ValueType  # 21
     """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
+    FEATURES_ERROR_REASON_QUEUE_FULL: _FeaturesErrorReason.ValueType  # 22
+    """RESOURCE_EXHAUSTED: as many rows or values wait already as may; RetryInfo says when to come back."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -184,6 +186,8 @@ FEATURES_ERROR_REASON_WORK_ENDED: FeaturesErrorReason.ValueType  # 20
 """RESOURCE_EXHAUSTED: offline work was ended by the operating system, most likely for the memory it took."""
 FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: FeaturesErrorReason.ValueType  # 21
 """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
+FEATURES_ERROR_REASON_QUEUE_FULL: FeaturesErrorReason.ValueType  # 22
+"""RESOURCE_EXHAUSTED: as many rows or values wait already as may; RetryInfo says when to come back."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final

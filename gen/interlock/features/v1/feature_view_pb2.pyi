@@ -49,7 +49,8 @@ class _AggregateFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Agg
 class AggregateFunction(_AggregateFunction, metaclass=_AggregateFunctionEnumTypeWrapper):
     """Names what an aggregate computes. May receive new values. An event that does not bring the field, or brings null,
     counts for COUNT only. Sums are exact: whatever the order of events, the true sum is rounded once; one that does not
-    fit the type is missing.
+    fit the type is missing. Where the feature is nullable and has no default, a window without events is known to hold
+    nothing: null, and PRESENT, stands for missing below.
     """
 
 AGGREGATE_FUNCTION_UNSPECIFIED: AggregateFunction.ValueType  # 0

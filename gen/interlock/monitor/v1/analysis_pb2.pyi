@@ -119,11 +119,15 @@ class AnalysisScope(_message.Message):
     """Name of a variant. Empty: all of them, pinned predictions too."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """First prediction time, inclusive. Widened to the window that holds it. Absent: the last complete window."""
+        """First prediction time, inclusive. Widened to the window that holds it. Absent: the last complete window of the model
+        in which there were predictions.
+        """
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Last prediction time, exclusive, widened likewise. Absent: the end of the last complete window."""
+        """Last prediction time, exclusive, widened likewise. Absent: the end of the last complete window, or of the one that
+        start_time lies in when that is still open.
+        """
 
     def __init__(
         self,

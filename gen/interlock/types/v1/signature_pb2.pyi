@@ -224,7 +224,9 @@ class FeatureSpec(_message.Message):
     """What the feature means, with its unit. At most 1,000 characters."""
     @_builtins.property
     def default_value(self) -> _feature_value_pb2.FeatureValue:
-        """Value that stands in for a missing or null one, where missing_policy or nullable says so."""
+        """Value that stands in for a missing or null one, where missing_policy or nullable says so. Absent: null stands in for
+        a missing one, where it is legal and the tensor is of floating point.
+        """
 
     @_builtins.property
     def allowed_values(self) -> _containers.RepeatedCompositeFieldContainer[_feature_value_pb2.FeatureValue]:

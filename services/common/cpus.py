@@ -1,0 +1,24 @@
+"""How many processors this process may use."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+_CGROUP_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+def thread_count(wanted: int) -> int:
+    """Return `wanted`, or for 0 as many as this process may run at once: by affinity and by cgroup quota."""
+    available = len(os.sched_getaffinity(0))
+    quota = _cgroup_cpus()
+    most = max(1, min(available, quota) if quota else available)
+    return min(wanted, most) if wanted > 0 else most
+
+
+def _cgroup_cpus() -> int:
+    """Return how many processors the cgroup's quota amounts to; 0 when there is none."""
+    try:
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return 0
+    return 0 if quota == "max" else max(1, int(quota) // int(period))

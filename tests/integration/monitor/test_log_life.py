@@ -1,0 +1,319 @@
+"""The log on the disk: merged, forgotten, torn, full; and labels that a kill must not lose."""
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pytest
+from interlock.monitor.v1 import feedback_service_pb2 as feedback_pb
+from interlock.monitor.v1 import feedback_service_pb2_grpc as feedback_rpc
+from sqlalchemy import select
+
+from services.common.errors import Unavailable
+from services.common.migration import open_database
+from services.monitor.adapters.label_join import LabelJoin
+from services.monitor.adapters.label_store import LabelStore
+from services.monitor.adapters.log_compaction import LogCompaction
+from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_reader import LogReader
+from services.monitor.adapters.log_writer import LogWriter
+from services.monitor.adapters.migrations import MIGRATIONS
+from services.monitor.adapters.table import LABEL
+from services.monitor.convert.prediction_batch import batch_from_proto
+from services.monitor.convert.version import version_from_proto
+from services.monitor.domain.bounded_queue import Drops
+from services.monitor.domain.columns import LabelBatch, PredictionColumns
+from services.monitor.domain.decode import columns_of
+from services.monitor.domain.feedback import Feedback, LabelState
+from services.monitor.domain.log_question import EVER_US
+from services.monitor.domain.ports import LogPolicy
+from tests.fakes.monitor_registry import FakeRegistry, model_version
+from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
+from tests.fakes.ports import free_offset
+from tests.integration.monitor.asking import label, logged, query, record, until
+from tests.integration.monitor.conftest import running_monitor
+
+INFO = version_from_proto(model_version())
+HOUR_S = 3600.0
+
+
+class Policies:
+    policy = LogPolicy()
+
+    def of_model(self, model: str) -> LogPolicy:
+        return self.policy
+
+
+class Versions:
+    async def get(self, model: str, version: str) -> Any:
+        return INFO
+
+
+def columns(traffic: Traffic) -> PredictionColumns:
+    (request,) = requests(traffic, rows=len(traffic))
+    batch = batch_from_proto(request)
+    assert batch is not None
+    return columns_of(batch, INFO)
+
+
+def parts_of(folder: Path, **changes: Any) -> Any:
+    files, drops = LogFiles(f"file://{folder}"), Drops()
+    options = {"flush_rows": 1000, "flush_interval_s": 0.05, "clock_tolerance_s": 60, **changes}
+    writer = LogWriter(files, Policies(), drops, **options)
+    return SimpleNamespace(files=files, drops=drops, writer=writer, reader=LogReader(files, writer))
+
+
+def stored(folder: Path) -> list[str]:
+    """Return the names of all files of a log, those that are not finished too."""
+    return [path.name for path in folder.rglob("*.parquet")]
+
+
+def count_of(log: Any) -> tuple[int, int]:
+    """Return rows and different ids of everything in the log."""
+    snapshot = log.reader.snapshot(None, 0, EVER_US)
+    ids = log.reader.dataset(snapshot).to_table()["prediction_id"].to_pylist()
+    return len(ids), len(set(ids))
+
+
+async def test_closed_hours_are_merged_with_every_id_once_and_old_ones_forgotten(tmp_path: Path) -> None:
+    log = parts_of(tmp_path)
+    traffic = draw_traffic(1, hour_times(500, 2))
+    for _ in range(3):
+        await log.writer.take(columns(traffic))
+        await log.writer.flush()
+    assert count_of(log) == (1500, 500)
+    now_s = time.time()
+    clock = SimpleNamespace(now_s=now_s)
+    compaction = LogCompaction(log.files, Policies(), interval_s=60, clock=lambda: clock.now_s)
+    await compaction.look()
+    assert count_of(log) == (500, 500)
+    assert {name.split("-")[0] for name in stored(tmp_path)} == {"part", "merged"}
+    # A query that began before may still read the old files; later they go.
+    await compaction.look()
+    clock.now_s += 600
+    await compaction.look()
+    (left,) = stored(tmp_path)
+    assert left.startswith("merged-")
+    # One that comes late is merged too, and a merge that was cut off before the deletion changes nothing.
+    late = draw_traffic(2, hour_times(3, 2))
+    await log.writer.take(columns(late))
+    await log.writer.flush()
+    await compaction.look()
+    assert count_of(log) == (503, 503)
+    assert count_of(parts_of(tmp_path)) == (503, 503)
+    clock.now_s += 31 * 24 * HOUR_S
+    await compaction.look()
+    assert not stored(tmp_path)
+
+
+def damage(folder: Path) -> None:
+    """Tear one file apart, and flip a page of another, whose footer stays sound."""
+    torn, flipped, _ = sorted(folder.rglob("*.parquet"))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    content = bytearray(flipped.read_bytes())
+    content[40:60] = bytes(byte ^ 0xFF for byte in content[40:60])
+    flipped.write_bytes(content)
+    (folder / "fraud" / "nonsense").mkdir()
+
+
+async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
+    async with running_monitor(tmp_path, FakeRegistry([model_version()]), monitor_log_flush_interval_s=0.05) as monitor:
+        for seed in range(3):
+            await record(monitor, requests(draw_traffic(seed, [time.time() - 5] * 200)))
+            await logged(monitor, 200 * (seed + 1))
+        folder = tmp_path / "monitor" / "log"
+
+        async def written() -> bool:
+            return len(stored(folder)) == 3 and not any(name.startswith(".") for name in stored(folder))
+
+        await until(written)
+        damage(folder)
+        rows = await query(
+            monitor, "SELECT count(DISTINCT prediction_id) AS n, sum(features.amount) AS s FROM predictions"
+        )
+        assert rows[0]["n"] == 200
+
+
+async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = parts_of(tmp_path, flush_rows=100)
+    real = LogFiles.write
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LogFiles, "write", full)
+    now_s = time.time()
+    for seed in range(6):
+        await log.writer.take(columns(draw_traffic(seed, [now_s - 1] * 100)))
+        assert not await log.writer.flush()
+    assert log.writer.row_count == 400
+    assert list(log.drops.counts()) == [("log", "disk_full", 200)]
+    assert count_of(log) == (400, 400)
+    monkeypatch.setattr(LogFiles, "write", real)
+    assert await log.writer.flush()
+    await log.writer.take(columns(draw_traffic(9, [now_s - 1] * 100)))
+    assert log.writer.row_count == 100
+    assert count_of(log) == (500, 500)
+    assert not [name for name in stored(tmp_path) if name.startswith(".")]
+
+
+async def test_times_outside_of_the_log_and_the_unsampled_are_left_out(tmp_path: Path) -> None:
+    log = parts_of(tmp_path)
+    now_s = time.time()
+    strange = [now_s + 3600, now_s - 366 * 24 * HOUR_S, 0.0]
+    await log.writer.take(columns(draw_traffic(1, [*strange, *[now_s - 1] * 97])))
+    assert list(log.drops.counts()) == [("log", "out_of_range", 3)]
+    assert count_of(log) == (97, 97)
+    Policies.policy = LogPolicy(log_basis_points=1000)
+    try:
+        traffic = draw_traffic(2, [now_s - 2] * 5000)
+        await log.writer.take(columns(traffic))
+        await log.writer.take(columns(traffic))
+    finally:
+        Policies.policy = LogPolicy()
+    table = pa.concat_tables([table for part in log.writer._parts for table in part.tables]).slice(97)
+    ids = [bytes(one.as_py().bytes) for one in table["prediction_id"]]
+    assert Counter(Counter(ids).values()).keys() == {2}
+    assert 400 < len(ids) / 2 < 600
+    assert set(table["sampling_weight"].to_pylist()) == {10.0}
+
+
+class Accumulator:
+    """A label sink that counts as windows do: a label in, the one it replaces out, a batch once."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.labels: Counter[float] = Counter()
+        self.batches: list[tuple[int, int]] = []
+        self.fails_after = False
+
+    async def take_labels(self, batch: LabelBatch) -> None:
+        self.batches.append((batch.number, sum(part.predictions.count for part in batch.parts)))
+        if batch.number > self.last:
+            for part in batch.parts:
+                assert part.predictions.probabilities is not None
+                self.labels.update(part.labels.tolist())
+                self.labels.subtract(part.previous_labels[~np.isnan(part.previous_labels)].tolist())
+            self.last = batch.number
+        if self.fails_after:
+            raise Unavailable("killed here", reason="TEST")
+
+
+async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(tmp_path: Path) -> None:
+    log = parts_of(tmp_path / "log")
+    traffic = draw_traffic(5, [time.time() - 10] * 50)
+    await log.writer.take(columns(traffic))
+    sink = Accumulator()
+    url = f"sqlite:///{tmp_path / 'labels.db'}"
+    async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as database:
+        store = LabelStore(database, queue_limit=1000)
+        writing = asyncio.ensure_future(store.run())
+        join = LabelJoin(
+            database, log.reader, Versions(), policies=Policies(), sinks=[sink], drops=log.drops, interval_s=1
+        )
+        now_us = int(time.time() * 1e6)
+
+        async def send(value: float, *, later_us: int) -> None:
+            await store.take(
+                [Feedback(one, "", value, None, now_us + later_us, event_given=True) for one in traffic.ids]
+            )
+
+        await send(1.0, later_us=0)
+        sink.fails_after = True
+        with pytest.raises(Unavailable):
+            await join.step()
+        # While the batch is on its way again, the labels change.
+        await send(0.0, later_us=1)
+        sink.fails_after = False
+        assert await join.step()
+        assert sink.batches == [(1, 50), (1, 50)]
+        assert +sink.labels == Counter({1.0: 50})
+        assert await join.step()
+        assert +sink.labels == Counter({0.0: 50})
+        assert not await join.step()
+        await store.take([Feedback(traffic.ids[0], "", None, "no such class", now_us + 2, event_given=True)])
+        assert not await join.step()
+        assert ("labels", "does_not_fit", 1) in list(log.drops.counts())
+        async with database.read() as connection:
+            states = Counter(await connection.scalars(select(LABEL.c.state)))
+        assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
+        writing.cancel()
+        await asyncio.wait([writing])
+
+
+async def test_two_monitors_on_one_database_join_every_label_once(tmp_path: Path) -> None:
+    log = parts_of(tmp_path / "log")
+    traffic = draw_traffic(6, [time.time() - 10] * 300)
+    await log.writer.take(columns(traffic))
+    sink, url = Accumulator(), f"sqlite:///{tmp_path / 'labels.db'}"
+    async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as database:
+        store = LabelStore(database, queue_limit=1000)
+        writing = asyncio.ensure_future(store.run())
+        options: dict[str, Any] = {"policies": Policies(), "sinks": [sink], "drops": log.drops, "interval_s": 1}
+        joins = [LabelJoin(database, log.reader, Versions(), **options) for _ in range(2)]
+        for start in range(0, 300, 50):
+            made_us = int(time.time() * 1e6)
+            some = traffic.ids[start : start + 50]
+            await store.take([Feedback(one, "", 1.0, None, made_us, event_given=True) for one in some])
+            while any(await asyncio.gather(*(join.step() for join in joins))):
+                pass
+        assert +sink.labels == Counter({1.0: 300})
+        writing.cancel()
+        await asyncio.wait([writing])
+
+
+async def test_labels_that_were_acknowledged_outlive_a_kill(tmp_path: Path) -> None:
+    offset = free_offset()
+    environment = {
+        **os.environ,
+        "INTERLOCK_STATE_DIR": str(tmp_path),
+        "INTERLOCK_PORT_OFFSET": str(offset),
+        "INTERLOCK_REGISTRY_ADDRESS": "127.0.0.1:1",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.monitor", env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
+    ids = draw_traffic(8, [time.time() - 1] * 5000).ids
+    acknowledged = 0
+    try:
+        often = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{9005 + offset}", often) as channel:
+            stub = feedback_rpc.FeedbackServiceStub(channel)
+
+            async def send_some() -> None:
+                nonlocal acknowledged
+                for start in range(0, len(ids), 50):
+                    batch = [label(one, 1) for one in ids[start : start + 50]]
+                    await stub.SendFeedback(feedback_pb.SendFeedbackRequest(feedback=batch), wait_for_ready=True)
+                    acknowledged = start + 50
+                    if acknowledged == 500:
+                        process.send_signal(signal.SIGKILL)
+
+            with pytest.raises(grpc.aio.AioRpcError):
+                await send_some()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    assert 500 <= acknowledged < len(ids)
+    url = f"sqlite:///{tmp_path / 'monitor' / 'monitor.db'}"
+    async with (
+        open_database(
+            url, MIGRATIONS, service="monitor", statement_timeout_s=5, version_table="alembic_version_monitor"
+        ) as database,
+        database.read() as connection,
+    ):
+        kept = set(await connection.scalars(select(LABEL.c.prediction_id)))
+    assert set(ids[:acknowledged]) <= kept
