@@ -166,8 +166,9 @@ def _thinned(block: Histogram, current: Histogram, draws: int, random: np.random
     """Return parts of a block: it has less noise than a scope of fewer values; a part without replacement has as much."""
     whole = np.rint(block.counts * (block.effective_count / block.total)).astype(np.int64)
     size = max(1, min(int(whole.sum()), round(current.effective_count)))
-    if size == whole.sum():
-        return whole[np.newaxis].astype(np.float64)
+    if size >= whole.sum():
+        # As it is: rounded to whole values, a handful of sampled ones may come to nothing.
+        return block.counts[np.newaxis]
     return random.multivariate_hypergeometric(whole, size, draws, method="marginals").astype(np.float64)
 
 

@@ -166,8 +166,8 @@ def estimate_quality(
     predicted, rejected = scores.predicted_positive * share, scores.predicted_negative * share
     filled = np.flatnonzero(predicted + rejected)
     predicted, rejected = predicted[filled], rejected[filled]
-    whole = _rates(calibration.probabilities, calibration.positives / calibration.counts, calibration.counts)
-    expected = whole[filled]
+    observed = calibration.positives / calibration.counts
+    expected = _rates(calibration.probabilities, observed, calibration.counts, _CENTRES[filled])
     estimate = _figures((predicted * expected)[None], (rejected * expected)[None], predicted, rejected, filled)
     random = np.random.default_rng(seed)
     rates = _drawn_rates(calibration, expected, filled, random)
@@ -180,9 +180,9 @@ def estimate_quality(
     )
     found = []
     for name, values in estimate.items():
-        if not np.isfinite(values[0]):
-            continue
         samples = drawn[name][np.isfinite(drawn[name])]
+        if not np.isfinite(values[0]) or not samples.size:
+            continue
         lower, upper = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2])
         value = float(values[0])
         interval = Interval(value, min(float(lower), value), max(float(upper), value), level, round(total * share))
@@ -216,7 +216,8 @@ def _drawn_rates(
     """Draw rates [draws, filled bins]: each group's from its beta posterior (Jeffreys), then the window's own shift."""
     hits, misses = calibration.positives + 0.5, calibration.counts - calibration.positives + 0.5
     groups = random.beta(np.maximum(hits, 0.5), np.maximum(misses, 0.5), (_DRAWS, calibration.counts.size))
-    rates = np.stack([_rates(calibration.probabilities, row, calibration.counts)[filled] for row in groups])
+    centres = _CENTRES[filled]
+    rates = np.stack([_rates(calibration.probabilities, row, calibration.counts, centres) for row in groups])
     middle = float(_logit(expected).mean())
     logits = _logit(rates)
     shifts = random.normal(0.0, np.sqrt(calibration.level_variance), (_DRAWS, 1))
@@ -224,10 +225,12 @@ def _drawn_rates(
     return np.asarray(1 / (1 + np.exp(-(logits + shifts + slopes * (logits - middle)))))
 
 
-def _rates(probabilities: FloatArray, rates: FloatArray, counts: FloatArray) -> FloatArray:
-    """Return the rate in every fine bin, rising with the probability."""
+def _rates(
+    probabilities: FloatArray, rates: FloatArray, counts: FloatArray, centres: FloatArray = _CENTRES
+) -> FloatArray:
+    """Return the rate in fine bins, rising with the probability."""
     risen = isotonic_regression(rates, weights=counts).x
-    return np.asarray(np.clip(np.interp(_CENTRES, probabilities, risen), 1e-9, 1 - 1e-9))
+    return np.asarray(np.clip(np.interp(centres, probabilities, risen), 1e-9, 1 - 1e-9))
 
 
 def _logit(rates: FloatArray) -> FloatArray:

@@ -186,15 +186,22 @@ def test_regression_equals_the_definition_and_numpy() -> None:
 def test_the_label_free_estimate_covers_as_often_as_stated() -> None:
     calibration = check_calibration([quality_of(*sample(100 + window, 1_000, (1, 3))) for window in range(10)])
     covered: dict[str, int] = {}
-    for seed in range(60):
+    for seed in range(30):
         # Another mix of cases than in the reference: covariate shift.
         p, y = sample(seed, 1_000, (1.5, 2.5))
         truth, estimate = by_name(quality_of(p, y).metrics()), by_name(estimate_quality(scores_of(p), calibration))
         for name, interval in estimate.items():
             covered[name] = covered.get(name, 0) + (interval.lower <= truth[name].estimate <= interval.upper)
     assert set(covered) == {"accuracy", "auc", "brier", "precision", "recall"}
-    # 95 % of 60 is 57; below 51 would come once in 500 tries.
-    assert min(covered.values()) >= 51, covered
+    # 95 % of 30 is 28.5; below 25 would come once in 600 tries.
+    assert min(covered.values()) >= 25, covered
+
+
+@pytest.mark.parametrize("p", [[0.0], [1.0], [1e-9, 1e-9], [0.3, 0.9]])
+def test_a_handful_of_predictions_has_an_estimate_too(p: list[float]) -> None:
+    found = by_name(estimate_quality(scores_of(p), check_calibration([quality_of(*sample(0))])))
+    assert "accuracy" in found
+    assert all(0 <= value.lower <= value.estimate <= value.upper <= 1 for value in found.values())
 
 
 def test_a_classifier_that_is_not_calibrated_is_refused() -> None:
