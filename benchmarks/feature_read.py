@@ -33,7 +33,7 @@ from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceStub
 from interlock.features.v1.feature_view_service_pb2_grpc import FeatureViewServiceStub
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 from interlock.types.v1.signature_pb2 import FEATURE_TYPE_DOUBLE, FEATURE_TYPE_STRING
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis, UnixDomainSocketConnection
 
 from interlock_cli.settings import StackSettings
 from interlock_cli.stack.redis import find_redis
@@ -153,7 +153,9 @@ async def running_redis(state: Path) -> AsyncIterator[tuple[Redis, int]]:
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     while not socket.exists():  # noqa: ASYNC110 - another process makes it
         await asyncio.sleep(0.05)
-    client = Redis(unix_socket_path=str(socket), protocol=2)
+    # As many connections as do it good: with one for each read that waits it collapses when it cannot keep up.
+    pool = BlockingConnectionPool(8, None, UnixDomainSocketConnection, path=str(socket), protocol=2)
+    client = Redis.from_pool(pool)
     try:
         yield client, process.pid
     finally:

@@ -28,6 +28,7 @@ from interlock_sdk.feature_views import FeatureViews
 from interlock_sdk.features import Features
 from interlock_sdk.models import Models
 from interlock_sdk.monitoring import Monitoring
+from interlock_sdk.offline_features import OfflineFeatures
 from interlock_sdk.values import Value, values_to_proto
 
 DEFAULT_TARGET = "localhost:8080"
@@ -59,6 +60,7 @@ class Client:
         self.deployments = Deployments(caller)
         self.routes = Routes(caller)
         self.feature_views = FeatureViews(caller)
+        self.offline_features = OfflineFeatures(caller)
         self.monitoring = Monitoring(caller)
         self.audit = Audit(caller)
         self.features = Features(caller)

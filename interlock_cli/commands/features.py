@@ -12,6 +12,7 @@ from interlock.features.v1 import feature_view_pb2
 from interlock.features.v1 import feature_view_service_pb2 as pb
 from interlock.types.v1.signature_pb2 import FeatureType
 
+from interlock_cli.commands import feature_jobs
 from interlock_cli.commands.models import last_of
 from interlock_cli.commands.running import AsJson, Target, call
 from interlock_cli.definitions.reading import DefinitionFiles, Place, read_definitions
@@ -251,3 +252,6 @@ def _origin(view: feature_view_pb2.FeatureView, feature: str) -> str:
 
 def _age(view: feature_view_pb2.FeatureView) -> str:
     return format_duration(view.max_age.ToTimedelta()) if view.HasField("max_age") else ""
+
+
+feature_jobs.add_to(app)

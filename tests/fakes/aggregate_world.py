@@ -99,6 +99,11 @@ class AggregateWorld:
             assert cells.items() <= all_cells.items()
         return everything
 
+    def reply_without_last(self, carrier: str, as_of_us: int) -> Any:
+        """What Redis says to a read of everything but LAST_N."""
+        [request] = self._readers[1].ask([ReadRow({"carrier": carrier})], as_of_us)
+        return self._send(request)
+
     def _read(
         self, reader: AggregateReader, rows: Sequence[ReadRow], as_of_us: int
     ) -> list[Mapping[str, tuple[AggregateValue, int, int]]]:

@@ -103,6 +103,11 @@ class FakeRegistry:
                 heartbeat = pb.WatchHeartbeat()
                 yield pb.WatchResponse(epoch=self.epoch, resume_token=str(self.epoch), heartbeat=heartbeat)
 
+    async def ListFeatureBindings(
+        self, request: pb.ListFeatureBindingsRequest, call: Call
+    ) -> pb.ListFeatureBindingsResponse:
+        raise NotImplementedError
+
     async def ReportReplica(self, request: pb.ReportReplicaRequest, call: Call) -> pb.ReportReplicaResponse:
         self.reports = {report.deployment.removeprefix("deployments/"): report for report in request.reports}
         self.draining_reports += request.draining

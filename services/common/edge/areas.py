@@ -10,6 +10,8 @@ from services.common.http_rules import rules_of_set, services_of
 
 ROUTER: Final = "router"
 OPEN_INFERENCE: Final = "inference.GRPCInferenceService"
+# Public too: it streams both ways, for which REST has no form.
+_STREAMS: Final = frozenset({"interlock.features.v1.OfflineFeatureService"})
 
 
 def area_services(
@@ -17,7 +19,7 @@ def area_services(
 ) -> tuple[str, ...]:
     """Return the public services of an area, sorted.
 
-    Public is what has a REST path, itself or through its HttpBody twin: internal RPCs carry none. The router and
+    Public is what has a REST path, itself or through its HttpBody twin, or is in _STREAMS: internal RPCs carry none. The router and
     whoever has a door of its own are public as a whole, with the Open Inference Protocol. The setting `edge_services`
     goes before.
     """
@@ -32,7 +34,8 @@ def area_services(
     rules = [rule for rule in rules_of_set(descriptors) if rule.service.startswith(prefix)]
     spoken_for = {(_package(rule.service), rule.method) for rule in rules if rule.twin}
     typed = {name for name in known if any((_package(name), rpc.name) in spoken_for for rpc in known[name].method)}
-    return tuple(sorted({rule.service for rule in rules} | typed))
+    streams = {name for name in known if name.startswith(prefix) and name in _STREAMS}
+    return tuple(sorted({rule.service for rule in rules} | typed | streams))
 
 
 def _package(service: str) -> str:

@@ -152,11 +152,11 @@ def events(keys: Sequence[PlannedKey], allowed_lateness_us: int) -> str:
 
 
 def staged(keys: Sequence[PlannedKey], features: Sequence[PlannedFeature], *, both_clocks: bool) -> str:
-    """Return the query for the rows of `source` by event time, and whether `history` has each already."""
+    """Return the query for the rows of `source`, each once, by event time, and whether `history` has it already."""
     columns = [key_column(key.entity) for key in keys] + [value_column(feature.name) for feature in features]
     same = [f"h.{quote(name)} IS NOT DISTINCT FROM s.{quote(name)}" for name in columns]
     same += ["h.event_us = s.event_us", *(["h.known_us = s.known_us"] if both_clocks else [])]
     return f"""
-        SELECT * EXCLUDE (event_id, absent),
+        SELECT DISTINCT * EXCLUDE (event_id, absent),
           EXISTS (SELECT 1 FROM history h WHERE {" AND ".join(same)}) AS in_history
         FROM source s ORDER BY event_us, known_us, {key_columns(keys)}"""

@@ -18,7 +18,8 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.features.domain.ports import Command, Reply, Request, ScriptCall
 
@@ -67,7 +68,7 @@ def open_link(url: str, *, connect_timeout_s: float, on_reconnect: Callable[[], 
     }
     try:
         if scheme in ("redis+cluster", "rediss+cluster"):
-            return _ClusterLink(_cluster(url, options))
+            return _ClusterLink(_cluster(url, options), connect_timeout_s)
         if scheme.endswith("+sentinel"):
             sentinel, service = _sentinel(url, options)
             pool: ConnectionPool = sentinel.master_for(service).connection_pool
@@ -192,8 +193,9 @@ class _ServerLink(_Scripted):
 class _ClusterLink(_Scripted):
     """See `Link`: redis-py finds the node of each key and asks all nodes at once."""
 
-    def __init__(self, client: RedisCluster) -> None:
+    def __init__(self, client: RedisCluster, connect_timeout_s: float) -> None:
         self._client = client
+        self._connect_timeout_s = connect_timeout_s
         self._plain: set[str] = set()
 
     async def scan(self, pattern: bytes, deadline_s: float) -> AsyncIterator[list[bytes]]:
@@ -204,12 +206,25 @@ class _ClusterLink(_Scripted):
         await self._client.aclose()
 
     async def _exchange(self, commands: Sequence[Command], deadline_s: float) -> list[Reply]:
-        await self._client.initialize()
-        async with asyncio.timeout(deadline_s):
-            pipeline = self._client.pipeline()
-            for name, *arguments in commands:
-                pipeline.execute_command(self._known(name.decode()), *arguments)
-            return list(await pipeline.execute(raise_on_error=False))
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._client.initialize()
+            async with asyncio.timeout(deadline_s):
+                return await self._ask(commands)
+        except (RedisError, OSError, TimeoutError):
+            # The next round trip asks anew which nodes there are: with its retries off, redis-py would not.
+            await self._client.aclose()
+            raise
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Reply]:
+        pipeline = self._client.pipeline()
+        for name, *arguments in commands:
+            pipeline.execute_command(self._known(name.decode()), *arguments)
+        replies = list(await pipeline.execute(raise_on_error=False))
+        for reply in replies:
+            if isinstance(reply, RedisConnectionError | RedisTimeoutError):
+                raise reply
+        return replies
 
     def _known(self, name: str) -> str:
         if name not in self._plain:

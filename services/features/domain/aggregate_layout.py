@@ -3,7 +3,7 @@
 The hash holds events as records of one size, joined in slots of time, so that a read gets few large values and decodes
 them as arrays. Slots with many events have a tile too: count, sums, extremes and newest times of all of them, from
 which a read takes what lies wholly within its windows. Sums in tiles are exact (see `aggregates.exact_parts`), and a
-tile is only taken when it covers its slot and was known by the read's time, so tiles never change an answer.
+tile is only taken when all of its events were known by the read's time, so tiles never change an answer.
 
 - `s<slot>`: records of the events with event time in the slot, in the order in which they were taken; `t<slot>`: their
   texts, one after the other; `p<slot>`: the tile.
@@ -35,7 +35,7 @@ _MOST_SLOTS: Final = 128
 _SLOT_WIDTHS_S: Final = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 43_200, 86_400, 4 * 86_400)
 
 # A tile of a usual event, with two or three fields, takes less room than this many of them.
-_LEAST_EVENTS_OF_A_TILE: Final = 16
+LEAST_EVENTS_OF_A_TILE: Final = 16
 
 
 class AggregateLayout:
@@ -84,7 +84,7 @@ class AggregateLayout:
             assert places is not None
             null_at, value_at = places[f"null:{name}"][1], places[f"value:{name}"][1]
             fields += (kind.encode(), b"%d" % (null_at + 1), b"%d" % (value_at + 1))
-        return (self.tile_digest, form, b"%d" % _LEAST_EVENTS_OF_A_TILE, *fields)
+        return (self.tile_digest, form, b"%d" % LEAST_EVENTS_OF_A_TILE, *fields)
 
     def count_place(self, field: str) -> int:
         """Return where a kept tile has the number of values of a field, counted from 1."""

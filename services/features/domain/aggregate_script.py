@@ -27,6 +27,29 @@ local function forget(old)
   if known == '' then redis.call('HDEL', key, field) else redis.call('HSET', key, field, known) end
 end
 
+-- Shewchuk's compress: as few numbers as hold the same true sum, the least first.
+local function compress(parts)
+  local top, packed = parts[#parts], {}
+  for i = #parts - 1, 1, -1 do
+    local sum = top + parts[i]
+    local error = parts[i] - (sum - top)
+    if error ~= 0 then
+      packed[#packed + 1] = sum
+      sum = error
+    end
+    top = sum
+  end
+  local few = {}
+  for i = #packed, 1, -1 do
+    local sum = packed[i] + top
+    local error = top - (sum - packed[i])
+    if error ~= 0 then few[#few + 1] = error end
+    top = sum
+  end
+  few[#few + 1] = top
+  return few
+end
+
 -- Shewchuk's grow-expansion: places 3 to 6 of a field hold numbers whose true sum is that of all values.
 local function add_exactly(tile, base, x)
   local parts, n = {}, 0
@@ -41,7 +64,8 @@ local function add_exactly(tile, base, x)
     end
   end
   parts[n + 1] = x
-  if n > 3 or x - x ~= 0 then tile[5] = 0 end
+  if n > 3 then parts = compress(parts) end
+  if #parts > 4 or x - x ~= 0 then tile[5] = 0 end
   for i = 1, 4 do tile[base + 2 + i] = parts[i] or 0 end
 end
 
@@ -106,13 +130,16 @@ if count >= tonumber(ARGV[11]) then
     tile = {struct.unpack(ARGV[10], packed, 9)}
     tile[#tile] = nil
   end
-  if not tile or tile[1] ~= count - 1 then
+  if not tile then
     tile = {0, 0, 0, 0, 1}
     for i = 6, 5 + (#ARGV - 11) * 3 do tile[i] = 0 end
     for at = 1, #old, #record do add(tile, string.sub(old, at, at + #record - 1)) end
   end
   add(tile, record)
   redis.call('HSET', key, 'p' .. ARGV[2], ARGV[9] .. struct.pack(ARGV[10], unpack(tile)))
+elseif count > 1 then
+  -- A process of another release may have made one; a tile that is there always covers its slot.
+  redis.call('HDEL', key, 'p' .. ARGV[2])
 end
 redis.call('HSET', key, bucket, ids .. rest, 'n', string.format('%.0f', newest), 's' .. ARGV[2], old .. record)
 if ARGV[4] ~= '' then
@@ -146,9 +173,9 @@ end
 return 1
 """)
 
-# KEYS[1] the hash. ARGV: first and last slot wanted, "1" if texts are wanted, the as-of time, size of a record, digest
-# of tiles, how many values of each field in the list are wanted one by one, that list (places of counts in a tile,
-# joined by commas), then the slots that windows cut.
+# KEYS[1] the hash. ARGV: first and last slot wanted, "1" if texts are wanted, the as-of time, digest of tiles, how many
+# values of each field in the list are wanted one by one, that list (places of counts in a tile, joined by commas), then
+# the slots that windows cut.
 # Returns the records and the texts of some slots and the tiles of the others, each joined.
 READ: Final = Script.of("""
 local key = KEYS[1]
@@ -163,22 +190,22 @@ end
 if #slots == 0 then return {} end
 table.sort(slots, function(a, b) return a > b end)
 local cut = {}
-for i = 9, #ARGV do cut[tonumber(ARGV[i])] = true end
+for i = 8, #ARGV do cut[tonumber(ARGV[i])] = true end
 local names = {}
 for i = 1, #slots do names[i] = 'p' .. slots[i] end
 local tiles = redis.call('HMGET', key, unpack(names))
-local wanted, size = tonumber(ARGV[7]), tonumber(ARGV[5])
+local wanted = tonumber(ARGV[6])
 local raw, texts, taken = {}, {}, {}
 for i = 1, #slots do
   local slot, tile = slots[i], tiles[i]
-  local good = tile and not cut[slot] and string.sub(tile, 1, 8) == ARGV[6]
+  local good = tile and not cut[slot] and string.sub(tile, 1, 8) == ARGV[5]
   if good then
-    local count, _, _, known, exact = struct.unpack('<I4i8i8i8B', tile, 9)
-    good = exact == 1 and known <= as_of and redis.call('HSTRLEN', key, 's' .. slot) == count * size
+    local known, exact = struct.unpack('<i8B', tile, 29)
+    good = exact == 1 and known <= as_of
   end
   if good and wanted > 0 then
     local least = math.huge
-    for at in string.gmatch(ARGV[8], '%d+') do
+    for at in string.gmatch(ARGV[7], '%d+') do
       least = math.min(least, (struct.unpack('<I4', tile, at)))
     end
     wanted = wanted - least

@@ -82,7 +82,6 @@ class AggregateReader:
         texts = any(self._layout.fields[each.field] is FeatureType.STRING for each in last)
         self._ask = (b"1" if texts else b"0",)
         self._ask_tiles = (
-            b"%d" % self._layout.dtype.itemsize,
             self._layout.tile_digest,
             b"%d" % max((each.last_count for each in last), default=0),
             b",".join(b"%d" % self._layout.count_place(field) for field in sorted({each.field for each in last})),

@@ -43,6 +43,10 @@ _GROUP: Final = ("environment", "variant")
 _MINE: Final = (_C.prediction_id == bindparam("id")) & (_C.metric == LABEL_METRIC) & (_C.revision == bindparam("then"))
 
 
+class _Overtaken(Exception):
+    """Another monitor wrote a batch down meanwhile; they are taken one after the other."""
+
+
 @dataclass(slots=True)
 class _Findings:
     """What looking for predictions came to: rows to change, as parameters of statements."""
@@ -54,7 +58,7 @@ class _Findings:
 
 
 class LabelJoin:
-    """Works through the labels that wait; there is one of it for a database."""
+    """Works through the labels that wait."""
 
     def __init__(
         self,
@@ -97,7 +101,10 @@ class LabelJoin:
         number = await self._pending()
         tables: Sequence[pa.Table] = ()
         if number is None:
-            number, tables = await self._claim()
+            try:
+                number, tables = await self._claim()
+            except _Overtaken:
+                return True
             if number is None:
                 return False
         batch = LabelBatch(number, tuple(await self._parts(number, tables)))
@@ -125,9 +132,12 @@ class LabelJoin:
         if not labels:
             return None, ()
         found = await self._find(labels, now_us)
+        number = None
         async with self._database.write() as connection:
-            number = await self._next_number(connection) if found.joined else None
             if found.joined:
+                number = await self._next_number(connection)
+                if await connection.scalar(select(_C.batch).where(_C.batch.is_not(None)).limit(1)):
+                    raise _Overtaken
                 names = ("model", "version", "variant", "value", "name", "batch_value", "batch_event_us")
                 values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
                 await connection.execute(
@@ -175,6 +185,7 @@ class LabelJoin:
             found.joined.append(_mine(row) | {f"new_{name}": value for name, value in values.items()})
 
     async def _next_number(self, connection: AsyncConnection) -> int:
+        """Return the number of a new batch; until the transaction ends, nobody else gets one."""
         dialect: Any = sqlite if self._database.is_sqlite else postgresql
         first = dialect.insert(POSITION).values(name=_NUMBER, value=1)
         following = first.on_conflict_do_update(index_elements=["name"], set_={"value": POSITION.c.value + 1})

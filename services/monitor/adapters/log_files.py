@@ -1,7 +1,7 @@
 """The files of the prediction log: `<model>/<yyyy-mm-dd-hh>/<name>.parquet`, the hour being that of the prediction, UTC.
 
 A file appears whole or not at all and never changes. A file may say that it replaces others: from the moment it is
-there, those do not count, whether they are deleted yet or not. One process writes a folder.
+there, those do not count, whether they are deleted yet or not.
 """
 
 import json

@@ -36,6 +36,9 @@ class LabelIntake:
         """Add labels to their windows; a batch that came before changes nothing. Raises ServiceError."""
         found: dict[WindowKey, QualityWindow] = {}
         for part in batch.parts:
+            if not part.predictions.version:
+                # A fixed prediction of the route's fallback answered: that is no version's quality.
+                continue
             info = part.predictions.info or await self._versions.find(part.predictions.model, part.predictions.version)
             if info.task is not None and part.predictions.predicted is not None:
                 await asyncio.to_thread(self._add, found, part, info)

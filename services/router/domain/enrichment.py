@@ -59,7 +59,7 @@ class FeatureRead:
     fetched: FetchedRow | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FilledRow:
     """A row that is ready for the model, and the names of its fetched features that had no usable value."""
 
@@ -85,6 +85,8 @@ def fill(plan: Plan, draft: Draft, fetched: FetchedRow | None, on_failure: Featu
     Raises FeaturesMissing or FeaturesUnavailable where a policy refuses, FallsBack where one leaves it to the route's
     fallback, and InvalidFeatures for a fetched value that the signature does not allow. Refusal goes before fallback.
     """
+    if plan.plain:
+        return FilledRow(plan.pack(draft))
     gaps = [_Gap(feature, why) for feature, why in _gaps(plan, fetched)]
     missing = tuple(gap.feature.spec.name for gap in gaps)
     policies = {gap: _policy(gap.feature, None if fetched is not None else on_failure) for gap in gaps}

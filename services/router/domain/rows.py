@@ -16,7 +16,6 @@ from services.router.domain.answer import (
     FALLBACK,
     FEATURES_DEFAULT,
     FEATURES_UNAVAILABLE,
-    STATIC_PREDICTION,
     Answer,
     elapsed_ms,
 )
@@ -233,7 +232,8 @@ class RowsRun:
         except ServiceError as error:
             self._miss(pending, attempt.choice, error)
             return False
-        pending.missing = _union(pending.missing, attempt.filled.missing)
+        if attempt.filled.missing:
+            pending.missing = _union(pending.missing, attempt.filled.missing)
         return True
 
     async def _run_block(self, block: Sequence[_Attempt]) -> None:
@@ -269,24 +269,17 @@ class RowsRun:
     def _answer(self, attempt: _Attempt, reading: Reading) -> None:
         assert attempt.filled is not None
         pending, encoded = attempt.pending, attempt.filled.encoded
-        ways = {
-            FEATURES_UNAVAILABLE: pending.features_down,
-            FEATURES_DEFAULT: encoded.defaulted,
-            FALLBACK: attempt.on_a_rung,
-        }
-        degraded = tuple(way for way, holds in ways.items() if holds)
-        self._settle(
-            pending,
-            Answer(
-                pending.id,
-                reading,
-                attempt.choice,
-                encoded.flagged,
-                degraded,
-                elapsed_ms(self._started),
-                pending.missing,
-            ),
-        )
+        degraded: tuple[str, ...] = ()
+        if pending.features_down or encoded.defaulted or attempt.on_a_rung:
+            ways = {
+                FEATURES_UNAVAILABLE: pending.features_down,
+                FEATURES_DEFAULT: encoded.defaulted,
+                FALLBACK: attempt.on_a_rung,
+            }
+            degraded = tuple(way for way, holds in ways.items() if holds)
+        ms = elapsed_ms(self._started)
+        answer = Answer(pending.id, reading, attempt.choice, encoded.flagged, degraded, ms, pending.missing)
+        self._settle(pending, answer)
 
     def _answer_fixed(self, value: float, falling: Sequence[_Pending]) -> None:
         """Answer rows with a fixed prediction; a number that is no class of the version chosen answers nobody."""
@@ -308,11 +301,12 @@ class RowsRun:
     def _settle(self, pending: _Pending, answer: Answer) -> None:
         self._open.discard(pending)
         self._results[pending.index] = answer
+        if not answer.degraded:
+            return
         model = pending.choice.target.version.model
-        if answer.degraded:
-            self._steps.metrics.count_degraded(model, answer.degraded)
+        self._steps.metrics.count_degraded(model, answer.degraded)
         if FALLBACK in answer.degraded:
-            self._steps.metrics.count_fallback(model, STATIC_PREDICTION if answer.fixed else answer.served_by)
+            self._steps.metrics.count_fallback(model, answer.served_by)
 
     def _miss(self, pending: _Pending, choice: Choice, error: ServiceError, *, falls: bool = False) -> None:
         """Take note that a target did not answer a row: a rung leaves it to the next one, the first choice may."""

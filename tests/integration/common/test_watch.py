@@ -37,6 +37,11 @@ class ScriptedControl:
                 raise event
             yield event
 
+    async def ListFeatureBindings(
+        self, request: pb.ListFeatureBindingsRequest, call: Call
+    ) -> pb.ListFeatureBindingsResponse:
+        raise NotImplementedError
+
     async def ReportReplica(self, request: pb.ReportReplicaRequest, call: Call) -> pb.ReportReplicaResponse:
         raise NotImplementedError
 

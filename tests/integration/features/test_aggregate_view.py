@@ -15,6 +15,7 @@ from redis import Redis
 
 from services.features.domain import aggregate_layout
 from services.features.domain.aggregates import AggregateValue, Event
+from services.features.domain.definitions import AggregateSource
 from services.features.domain.ports import Outcome, Status
 from tests.fakes.aggregate_world import AggregateWorld, RedisProcess, aggregate_view, redis_process
 
@@ -88,7 +89,7 @@ def worlds(client: Redis, world: AggregateWorld) -> Mapping[int, AggregateWorld]
     with pytest.MonkeyPatch.context() as patch:
         found = {16: world}
         for least in (1, 3):
-            patch.setattr(aggregate_layout, "_LEAST_EVENTS_OF_A_TILE", least)
+            patch.setattr(aggregate_layout, "LEAST_EVENTS_OF_A_TILE", least)
             found[least] = AggregateWorld(client, world.view)
         return found
 
@@ -131,9 +132,35 @@ def test_busy_slots_give_the_shared_meaning_to_the_bit(worlds: Mapping[int, Aggr
             assert values(row) == wanted(world, taken, as_of_us)
 
 
+@pytest.mark.parametrize(
+    ("delays", "fits"),
+    [
+        ([round(random.Random(number).gauss(8, 40), 1) for number in range(300)], True),
+        ([10.0**exponent for exponent in range(-300, 301, 30)], False),
+        ([1.7e308, 1.7e308, *[-1e300] * 20], False),
+    ],
+)
+def test_a_busy_slot_is_read_from_its_tile_if_its_sum_fits_there(
+    world: AggregateWorld, delays: Sequence[float], fits: bool
+) -> None:
+    carrier = next(CARRIERS)
+    taken = [event(number, 1 + number / 1_000, delay=delay) for number, delay in enumerate(delays)]
+    for each in taken:
+        world.push(carrier, each)
+    as_of_us = START + 20 * SECOND
+    records, _, tiles = world.reply_without_last(carrier, as_of_us)
+    assert (len(records) == 0, len(tiles) > 0) == (fits, fits)
+    [row] = world.read([carrier], as_of_us)
+    assert values(row) == wanted(world, taken, as_of_us)
+
+
 def _busy_event(draw: random.Random, number: int, wild: int) -> Event:
     delay = draw.choice(
-        [draw.gauss(0, 30), draw.uniform(-1, 1) * 10.0 ** draw.randint(-9 * wild, 8 * wild), 1.7e308 * (wild == 2)]
+        [
+            draw.gauss(0, 30),
+            draw.uniform(-1, 1) * 10.0 ** draw.randint(-9 * wild**5, 8 * wild**5),
+            1.7e308 * (wild == 2),
+        ]
     )
     seats = draw.choice([draw.randrange(-300, 300), draw.randrange(-(2**40), 2**40), -(2**31), 2**32 + 5])
     carried = {"delay": delay, "seats": seats, "late": draw.random() < 0.5, "gate": f"A{number}", "tail": f"N{seats}"}
@@ -222,6 +249,27 @@ def test_a_restart_forgets_neither_events_nor_their_ids(world: AggregateWorld, s
     assert {world.push(carrier, each) for each in events} == {Outcome.DUPLICATE}
     [row] = world.read([carrier], START + 2 * SECOND)
     assert row["COUNT__1"][0].value == 20
+
+
+def test_another_aggregate_finds_the_events_and_two_definitions_at_once_disturb_no_answer(client: Redis) -> None:
+    """While a definition changes, one process may write by the old one and another by the new one."""
+    view = aggregate_view(timedelta(seconds=5), timedelta(seconds=20), lateness=timedelta(seconds=6))
+    source = view.definition.source
+    assert isinstance(source, AggregateSource)
+    fewer = [each for each in source.aggregates if each.field in ("", "seats")]
+    features = {each.feature: view.features[each.feature] for each in fewer}
+    older = replace(
+        view, features=features, definition=replace(view.definition, source=replace(source, aggregates=tuple(fewer)))
+    )
+    worlds = AggregateWorld(client, view), AggregateWorld(client, older)
+    draw = random.Random(3)
+    carrier = next(CARRIERS)
+    taken = [_busy_event(draw, number, 0) for number in range(600)]
+    for each in taken:
+        draw.choice(worlds).push(carrier, each)
+    for world in worlds:
+        [row] = world.read([carrier], START + 30 * SECOND)
+        assert values(row) == wanted(world, taken, START + 30 * SECOND)
 
 
 def test_status_age_and_default_of_what_is_there_stale_or_empty(client: Redis) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from redis.exceptions import RedisError
 
 from services.features.adapters.metrics import StoreMetrics
 from services.features.adapters.online_writer import RedisOnlineWriter
@@ -169,6 +170,18 @@ async def test_a_cluster_holds_keys_on_any_slot_and_learns_the_script() -> None:
             assert [decode(value) for value in found["whole"].values] == [*range(500), None]
             await store.store.delete_view(make_view())
             assert set((await store.read("k1", "k2"))["whole"].statuses) == {3}
+            await store.write(rows[1])
+            await server.kill()
+            with pytest.raises(OnlineStoreUnavailable):
+                await store.read("k1")
+            await server.start()
+            while True:
+                try:
+                    found = await store.read("k1")
+                    break
+                except OnlineStoreUnavailable:
+                    await asyncio.sleep(0.05)
+            assert decode(found["whole"].values[0]) == 1
 
 
 async def test_a_sentinel_says_who_the_master_is() -> None:
@@ -235,6 +248,26 @@ async def test_a_reader_that_leaves_disturbs_nobody() -> None:
 
         for _ in range(20):
             await asyncio.gather(*[read(number) for number in range(50)])
+
+
+async def test_a_round_trip_that_is_given_up_leaves_no_reply_behind() -> None:
+    async with redis_server() as server:
+        async with server.client() as client:
+            for number in range(50):
+                await client.set(f"k{number}", number)
+        link = open_link(server.url, connect_timeout_s=0.002, on_reconnect=lambda: None)
+        draw, good, given_up = random.Random(7), 0, 0
+        while good < 100 or given_up < 100:
+            numbers = draw.sample(range(50), k=20)
+            deadline_s = draw.choice([0.00002, 0.0003, 0.001, 2])
+            try:
+                replies = await link.exchange([(b"GET", b"k%d" % number) for number in numbers], deadline_s)
+            except (TimeoutError, RedisError):
+                given_up += 1
+                continue
+            assert replies == [b"%d" % number for number in numbers]
+            good += 1
+        await link.close()
 
 
 def test_the_breaker_opens_soon_and_tries_again_ever_more_rarely() -> None:

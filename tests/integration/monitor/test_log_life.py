@@ -253,6 +253,27 @@ async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(tmp_p
         await asyncio.wait([writing])
 
 
+async def test_two_monitors_on_one_database_join_every_label_once(tmp_path: Path) -> None:
+    log = parts_of(tmp_path / "log")
+    traffic = draw_traffic(6, [time.time() - 10] * 300)
+    await log.writer.take(columns(traffic))
+    sink, url = Accumulator(), f"sqlite:///{tmp_path / 'labels.db'}"
+    async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as database:
+        store = LabelStore(database, queue_limit=1000)
+        writing = asyncio.ensure_future(store.run())
+        options: dict[str, Any] = {"policies": Policies(), "sinks": [sink], "drops": log.drops, "interval_s": 1}
+        joins = [LabelJoin(database, log.reader, Versions(), **options) for _ in range(2)]
+        for start in range(0, 300, 50):
+            made_us = int(time.time() * 1e6)
+            some = traffic.ids[start : start + 50]
+            await store.take([Feedback(one, "", 1.0, None, made_us, event_given=True) for one in some])
+            while any(await asyncio.gather(*(join.step() for join in joins))):
+                pass
+        assert +sink.labels == Counter({1.0: 300})
+        writing.cancel()
+        await asyncio.wait([writing])
+
+
 async def test_labels_that_were_acknowledged_outlive_a_kill(tmp_path: Path) -> None:
     offset = free_offset()
     environment = {

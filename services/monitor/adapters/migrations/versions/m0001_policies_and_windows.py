@@ -36,6 +36,7 @@ def upgrade() -> None:
             sa.PrimaryKeyConstraint(*_WINDOW_KEY),
         )
         op.create_index(f"{name}_by_end", name, ["end_us"])
+        op.create_index(f"{name}_by_model", name, ["model", "environment", "end_us"])
     op.create_table(
         "monitor_position",
         sa.Column("name", _TEXT, nullable=False),
