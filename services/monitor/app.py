@@ -200,7 +200,7 @@ async def _open_windows(
         drops,
         # Monitors that share a database have a log each.
         position=f"predictions of {settings.monitor_log}",
-        window_limit=settings.monitor_window_limit,
+        sketch_limit=settings.monitor_sketch_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
         retention_s=settings.monitor_window_retention_s,
