@@ -27,6 +27,7 @@ _TEMPLATE: Final = "report.html.j2"
 _THEN, _NOW, _BAD, _SOFT = "#9aa5b1", "#1f6feb", "#d1242f", "#57606a"
 _SHOWN_FEATURES: Final = 12
 _SHOWN_CATEGORIES: Final = 10
+_LABELS_A_POINT: Final = 50
 _OVER_TIME: Final = (("auc", "AUC"), ("brier", "Brier score"), ("root_mean_squared_error", "Root mean squared error"))
 
 
@@ -72,9 +73,10 @@ def _traffic(windows: Sequence[Placed[WindowSketch]]) -> Markup:
 
 def _quality(labelled: Sequence[Placed[QualityWindow]]) -> Iterator[Markup]:
     """Yield a plot of each metric over time, with intervals."""
+    stretches = _stretches(labelled)
     for name, title in _OVER_TIME:
         points = []
-        for placed in labelled:
+        for placed in stretches:
             found = next((metric.value for metric in placed.window.quality.metrics() if metric.name == name), None)
             if found is not None and math.isfinite(found.estimate):
                 middle = (placed.start_us + placed.end_us) / 2 / SECOND_US
@@ -87,6 +89,24 @@ def _quality(labelled: Sequence[Placed[QualityWindow]]) -> Iterator[Markup]:
             axes.set_title(title, fontsize=10, loc="left")
             _dated(axes)
             yield _svg(figure, f"{title} over time, with 95 % intervals")
+
+
+def _stretches(labelled: Sequence[Placed[QualityWindow]]) -> list[Placed[QualityWindow]]:
+    """Return windows joined until each holds enough labels to say something."""
+    found: list[Placed[QualityWindow]] = []
+    for placed in labelled:
+        last = found[-1] if found else None
+        if last is not None and last.window.quality.labelled_weight < _LABELS_A_POINT:
+            last.window.merge(placed.window)
+            found[-1] = Placed(last.start_us, placed.end_us, last.window)
+        else:
+            # A copy: what it was made from stays as it is.
+            found.append(Placed(placed.start_us, placed.end_us, QualityWindow.from_bytes(placed.window.to_bytes())))
+    if len(found) > 1 and found[-1].window.quality.labelled_weight < _LABELS_A_POINT:
+        last = found.pop()
+        found[-1].window.merge(last.window)
+        found[-1] = Placed(found[-1].start_us, last.end_us, found[-1].window)
+    return found
 
 
 def _calibration(findings: Findings) -> Markup:
@@ -136,10 +156,13 @@ def _steps(axes: Any, then: Histogram, shares: tuple[Any, Any]) -> None:
     """Draw densities over the bins; where a bin is one value, bars over the values."""
     assert then.edges is not None, "the caller has looked"
     if then.points is not None:
-        places = np.arange(then.points.size)
+        names = ["less", *(f"{point:g}" for point in then.points), "more"]
+        # What is outside of all that was seen in training has a place of its own, where there is something.
+        shown = np.flatnonzero([bool(shares[1][0]), *[True] * then.points.size, bool(shares[1][-1])])
+        places = np.arange(shown.size)
         for share, colour, shift in ((shares[0], _THEN, -0.2), (shares[1], _NOW, 0.2)):
-            axes.bar(places + shift, share[1:-1], 0.4, color=colour)
-        axes.set_xticks(places, [f"{point:g}" for point in then.points], fontsize=7)
+            axes.bar(places + shift, share[shown], 0.4, color=colour)
+        axes.set_xticks(places, [names[index] for index in shown], fontsize=7)
         return
     widths = np.diff(then.edges)
     for share, colour, filled in ((shares[0], _THEN, True), (shares[1], _NOW, False)):
