@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "m0005"
-down_revision = "m0003"
+down_revision = "m0004"
 branch_labels = None
 depends_on = None
 
