@@ -127,7 +127,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         )
         alerts = await stack.enter_async_context(_open_alerts(settings, runtime, database, windows.analyses))
         feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
-        runtime.registry.register(CountsCollector(counts, totals, drops))
+        runtime.registry.register(CountsCollector(counts, totals, drops, lambda: log.files.bad_count))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
             _binding(
@@ -200,7 +200,7 @@ async def _open_windows(
         drops,
         # Monitors that share a database have a log each.
         position=f"predictions of {settings.monitor_log}",
-        window_limit=settings.monitor_window_limit,
+        sketch_limit=settings.monitor_sketch_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
         retention_s=settings.monitor_window_retention_s,
