@@ -87,7 +87,7 @@ async def run(arguments: argparse.Namespace) -> None:
     cost: dict[bool, list[float]] = {True: [], False: []}
     async with World() as world:
         pools = json.dumps({"default": [f"127.0.0.1:{port}" for port in world.replica_ports]})
-        router = start("router", UNDER_TEST, world, INTERLOCK_POOLS=pools)
+        router = start("router", UNDER_TEST, world, INTERLOCK_POOLS=pools, INTERLOCK_DOOR="grpcio")
         try:
             await wait_ready(9101)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{9001 + PORT_OFFSET}") as channel:

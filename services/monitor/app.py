@@ -134,7 +134,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         await reports.resume()
         alerts = await stack.enter_async_context(_open_alerts(settings, runtime, database, windows.analyses))
         feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
-        runtime.registry.register(CountsCollector(counts, totals, drops))
+        runtime.registry.register(CountsCollector(counts, totals, drops, lambda: log.files.bad_count))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
             _binding(
