@@ -57,6 +57,7 @@ def open_engine(limits: EngineLimits) -> Iterator[duckdb.DuckDBPyConnection]:
         "temp_directory": limits.temp_dir,
         "threads": str(limits.threads),
         "preserve_insertion_order": "false",
+        "enable_progress_bar": "false",
     }
     connection = duckdb.connect(":memory:", config=config)
     try:
