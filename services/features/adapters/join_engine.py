@@ -57,10 +57,10 @@ def open_engine(limits: EngineLimits) -> Iterator[duckdb.DuckDBPyConnection]:
         "temp_directory": limits.temp_dir,
         "threads": str(limits.threads),
         "preserve_insertion_order": "false",
-        "enable_progress_bar": "false",
     }
     connection = duckdb.connect(":memory:", config=config)
     try:
+        connection.execute("SET enable_progress_bar = false")
         yield connection
     finally:
         connection.close()
