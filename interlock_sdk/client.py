@@ -29,6 +29,7 @@ from interlock_sdk.features import Features
 from interlock_sdk.models import Models
 from interlock_sdk.monitoring import Monitoring
 from interlock_sdk.offline_features import OfflineFeatures
+from interlock_sdk.reports import Reports
 from interlock_sdk.values import Value, values_to_proto
 
 DEFAULT_TARGET = "localhost:8080"
@@ -62,6 +63,7 @@ class Client:
         self.feature_views = FeatureViews(caller)
         self.offline_features = OfflineFeatures(caller)
         self.monitoring = Monitoring(caller)
+        self.reports = Reports(caller)
         self.audit = Audit(caller)
         self.features = Features(caller)
 
