@@ -147,7 +147,7 @@ def interval(value: float, half: float = 0.0) -> Interval:
     return Interval(value, value - half, value + half, 0.95, 500)
 
 
-def drift_report(count: int = 1000, **features: tuple[float, float, float]) -> DriftReport:
+def drift_report(count: int = 1000, /, **features: tuple[float, float, float]) -> DriftReport:
     """By feature: psi, half of its interval, q-value."""
     found = [
         FeatureDrift(
@@ -260,7 +260,8 @@ def test_what_becomes_of_a_notification(delivery: Delivery, firing: Delivery, si
 def test_a_silence_covers_its_rule_model_and_feature_for_its_time() -> None:
     silence = Silence("s1", 10, 20, "why", "local", rule="amounts")
     assert [silence_of(ALERT, [silence], now_us) for now_us in (9, 10, 19, 20)] == ["", "s1", "s1", ""]
-    for other in ({"rule": "else"}, {"model": "churn"}, {"feature": "items"}):
+    others: list[dict[str, Any]] = [{"rule": "else"}, {"model": "churn"}, {"feature": "items"}]
+    for other in others:
         assert silence_of(ALERT, [replace(silence, **other)], 15) == ""
     assert silence_of(ALERT, [replace(silence, rule="", model="fraud", feature="amount")], 15) == "s1"
 
