@@ -44,7 +44,13 @@ _COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
     ),
     "Models": (predict.predict, models.models, models.versions, models.register),
     "Traffic": (routes.deploy, routes.deployments, routes.route),
-    "Monitoring": (monitoring.drift, monitoring.data_quality, monitoring.quality, monitoring.fairness),
+    "Monitoring": (
+        monitoring.drift,
+        monitoring.data_quality,
+        monitoring.quality,
+        monitoring.fairness,
+        monitoring.report,
+    ),
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:

@@ -30,6 +30,7 @@ from interlock_sdk.features import Features
 from interlock_sdk.models import Models
 from interlock_sdk.monitoring import Monitoring
 from interlock_sdk.offline_features import OfflineFeatures
+from interlock_sdk.reports import Reports
 from interlock_sdk.values import Value, values_to_proto
 
 DEFAULT_TARGET = "localhost:8080"
@@ -64,6 +65,7 @@ class Client:
         self.offline_features = OfflineFeatures(caller)
         self.monitoring = Monitoring(caller)
         self.alerts = Alerts(caller)
+        self.reports = Reports(caller)
         self.audit = Audit(caller)
         self.features = Features(caller)
 

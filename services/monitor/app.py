@@ -47,8 +47,11 @@ from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.prometheus_standing import StandingCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
+from services.monitor.adapters.report_html import write_page
+from services.monitor.adapters.report_store import SqlReportStore
 from services.monitor.adapters.silence_store import SqlSilences
 from services.monitor.adapters.window_store import SqlWindowStore
+from services.monitor.convert.report import findings_to_json
 from services.monitor.domain.alert_dispatch import AlertDispatch
 from services.monitor.domain.alert_watch import AlertWatch
 from services.monitor.domain.analyses import Analyses
@@ -60,6 +63,8 @@ from services.monitor.domain.label_intake import LabelIntake
 from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.ports import LabelSink, LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.domain.report_desk import ReportDesk
+from services.monitor.domain.report_page import Findings, ReportFormat
 from services.monitor.domain.scope import Scopes
 from services.monitor.domain.standing import Standings
 from services.monitor.domain.window_intake import WindowIntake
@@ -70,10 +75,10 @@ from services.monitor.servicer.http_service import MonitorHttpServicer
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.servicer.prediction_log_service import PredictionLogServicer
+from services.monitor.servicer.report_service import ReportServicer
 from services.monitor.settings import Settings, WebhookSettings
 
 _WITHOUT_CODE: Final = (
-    report_service_pb2,
     alpha_analysis_service_pb2,
     verdict_service_pb2,
 )
@@ -125,9 +130,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
                 drops=drops,
             )
         )
+        reports = ReportDesk(SqlReportStore(database), windows.analyses, _render, runtime.spawn)
+        await reports.resume()
         alerts = await stack.enter_async_context(_open_alerts(settings, runtime, database, windows.analyses))
         feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
-        runtime.registry.register(CountsCollector(counts, totals, drops))
+        runtime.registry.register(CountsCollector(counts, totals, drops, lambda: log.files.bad_count))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
             _binding(
@@ -137,10 +144,16 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             _binding(analysis_service_pb2, AnalysisServicer(windows.analyses)),
             _binding(alert_service_pb2, alerts),
             _binding(feedback_service_pb2, feedback),
-            _binding(http_service_pb2, MonitorHttpServicer(feedback)),
+            _binding(http_service_pb2, MonitorHttpServicer(feedback, reports.store)),
+            _binding(report_service_pb2, ReportServicer(reports)),
             _binding(prediction_log_service_pb2, PredictionLogServicer(labels.pages, labels.queries)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
+
+
+async def _render(findings: Findings, form: ReportFormat) -> bytes:
+    write = findings_to_json if form is ReportFormat.JSON else write_page
+    return await asyncio.to_thread(write, findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +213,7 @@ async def _open_windows(
         drops,
         # Monitors that share a database have a log each.
         position=f"predictions of {settings.monitor_log}",
-        window_limit=settings.monitor_window_limit,
+        sketch_limit=settings.monitor_sketch_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
         retention_s=settings.monitor_window_retention_s,

@@ -67,14 +67,14 @@ class Settings(CommonSettings):
     """How often labels are joined with their predictions. Seconds."""
     monitor_window_interval_s: PositiveFloat = 5.0
     """How often what came in is added to the windows in the database. Seconds; what is newer is in memory only."""
-    monitor_window_limit: PositiveInt = 2_000
-    """Windows (of a version, environment, variant and slice) that are held in memory until they are added."""
+    monitor_sketch_limit: PositiveInt = 10_000
+    """Sketches, one for each feature and output of a window, that are held in memory until they are added; 5 to 35 KB each."""
     monitor_window_retention_s: PositiveFloat = 90 * 24 * 3600.0
     """How long windows are kept. Seconds; a prediction older than that is not analysed."""
     monitor_standing_interval_s: PositiveFloat = 30.0
     """How often versions that had predictions lately are judged, for /metrics. Seconds."""
     monitor_feature_limit: PositiveInt = 500
-    """Features and outputs of one version that are analysed; further ones are counted as not analysed."""
+    """Features and outputs of one version that are analysed; further ones are left out, which is logged."""
     monitor_alert_interval_s: PositiveFloat = 10.0
     """How often alert rules are evaluated. Seconds."""
     monitor_alert_sinks: dict[str, AlertSinkSettings] = Field(default_factory=dict)

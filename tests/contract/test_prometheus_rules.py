@@ -56,7 +56,7 @@ def exported() -> set[str]:
         kind(registry)
     for other in (FeatureMetrics, HistoryMetrics, StoreMetrics, PrometheusObserver, PrometheusAlerts):
         other(registry)
-    registry.register(CountsCollector(PredictionCounts(1), StreamTotals(), Drops()))
+    registry.register(CountsCollector(PredictionCounts(1), StreamTotals(), Drops(), lambda: 0))
     return {
         metric.name + suffix for metric in registry.collect() for suffix in _SUFFIXES.get(metric.type, ("",))
     } | set(_ELSEWHERE)

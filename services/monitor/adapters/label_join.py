@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
-from sqlalchemy import bindparam, case, delete, select, update
+from sqlalchemy import SmallInteger, bindparam, case, delete, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -222,7 +222,8 @@ class LabelJoin:
 
     async def _settle(self, number: int) -> None:
         """Write down that a batch was taken; what changed since it was written down waits again."""
-        state = case((_C.revision == _C.batch_revision, LabelState.JOINED), else_=LabelState.OPEN)
+        done, again = (literal(state, SmallInteger) for state in (LabelState.JOINED, LabelState.OPEN))
+        state = case((_C.revision == _C.batch_revision, done), else_=again)
         async with self._database.write() as connection:
             await connection.execute(
                 update(LABEL).where(_C.batch == number).values(joined_value=_C.batch_value, batch=None, state=state)

@@ -67,12 +67,11 @@ class LabelReader:
         """Yield feedback of predictions with ids in [first, end), in chunks; labels once they are joined."""
         columns = (_C.prediction_id, _C.metric, _C.number, _C.value, _C.name, _C.event_us)
         usable = (_C.metric != LABEL_METRIC) | _C.value.is_not(None)
-        position = (first, "")
+        rest = _C.prediction_id >= first
         while True:
             query = (
                 select(*columns)
-                .where(_C.prediction_id >= position[0], _C.prediction_id < end, usable)
-                .where((_C.prediction_id > position[0]) | (_C.metric >= position[1]))
+                .where(rest, _C.prediction_id < end, usable)
                 .order_by(_C.prediction_id, _C.metric)
                 .limit(_CHUNK_ROWS)
             )
@@ -82,7 +81,8 @@ class LabelReader:
                 yield _table(rows)
             if len(rows) < _CHUNK_ROWS:
                 return
-            position = (bytes(rows[-1].prediction_id), rows[-1].metric + "\0")
+            last = bytes(rows[-1].prediction_id)
+            rest = (_C.prediction_id > last) | ((_C.prediction_id == last) & (_C.metric > rows[-1].metric))
 
 
 def _add(found: PredictionFeedback, row: Any) -> None:

@@ -136,6 +136,31 @@ FEEDBACK_ANSWER: Final = Table(
     Index("feedback_answer_by_create", "create_us"),
 )
 
+# Reports for people, with their content.
+REPORT: Final = Table(
+    "report",
+    METADATA,
+    # Rises with time.
+    Column("report_id", TEXT, nullable=False),
+    Column("model", TEXT, nullable=False),
+    # JSON: the scope as it was asked for.
+    Column("request", TEXT, nullable=False),
+    Column("format", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("creator", TEXT, nullable=False),
+    Column("request_id", TEXT, nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+    Column("error_code", SmallInteger, nullable=False),
+    Column("error_message", TEXT, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("content", LargeBinary),
+    PrimaryKeyConstraint("report_id"),
+    Index("report_by_model", "model", "report_id"),
+    Index("report_by_request", "request_id"),
+    Index("report_by_state", "state"),
+    Index("report_by_create", "create_us"),
+)
+
 # Rules of alerts.
 ALERT_RULE: Final = Table(
     "alert_rule",

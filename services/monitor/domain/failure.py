@@ -171,3 +171,13 @@ class LogUnavailable(Unavailable):
             reason="LOG_UNAVAILABLE",
             retry_after_s=_NEXT_ATTEMPT_S,
         )
+
+
+class ReportNotReady(FailedPrecondition):
+    """The report is being written, or could not be."""
+
+    def __init__(self, name: str, state: str, why: str) -> None:
+        because = f": {why}" if why else "; ask again in a moment"
+        super().__init__(
+            f"{name} is {state}{because}", reason="REPORT_NOT_READY", metadata={"name": name, "state": state}
+        )
