@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 import typer
 
 from interlock_cli.commands import (
+    alerts,
     audit,
     demo,
     features,
@@ -56,6 +57,7 @@ for _panel, _commands in _COMMANDS.items():
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(features.app, name="features", rich_help_panel="Models")
 app.add_typer(prediction_log.app, name="log", rich_help_panel="Monitoring")
+app.add_typer(alerts.app, name="alerts", rich_help_panel="Monitoring")
 app.add_typer(policy.app, name="policy", rich_help_panel="Monitoring")
 app.add_typer(audit.app, name="audit", rich_help_panel="Traffic")
 

@@ -18,6 +18,10 @@ from interlock.monitor.v1 import alert_pb2 as alert_pb
 from interlock.monitor.v1 import alert_service_pb2 as pb
 from prometheus_client import generate_latest
 
+from interlock_cli.commands.alerts import _apply as apply_rules
+from interlock_cli.definitions.alert_rules import read_alert_rules
+from interlock_cli.errors import CommandFailed
+from interlock_sdk.client import connect
 from tests.fakes.alert_receiver import receiving
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import draw_traffic, hour_times, requests
@@ -379,3 +383,23 @@ async def test_what_is_not_there_old_or_malformed_is_refused(monitor: Monitor) -
     await stub.CreateSilence(pb.CreateSilenceRequest(silence=silence_for(), request_id=again))
     other = pb.CreateSilenceRequest(silence=silence_for(model="fraud"), request_id=again)
     assert (await failure(stub.CreateSilence(other)))[2] == ["request_id"]
+
+
+async def test_files_of_rules_are_applied_by_the_client(monitor: Monitor, tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("alert_rule: slow\nmetric: latency_p99_ms\nabove: 100\n")
+    async with connect(f"127.0.0.1:{monitor.serving.ports[0]}") as client:
+        for limit, change in ((100, "created"), (100, "unchanged"), (200, "updated")):
+            path.write_text(f"alert_rule: slow\nmetric: latency_p99_ms\nabove: {limit}\n")
+            ((found, rule),) = await apply_rules(client, read_alert_rules([path]))
+            assert (found, rule.limit) == (change, limit)
+        path.write_text("alert_rule: slow\nmetric: latency\nabove: 1\nsinks: [log, nobody]\n")
+        with pytest.raises(CommandFailed) as caught:
+            await apply_rules(client, read_alert_rules([path]))
+        assert [hint.partition(" ")[0] for hint in caught.value.hints] == [f"{path}:2:", f"{path}:4:"]
+        silence = await client.alerts.silence(silence_for(rule="alertRules/slow"))
+        assert [found.name async for found in client.alerts.silences()] == [silence.name]
+        await client.alerts.end_silence(silence.name.removeprefix("silences/"))
+        await client.alerts.delete_rule("slow")
+        assert [rule async for rule in client.alerts.rules()] == []
+        assert [alert async for alert in client.alerts.list(states=[RESOLVED])] == []

@@ -144,3 +144,8 @@ def test_the_first_id_of_a_time_stands_before_its_predictions() -> None:
     ids = _columns().ids
     assert first_id(int(times_of_ids(ids)[0])) <= bytes(ids[0])
     assert first_id(int(times_of_ids(ids)[0]) + 1000) > bytes(ids[0])
+
+
+def test_what_no_version_answered_has_no_features() -> None:
+    raw = _raw()
+    assert columns_of(replace(raw, key=replace(raw.key, version="")), None).features == {}
