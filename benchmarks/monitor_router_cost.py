@@ -91,21 +91,25 @@ async def load(stub: RouterServiceStub, message: pb.PredictRequest, count: int) 
     await asyncio.gather(*(one() for _ in range(IN_FLIGHT)))
 
 
+VERSION = Version(model="delay", id="1", signature=Signature((), (), (), None))
+TARGET = Target(VERSION, Deployment(name="d", model="delay", version="1", pool="default"))
+CHOICE = Choice(TARGET, "champion", Assignment.STICKY, 7, 1)
+INPUTS = (
+    Tensor("numbers", "FP32", (1, 6), bytes(24)),
+    Tensor("texts", "BYTES", (1, 2), b"\x02\x00\x00\x00UA\x03\x00\x00\x00JFK"),
+)
+OUTPUTS = (Tensor("chances", "FP32", (1, 2), bytes(8)),)
+
+
 def event(prediction_id: PredictionId) -> PredictionEvent:
-    """One prediction of a row with 6 numbers and 2 texts."""
-    version = Version(model="delay", id="1", signature=Signature((), (), (), None))
-    target = Target(version, Deployment(name="d", model="delay", version="1", pool="default"))
-    choice = Choice(target, "champion", Assignment.STICKY, 7, 1)
+    """One prediction of a row with 6 numbers and 2 texts; choice and tensors are there with or without events."""
     return PredictionEvent(
-        choice=choice,
+        choice=CHOICE,
         ids=(prediction_id,),
         buckets=(7,),
         degraded=(False,),
-        inputs=(
-            Tensor("numbers", "FP32", (1, 6), bytes(24)),
-            Tensor("texts", "BYTES", (1, 2), b"\x02\x00\x00\x00UA\x03\x00\x00\x00JFK"),
-        ),
-        outputs=(Tensor("chances", "FP32", (1, 2), bytes(8)),),
+        inputs=INPUTS,
+        outputs=OUTPUTS,
         status=0,
         principal="local",
         latency_us=900,

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
 from services.common.errors import ServiceError
+from services.common.tasks import to_the_end
 from services.monitor.adapters.log_reader import LogReader
 from services.monitor.adapters.table import FEEDBACK_ANSWER, LABEL, POSITION
 from services.monitor.domain.bounded_queue import Drops
@@ -88,8 +89,9 @@ class LabelJoin:
             try:
                 if self._clock() >= clean_at:
                     clean_at = self._clock() + _CLEAN_EVERY_S
-                    await self._clean()
-                busy = await self.step()
+                    await to_the_end(self._clean())
+                # A statement that is cut in the middle may keep its lock.
+                busy = await to_the_end(self.step())
             except ServiceError as error:
                 _LOG.warning("labels_not_joined", reason=error.reason)
                 busy = False

@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from services.common.database import Database
+from services.common.tasks import to_the_end
 from services.monitor.adapters.table import LABEL
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
 from services.monitor.domain.feedback import LabelState
@@ -36,6 +37,10 @@ class LabelReader:
 
     async def of_predictions(self, ids: Sequence[bytes]) -> dict[bytes, PredictionFeedback]:
         """Return what became of predictions, joined with them or not yet."""
+        # Callers go at any moment, and a statement that is cut costs its connection.
+        return await to_the_end(self._of_predictions(ids))
+
+    async def _of_predictions(self, ids: Sequence[bytes]) -> dict[bytes, PredictionFeedback]:
         found: dict[bytes, PredictionFeedback] = {}
         columns = (_C.prediction_id, _C.metric, _C.number, _C.text, _C.event_us)
         async with self._database.read() as connection:
@@ -60,8 +65,7 @@ class LabelReader:
             query = query.where(_C.version == version)
         if variant:
             query = query.where(_C.variant == variant)
-        async with self._database.read() as connection:
-            return [bytes(found) for found in await connection.scalars(query)]
+        return [bytes(found) for found in await to_the_end(self._scalars(query))]
 
     async def of_time(self, first: bytes, end: bytes) -> AsyncIterator[pa.Table]:
         """Yield feedback of predictions with ids in [first, end), in chunks; labels once they are joined."""
@@ -75,14 +79,22 @@ class LabelReader:
                 .order_by(_C.prediction_id, _C.metric)
                 .limit(_CHUNK_ROWS)
             )
-            async with self._database.read() as connection:
-                rows = (await connection.execute(query)).all()
+            rows = await to_the_end(self._rows(query))
             if rows:
                 yield _table(rows)
             if len(rows) < _CHUNK_ROWS:
                 return
             last = bytes(rows[-1].prediction_id)
             rest = (_C.prediction_id > last) | ((_C.prediction_id == last) & (_C.metric > rows[-1].metric))
+
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        async with self._database.read() as connection:
+            found: Sequence[Any] = (await connection.execute(query)).all()
+            return found
+
+    async def _scalars(self, query: Select[Any]) -> Sequence[bytes]:
+        async with self._database.read() as connection:
+            return (await connection.scalars(query)).all()
 
 
 def _add(found: PredictionFeedback, row: Any) -> None:
