@@ -246,9 +246,8 @@ async def _open_alerts(
             open_sinks(_targets(settings), timeout_s=timeout_s, resend_s=settings.monitor_alert_resend_s)
         )
         dispatch = AlertDispatch(SqlDeliveries(database), silences, sinks, metrics, timeout_s=timeout_s)
-        for name in sinks:
-            work = dispatch.run(name, min(interval_s, _ALERT_QUEUE_INTERVAL_S))
-            await stack.enter_async_context(_in_background(runtime, work, f"alert-sink-{name}"))
+        sending = dispatch.run(min(interval_s, _ALERT_QUEUE_INTERVAL_S))
+        await stack.enter_async_context(_in_background(runtime, sending, "alert-sinks"))
         watch = AlertWatch(rules, alerts, analyses, metrics, dispatch.wake)
         work = watch.run(interval_s, dispatch.note_orphans)
         await stack.enter_async_context(_in_background(runtime, work, "alerts"))

@@ -56,8 +56,11 @@ class AlertDispatch:
         """Say of notifications for sinks that are no longer in the settings that nobody will send them."""
         await self._deliveries.orphan(list(self._sinks))
 
-    async def run(self, sink: str, interval_s: float) -> None:
-        """Send what is queued for a sink, for good."""
+    async def run(self, interval_s: float) -> None:
+        """Send what is queued, for good; when it is cancelled, all sinks end what they are sending at the same time."""
+        await asyncio.gather(*(self._run_sink(sink, interval_s) for sink in self._sinks))
+
+    async def _run_sink(self, sink: str, interval_s: float) -> None:
         changed = self._changed[sink]
         while True:
             changed.clear()
