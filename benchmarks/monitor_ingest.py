@@ -273,7 +273,8 @@ def check_log(state: Path, sent: int) -> int:
 
 @asynccontextmanager
 async def registry() -> AsyncIterator[str]:
-    server = grpc.aio.server()
+    # Keepalive of the monitor's channel, as a registry allows it.
+    server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 5_000)])
     registry_rpc.add_RegistryServiceServicer_to_server(Registry(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

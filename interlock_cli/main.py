@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 import typer
 
 from interlock_cli.commands import (
+    alerts,
     audit,
     demo,
     features,
@@ -43,13 +44,20 @@ _COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
     ),
     "Models": (predict.predict, models.models, models.versions, models.register),
     "Traffic": (routes.deploy, routes.deployments, routes.route),
-    "Monitoring": (monitoring.drift, monitoring.data_quality, monitoring.quality, monitoring.fairness),
+    "Monitoring": (
+        monitoring.drift,
+        monitoring.data_quality,
+        monitoring.quality,
+        monitoring.fairness,
+        monitoring.report,
+    ),
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
 app.add_typer(features.app, name="features", rich_help_panel="Models")
 app.add_typer(prediction_log.app, name="log", rich_help_panel="Monitoring")
+app.add_typer(alerts.app, name="alerts", rich_help_panel="Monitoring")
 app.add_typer(policy.app, name="policy", rich_help_panel="Monitoring")
 app.add_typer(audit.app, name="audit", rich_help_panel="Traffic")
 

@@ -26,6 +26,7 @@ _RETRIED = (
     {"service": "interlock.monitor.v1.FeedbackService", "method": "SendFeedback"},
     {"service": "interlock.monitor.v1.PredictionLogService"},
     {"service": "interlock.monitor.v1.MonitoringPolicyService"},
+    {"service": "interlock.monitor.v1.AlertService"},
 )
 _SERVICE_CONFIG = {
     "methodConfig": [

@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.router.v1 import prediction_pb2, router_service_pb2_grpc
 from interlock.router.v1 import router_service_pb2 as pb
 
+from interlock_sdk.alerts import Alerts
 from interlock_sdk.artifacts import Artifacts
 from interlock_sdk.audit import Audit
 from interlock_sdk.channel import Caller, open_caller
@@ -29,6 +30,7 @@ from interlock_sdk.features import Features
 from interlock_sdk.models import Models
 from interlock_sdk.monitoring import Monitoring
 from interlock_sdk.offline_features import OfflineFeatures
+from interlock_sdk.reports import Reports
 from interlock_sdk.values import Value, values_to_proto
 
 DEFAULT_TARGET = "localhost:8080"
@@ -62,6 +64,8 @@ class Client:
         self.feature_views = FeatureViews(caller)
         self.offline_features = OfflineFeatures(caller)
         self.monitoring = Monitoring(caller)
+        self.alerts = Alerts(caller)
+        self.reports = Reports(caller)
         self.audit = Audit(caller)
         self.features = Features(caller)
 

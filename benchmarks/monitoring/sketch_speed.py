@@ -45,18 +45,18 @@ def _candidate(name: str, build: Callable[[], Any], values: np.ndarray) -> Candi
     ordered, ranks = np.sort(values), np.linspace(0.001, 0.999, 999)
     batches = np.split(values, VALUES // BATCH)
     sketch = build()
-    began = time.perf_counter()
+    began = time.process_time()
     for batch in batches:
         sketch.update(batch)
-    spent = time.perf_counter() - began
+    spent = time.process_time() - began
     parts = [build() for _ in range(50)]
     for index, batch in enumerate(batches):
         parts[index % 50].update(batch)
     merged = build()
-    began = time.perf_counter()
+    began = time.process_time()
     for part in parts:
         merged.merge(part)
-    merge_s = (time.perf_counter() - began) / len(parts)
+    merge_s = (time.process_time() - began) / len(parts)
     found = np.searchsorted(ordered, [merged.get_quantile(rank) for rank in ranks]) / VALUES
     errors = np.abs(found - ranks)
     return Candidate(

@@ -3,16 +3,19 @@
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import typer
 from interlock.monitor.v1 import analysis_pb2 as pb
+from interlock.monitor.v1 import report_service_pb2 as report_pb
 from interlock.types.v1.interval_pb2 import Interval
 
 from interlock_cli.commands.models import last_of
-from interlock_cli.commands.running import AsJson, Target, call
+from interlock_cli.commands.running import AsJson, Target, call, settings
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import Row, print_json, print_table, say
+from interlock_cli.stack.plan import edge_address
 from interlock_cli.wire_json import to_json
 from interlock_sdk.client import Client
 from interlock_sdk.deployments import DEFAULT_ENVIRONMENT
@@ -144,6 +147,41 @@ def fairness(
     _answer(question, lambda client, scope: client.monitoring.fairness(scope), _show_fairness)
 
 
+def report(
+    model: Model,
+    *,
+    version: Version = "",
+    since: Since = "",
+    start: Start = "",
+    end: End = "",
+    slice_name: Slice = "",
+    variant: Variant = "",
+    env: Environment = DEFAULT_ENVIRONMENT,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for the pages, too.")] = None,
+    target: Target = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON in place of a page.")] = False,
+) -> None:
+    """Write a page about a version: traffic, quality, calibration, drift, groups; prints its address."""
+    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
+    question = Question(model, version, scope, target, as_json=False)
+    form = report_pb.REPORT_FORMAT_JSON if as_json else report_pb.REPORT_FORMAT_HTML
+
+    async def work(client: Client) -> list[str]:
+        shown = []
+        for scope in await _scopes(client, question):
+            made = await client.reports.create(scope, form)
+            shown.append(f"{scope.model_version}: http://{target or edge_address(settings())}/v1/{made.name}/content")
+            if output is not None:
+                name = f"{model}-{last_of(scope.model_version)}.{'json' if as_json else 'html'}"
+                output.mkdir(parents=True, exist_ok=True)
+                (output / name).write_bytes(await client.reports.download(made.name))
+                shown.append(f"  written to {output / name}")
+        return shown
+
+    for line in call(target, work):
+        say(line)
+
+
 def scope_of(*, since: str, start: str, end: str, slice_name: str, variant: str, environment: str) -> pb.AnalysisScope:
     """Return the scope of the options, without a version; raises CommandFailed."""
     scope = pb.AnalysisScope(environment=environment, slice=slice_name, variant=variant)
@@ -184,13 +222,7 @@ def _answer(
     show: Callable[[_ReportT], None],
 ) -> None:
     async def work(client: Client) -> list[_ReportT]:
-        reports = []
-        for version in await _versions(client, question):
-            scope = pb.AnalysisScope()
-            scope.CopyFrom(question.scope)
-            scope.model_version = f"models/{question.model}/versions/{version}"
-            reports.append(await ask(client, scope))
-        return reports
+        return [await ask(client, scope) for scope in await _scopes(client, question)]
 
     reports = call(question.target, work)
     if question.as_json:
@@ -201,6 +233,17 @@ def _answer(
         if index:
             say()
         show(report)
+
+
+async def _scopes(client: Client, question: Question) -> list[pb.AnalysisScope]:
+    """Return the scope of each version that is asked for."""
+    scopes = []
+    for version in await _versions(client, question):
+        scope = pb.AnalysisScope()
+        scope.CopyFrom(question.scope)
+        scope.model_version = f"models/{question.model}/versions/{version}"
+        scopes.append(scope)
+    return scopes
 
 
 async def _versions(client: Client, question: Question) -> list[str]:

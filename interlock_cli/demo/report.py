@@ -68,7 +68,7 @@ class DemoReport:
             table.width = _TABLE_WIDTH
         self._console.print(table, crop=False)
 
-    def verdicts(self, verdicts: Sequence[Verdict]) -> None:
+    def verdicts(self, verdicts: Sequence[Verdict], address: str) -> None:
         """Shows what the monitor says: quality with intervals, and the largest drift."""
         quality = self._table("What the monitor says of the replay (95 % intervals)")
         quality.add_column("version", no_wrap=True)
@@ -90,6 +90,9 @@ class DemoReport:
         for table in (quality, drift):
             self.line("")
             self._console.print(table, crop=False)
+        self.line("")
+        for verdict in verdicts:
+            self.line(f"report on version {verdict.version_id}: http://{address}{verdict.report}")
 
     def _table(self, title: str) -> Table:
         return Table(title=title, title_justify="left", box=None, width=max(self._console.width, _TABLE_WIDTH))

@@ -109,7 +109,7 @@ async def _run(options: DemoOptions, report: DemoReport) -> DemoResult:
         [played.answers[position] for position in range(len(sample))],
     )
     _show(result, report)
-    report.verdicts(verdicts)
+    report.verdicts(verdicts, options.target)
     return result
 
 

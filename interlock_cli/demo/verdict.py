@@ -22,6 +22,8 @@ class Verdict:
     version_id: str
     quality: pb.QualityReport
     drift: pb.DriftReport
+    report: str
+    """Path of the page about it."""
 
 
 async def verdict_of(
@@ -45,7 +47,16 @@ async def verdict_of(
             f"the monitor has joined {quality.labelled_count:,} of {labelled_count:,} labels of {model_version} "
             f"within {_LABELS_TIMEOUT_S:g} s"
         ) from None
-    return Verdict(model_version.rpartition("/")[2], quality, await client.monitoring.drift(scope))
+    return Verdict(
+        model_version.rpartition("/")[2], quality, await client.monitoring.drift(scope), await _page(client, scope)
+    )
+
+
+async def _page(client: Client, scope: pb.AnalysisScope) -> str:
+    try:
+        return f"/v1/{(await client.reports.create(scope)).name}/content"
+    except TimeoutError:
+        raise DemoFailed(f"the report about {scope.model_version} is not written in time") from None
 
 
 def drifted(verdict: Verdict, most: int) -> Sequence[tuple[str, float, bool]]:

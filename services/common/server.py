@@ -221,6 +221,8 @@ async def _live(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
             notify(read_notify_socket(), READY)
             await stop.wait()
             notify(read_notify_socket(), STOPPING)
+            # Libraries complain of what is left at the end.
+            gc.unfreeze()
     except asyncio.CancelledError:
         _LOG.info("stopped_while_starting")
     return 0

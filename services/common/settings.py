@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 PORTS: Final[Mapping[str, int]] = {
     "edge": 8080,
@@ -128,6 +129,9 @@ def read_settings(kind: type[SettingsT]) -> SettingsT:
         return kind()
     except ValidationError as error:
         raise InvalidSettings("; ".join(_complaints(error))) from None
+    except SettingsError as error:
+        # Text that is no JSON; it may hold a secret, so it is not shown.
+        raise InvalidSettings(f"{error}: want JSON") from None
 
 
 def read_notify_socket() -> str:
@@ -138,4 +142,13 @@ def read_notify_socket() -> str:
 def _complaints(error: ValidationError) -> list[str]:
     # A default that builds on a broken field fails with it; the broken field says enough.
     wrong = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
-    return [f"INTERLOCK_{'.'.join(map(str, e['loc'])).upper()}={e['input']!r}: {e['msg']}" for e in wrong]
+    return [f"INTERLOCK_{_place(e['loc'])}{_got(e)}: {e['msg']}" for e in wrong]
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    return ".".join([str(loc[0]).upper(), *map(str, loc[1:])])
+
+
+def _got(error: Any) -> str:
+    # What lies deeper in a setting may be a secret.
+    return f"={error['input']!r}" if len(error["loc"]) == 1 and isinstance(error["input"], str) else ""

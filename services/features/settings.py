@@ -17,7 +17,7 @@ class Settings(CommonSettings):
     redis_url: str = ""
     """The online store: redis://, rediss://, unix:///<socket>, redis+sentinel://<host>:<port>,.../<service>[/<database>] or redis+cluster://<host>:<port>,... ; rediss+... for TLS. Empty: the socket of this machine's stack, in the state folder."""
     redis_read_deadline_s: PositiveFloat = 0.03
-    """Longest that a read waits for the online store, for each 10,000 values that it reads. Seconds."""
+    """Longest that a read waits for the online store, for each 2,500 values that it reads. Seconds."""
     redis_write_deadline_s: PositiveFloat = 1.0
     """Longest that 1,000 rows may take to be written to the online store. Seconds."""
     redis_connect_timeout_s: PositiveFloat = 1.0

@@ -1,19 +1,25 @@
 """The child process of offline work: `python -m services.features.worker <folder>`."""
 
+import contextlib
 import json
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Final
 
 from services.common.errors import to_status
 from services.features.adapters.offline_task import read_task, write_error
 from services.features.adapters.offline_work import run_task
 
+_NICENESS: Final = 10
+_FIRST_TO_GO: Final = "500"
+
 
 def main() -> int:
     """Do the work of a folder; exit 0 when result or error stands there."""
     folder = Path(sys.argv[1])
+    _step_back()
     connections = json.loads(sys.stdin.buffer.readline() or b"{}")
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -23,6 +29,13 @@ def main() -> int:
         if not hasattr(error, "reason"):
             raise
     return 0
+
+
+def _step_back() -> None:
+    """Let calls go first, and let the kernel, when memory runs out, end this process rather than one that serves."""
+    os.nice(_NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
 
 
 def _end_with_parent() -> None:

@@ -28,6 +28,10 @@ from services.common.errors import ServiceError
 from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.unimplemented import unimplemented_bindings
+from services.monitor.adapters.alert_metrics import PrometheusAlerts
+from services.monitor.adapters.alert_sink import Alertmanager, Webhook, open_sinks
+from services.monitor.adapters.alert_store import SqlAlertRules, SqlAlerts
+from services.monitor.adapters.delivery_store import SqlDeliveries
 from services.monitor.adapters.label_join import LabelJoin
 from services.monitor.adapters.label_reader import LabelReader
 from services.monitor.adapters.label_store import LabelStore
@@ -43,7 +47,13 @@ from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.prometheus_standing import StandingCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
+from services.monitor.adapters.report_html import write_page
+from services.monitor.adapters.report_store import SqlReportStore
+from services.monitor.adapters.silence_store import SqlSilences
 from services.monitor.adapters.window_store import SqlWindowStore
+from services.monitor.convert.report import findings_to_json
+from services.monitor.domain.alert_dispatch import AlertDispatch
+from services.monitor.domain.alert_watch import AlertWatch
 from services.monitor.domain.analyses import Analyses
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.event_stream import StreamTotals
@@ -53,26 +63,29 @@ from services.monitor.domain.label_intake import LabelIntake
 from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.ports import LabelSink, LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
+from services.monitor.domain.report_desk import ReportDesk
+from services.monitor.domain.report_page import Findings, ReportFormat
 from services.monitor.domain.scope import Scopes
 from services.monitor.domain.standing import Standings
 from services.monitor.domain.window_intake import WindowIntake
+from services.monitor.servicer.alert_service import AlertServicer
 from services.monitor.servicer.analysis_service import AnalysisServicer
 from services.monitor.servicer.feedback_service import FeedbackServicer
 from services.monitor.servicer.http_service import MonitorHttpServicer
 from services.monitor.servicer.monitor_service import MonitorServicer
 from services.monitor.servicer.monitoring_policy_service import MonitoringPolicyServicer
 from services.monitor.servicer.prediction_log_service import PredictionLogServicer
-from services.monitor.settings import Settings
+from services.monitor.servicer.report_service import ReportServicer
+from services.monitor.settings import Settings, WebhookSettings
 
 _WITHOUT_CODE: Final = (
-    alert_service_pb2,
-    report_service_pb2,
     alpha_analysis_service_pb2,
     verdict_service_pb2,
 )
 
 _LOG: Final = structlog.get_logger(part="monitor")
 _LAST_BATCHES_S: Final = 5.0
+_ALERT_QUEUE_INTERVAL_S: Final = 1.0
 
 
 @asynccontextmanager
@@ -117,8 +130,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
                 drops=drops,
             )
         )
+        reports = ReportDesk(SqlReportStore(database), windows.analyses, _render, runtime.spawn)
+        await reports.resume()
+        alerts = await stack.enter_async_context(_open_alerts(settings, runtime, database, windows.analyses))
         feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
-        runtime.registry.register(CountsCollector(counts, totals, drops))
+        runtime.registry.register(CountsCollector(counts, totals, drops, lambda: log.files.bad_count))
         yield (
             _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
             _binding(
@@ -126,11 +142,18 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
                 MonitoringPolicyServicer(policies, policies.book, versions, windows.intake.flush),
             ),
             _binding(analysis_service_pb2, AnalysisServicer(windows.analyses)),
+            _binding(alert_service_pb2, alerts),
             _binding(feedback_service_pb2, feedback),
-            _binding(http_service_pb2, MonitorHttpServicer(feedback)),
+            _binding(http_service_pb2, MonitorHttpServicer(feedback, reports.store)),
+            _binding(report_service_pb2, ReportServicer(reports)),
             _binding(prediction_log_service_pb2, PredictionLogServicer(labels.pages, labels.queries)),
             *unimplemented_bindings(*(module.DESCRIPTOR for module in _WITHOUT_CODE)),
         )
+
+
+async def _render(findings: Findings, form: ReportFormat) -> bytes:
+    write = findings_to_json if form is ReportFormat.JSON else write_page
+    return await asyncio.to_thread(write, findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +213,7 @@ async def _open_windows(
         drops,
         # Monitors that share a database have a log each.
         position=f"predictions of {settings.monitor_log}",
-        window_limit=settings.monitor_window_limit,
+        sketch_limit=settings.monitor_sketch_limit,
         feature_limit=settings.monitor_feature_limit,
         waiting_limit_rows=settings.monitor_sink_limit_rows,
         retention_s=settings.monitor_window_retention_s,
@@ -208,6 +231,36 @@ async def _open_windows(
     ):
         yield _Windows(store, intake, labels, analyses)
     await intake.flush()
+
+
+@asynccontextmanager
+async def _open_alerts(
+    settings: Settings, runtime: Runtime[Settings], database: Database, analyses: Analyses
+) -> AsyncIterator[AlertServicer]:
+    """Open what keeps alert rules, evaluates them and tells sinks."""
+    rules, alerts, silences = SqlAlertRules(database), SqlAlerts(database), SqlSilences(database)
+    metrics, interval_s = PrometheusAlerts(runtime.registry), settings.monitor_alert_interval_s
+    timeout_s = settings.monitor_alert_timeout_s
+    async with AsyncExitStack() as stack:
+        sinks = await stack.enter_async_context(
+            open_sinks(_targets(settings), timeout_s=timeout_s, resend_s=settings.monitor_alert_resend_s)
+        )
+        dispatch = AlertDispatch(SqlDeliveries(database), silences, sinks, metrics, timeout_s=timeout_s)
+        sending = dispatch.run(min(interval_s, _ALERT_QUEUE_INTERVAL_S))
+        await stack.enter_async_context(_in_background(runtime, sending, "alert-sinks"))
+        watch = AlertWatch(rules, alerts, analyses, metrics, dispatch.wake)
+        work = watch.run(interval_s, dispatch.note_orphans)
+        await stack.enter_async_context(_in_background(runtime, work, "alerts"))
+        yield AlertServicer(rules, alerts, silences, list(sinks))
+
+
+def _targets(settings: Settings) -> Mapping[str, Webhook | Alertmanager]:
+    return {
+        name: Webhook(str(sink.url), sink.secret.get_secret_value())
+        if isinstance(sink, WebhookSettings)
+        else Alertmanager(str(sink.url), sink.bearer_token.get_secret_value())
+        for name, sink in settings.monitor_alert_sinks.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

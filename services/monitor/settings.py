@@ -1,10 +1,36 @@
 """What the monitor reads from the environment."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PositiveFloat, PositiveInt, SecretStr, field_validator
 
+from services.common.names import ID_RULE, is_id
 from services.common.settings import CommonSettings
+
+
+class WebhookSettings(BaseModel):
+    """A sink of alerts that gets JSON over HTTP."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["webhook"]
+    url: HttpUrl
+    secret: Annotated[SecretStr, Field(min_length=16)]
+    """What the signature is made with."""
+
+
+class AlertmanagerSettings(BaseModel):
+    """A sink of alerts that speaks Alertmanager's API version 2."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["alertmanager"]
+    url: HttpUrl
+    """Without /api/v2."""
+    bearer_token: SecretStr = SecretStr("")
+
+
+AlertSinkSettings = Annotated[WebhookSettings | AlertmanagerSettings, Field(discriminator="kind")]
 
 
 class Settings(CommonSettings):
@@ -41,14 +67,30 @@ class Settings(CommonSettings):
     """How often labels are joined with their predictions. Seconds."""
     monitor_window_interval_s: PositiveFloat = 5.0
     """How often what came in is added to the windows in the database. Seconds; what is newer is in memory only."""
-    monitor_window_limit: PositiveInt = 2_000
-    """Windows (of a version, environment, variant and slice) that are held in memory until they are added."""
+    monitor_sketch_limit: PositiveInt = 10_000
+    """Sketches, one for each feature and output of a window, that are held in memory until they are added; 5 to 35 KB each."""
     monitor_window_retention_s: PositiveFloat = 90 * 24 * 3600.0
     """How long windows are kept. Seconds; a prediction older than that is not analysed."""
     monitor_standing_interval_s: PositiveFloat = 30.0
     """How often versions that had predictions lately are judged, for /metrics. Seconds."""
     monitor_feature_limit: PositiveInt = 500
-    """Features and outputs of one version that are analysed; further ones are counted as not analysed."""
+    """Features and outputs of one version that are analysed; further ones are left out, which is logged."""
+    monitor_alert_interval_s: PositiveFloat = 10.0
+    """How often alert rules are evaluated. Seconds."""
+    monitor_alert_sinks: dict[str, AlertSinkSettings] = Field(default_factory=dict)
+    """Whom alerts are told, beside "log", as JSON by name: {"pager": {"kind": "webhook", "url": "...", "secret": "..."}}."""
+    monitor_alert_timeout_s: PositiveFloat = 5.0
+    """Longest that a sink of alerts is waited for. Seconds."""
+    monitor_alert_resend_s: PositiveFloat = 60.0
+    """How often an Alertmanager is told again of an alert that fires. Seconds; four times that without, and it is over."""
+
+    @field_validator("monitor_alert_sinks")
+    @classmethod
+    def _named(cls, sinks: dict[str, AlertSinkSettings]) -> dict[str, AlertSinkSettings]:
+        for name in sinks:
+            if not is_id(name) or name == "log":
+                raise ValueError(f"want names other than log of {ID_RULE}, got {name!r}")
+        return sinks
 
     @property
     def monitor_database(self) -> str:

@@ -1,5 +1,6 @@
 """One stack per door for the whole session, with the demo's models in it; and an OTLP receiver that both report to."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -27,6 +28,10 @@ class Stacks:
             variables = {"OTLP_ENDPOINT": self._receiver.endpoint, "INFERENCE_DOOR": inference_door}
             named = {f"INTERLOCK_{name}": value for name, value in variables.items()}
             stack = self._opened.enter_context(new_stack(door, **named))
+            for other in self._by_doors.values():
+                # What one stack has trained, the others need not train again.
+                for trained in (other.folder / "demo").glob("*/"):
+                    shutil.copytree(trained, stack.folder / "demo" / trained.name, dirs_exist_ok=True)
             stack.start()
             stack.succeed("demo", "--flights", str(DEMO_FLIGHTS), timeout_s=240)
             self._by_doors[door, inference_door] = stack

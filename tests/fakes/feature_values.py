@@ -47,7 +47,7 @@ class Values:
     async def push(self, *rows: pb.FeatureRow, view: str = "carrier_delays", **fields: Any) -> list[str]:
         """What became of each row."""
         request = pb.PushFeaturesRequest(feature_view=f"featureViews/{view}", rows=rows, **fields)
-        answer = await self.stub.PushFeatures(request, timeout=10)
+        answer = await self.stub.PushFeatures(request, timeout=30)
         return [pb.PushOutcome.Name(each.outcome).removeprefix("PUSH_OUTCOME_") for each in answer.results]
 
     async def read(
@@ -56,7 +56,7 @@ class Values:
         """Value and status of one feature, for carriers."""
         rows = [pb.ReadRow(entities={"carrier": key}) for key in keys]
         request = pb.ReadFeaturesRequest(features=[feature], rows=rows, **fields)
-        (column,) = (await self.stub.ReadFeatures(request, timeout=10)).columns
+        (column,) = (await self.stub.ReadFeatures(request, timeout=30)).columns
         return list(zip(map(value_from_proto, column.values), statuses(column), strict=True))
 
 

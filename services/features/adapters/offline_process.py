@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -61,14 +62,16 @@ class OfflineProcesses:
     """Starts children, at most `parallelism` at a time; work that has to wait does so in the order it came."""
 
     def __init__(self, folder: Path, limits: EngineLimits, connections: Mapping[str, str], *, parallelism: int) -> None:
-        self._folder = folder
+        self._folder = folder / str(os.getpid())
         self._limits = limits
         self._connections = json.dumps(dict(connections)).encode() + b"\n"
         self._slots = asyncio.Semaphore(parallelism)
 
     def clear(self) -> None:
-        """Remove what children of an earlier process left."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Remove what children of processes that have ended left; one that hands over to this one is still at work."""
+        for left in self._folder.parent.glob("*"):
+            if left.name == self._folder.name or not _is_alive(left.name):
+                shutil.rmtree(left, ignore_errors=True)
         self._folder.mkdir(parents=True, mode=0o700)
 
     @asynccontextmanager
@@ -106,6 +109,10 @@ class OfflineProcesses:
         if status is None or status.code == code_pb2.INTERNAL:
             _LOG.error("offline_work_failed", task=task.task, exit_code=code, last_lines=list(child.lines)[-8:])
         raise WorkFailed(status or _ended_early(code))
+
+
+def _is_alive(process: str) -> bool:
+    return process.isdecimal() and Path("/proc", process).exists()
 
 
 def _ended_early(code: int) -> Status:

@@ -19,6 +19,7 @@ from services.features.domain.ports import Reply, Request, ScriptCall
 
 # Arguments of commands: a feature of a row is one of them.
 ROUND_TRIP_ARGUMENTS: Final = 10_000
+_DEADLINE_ARGUMENTS: Final = 2_500
 WAITING_ARGUMENTS: Final = 200_000
 _LANES: Final = 2
 _LONGEST_GATHERING_S: Final = 0.001
@@ -91,7 +92,7 @@ class RedisStore:
 
     When reads leave follows the router's rule: at once when half of the reads in flight wait here, after a millisecond at
     the latest; so a lone read never waits, and under load the round trips get fewer and larger, up to a size. A caller
-    waits for `read_deadline_s` and no longer; for a read that needs several round trips, by as many longer.
+    waits for `read_deadline_s` and no longer; as often as long for a read that is so many times larger than usual ones.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class RedisStore:
         parts = [self._ask(part, cost) for part, cost in cut]
         self._leave_if_due()
         try:
-            async with asyncio.timeout(self._read_deadline_s * len(parts)):
+            async with asyncio.timeout(self._deadline_s(sum(part.cost for part in parts))):
                 if len(parts) == 1:
                     return await parts[0].future
                 return [reply for part in parts for reply in await part.future]
@@ -221,7 +222,7 @@ class RedisStore:
     async def _serve(self, taken: list[_Asked]) -> None:
         requests = taken[0].requests if len(taken) == 1 else [each for asked in taken for each in asked.requests]
         try:
-            replies = await self._exchange(requests, self._read_deadline_s)
+            replies = await self._exchange(requests, self._deadline_s(sum(asked.cost for asked in taken)))
         except OnlineStoreUnavailable as error:
             # Who waits behind would only wait longer for the same answer.
             self._fail([*taken, *self._waiting], error)
@@ -248,6 +249,9 @@ class RedisStore:
             raise OnlineStoreUnavailable(_describe(error)) from None
         self._breaker.succeeded()
         return replies
+
+    def _deadline_s(self, cost: int) -> float:
+        return self._read_deadline_s * -(-cost // _DEADLINE_ARGUMENTS)
 
     def _too_slow(self) -> OnlineStoreUnavailable:
         self._metrics.failed()

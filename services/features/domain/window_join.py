@@ -1,10 +1,10 @@
 """Aggregates over sliding windows as of many times, in whole columns.
 
 An event counts for a row with time T when its event time lies in (T - window, T] and it was known by T. Count, sum and
-mean are differences of prefix sums: an event enters at the time from which it is known and leaves when its window ends.
+mean are differences of prefix sums: an event enters at the time from which it can be seen and leaves when its window ends.
 The sums carry their rounding errors along, twice (Ogita, Rump, Oishi, "Accurate Sum and Dot Product", 2005), so that a
-small window after a long history loses nothing. Extremes and newest values look at the events
-themselves, some millions of pairs at a time.
+small window after a long history loses nothing. Extremes and newest values look at the events themselves, some millions of
+pairs at a time.
 """
 
 from collections.abc import Iterator
@@ -23,158 +23,137 @@ _PAIRS_AT_A_TIME: Final = 4_000_000
 
 @dataclass(frozen=True)
 class Events:
-    """Events of many entities, all columns of one length: code of the entity, times in microseconds.
-
-    `digests` tell which of two events with the same times is the newer one.
-    """
+    """Events sorted by entity, event time and what else makes one newer: code of the entity, times in microseconds."""
 
     keys: Int64s
     event_us: Int64s
     known_us: Int64s
-    digests: npt.NDArray[np.uint64]
-
-    def visible_us(self, *, both_clocks: bool) -> Int64s:
-        """Return from when on each event may be seen."""
-        return np.maximum(self.event_us, self.known_us) if both_clocks else self.event_us
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to aggregate for: code of the entity (one that no event has where there are none) and time."""
+    """Rows to aggregate for: code of the entity, negative for one without events, and time in microseconds."""
 
     keys: Int64s
     time_us: Int64s
 
 
-def count_in_window(events: Events, counts: Bools, rows: Rows, window_us: int, *, both_clocks: bool) -> Int64s:
-    """Return how many events with `counts` each row sees."""
-    entering, leaving = _moves(events, counts, rows, window_us, both_clocks=both_clocks)
-    found: Int64s = entering.position - leaving.position
-    return found
+class WindowJoin:
+    """What rows see of events; `counts` and values are columns of the events, results columns of the rows."""
 
-
-def sum_in_window(
-    events: Events, values: Numbers, counts: Bools, rows: Rows, window_us: int, *, both_clocks: bool
-) -> Numbers:
-    """Return the sum of `values` (int64 or float64) where `counts`, for each row; 0 without events."""
-    entering, leaving = _moves(events, counts, rows, window_us, both_clocks=both_clocks)
-    if values.dtype == np.int64:
-        whole: Numbers = (
-            _prefix(values[entering.order])[entering.position] - _prefix(values[leaving.order])[leaving.position]
+    def __init__(self, events: Events, rows: Rows, *, both_clocks: bool) -> None:
+        self._events = events
+        self._rows = rows
+        self._both_clocks = both_clocks
+        self._visible_us = np.maximum(events.event_us, events.known_us) if both_clocks else events.event_us
+        self._begins = (
+            np.concatenate(([0], np.cumsum(np.bincount(events.keys)))) if len(events.keys) else np.zeros(1, int)
         )
-        return whole
-    pairs = zip(_exact_prefix(values[entering.order]), _exact_prefix(values[leaving.order]), strict=True)
-    high, middle, low = (added[entering.position] - removed[leaving.position] for added, removed in pairs)
-    total: Numbers = high + (middle + low)
-    # What went in and out again leaves nothing behind.
-    total[entering.position == leaving.position] = 0.0
-    return total
+        self._entering = np.lexsort((self._visible_us, events.keys))
+        self._entered = self._count_until(self._visible_us[self._entering], rows.time_us)
+        self._happened = self._count_until(events.event_us, rows.time_us)
+        self._left: dict[int, Int64s] = {}
 
+    def count(self, counts: Bools, window_us: int) -> Int64s:
+        """Return how many events with `counts` each row sees."""
+        ones = self._that_count(counts, window_us).astype(np.int64)
+        found: Int64s = _prefix(ones[self._entering])[self._entered] - _prefix(ones)[self._gone(window_us)]
+        return found
 
-def newest_event_us(events: Events, rows: Rows, window_us: int, *, both_clocks: bool) -> Int64s:
-    """Return the time of the newest event that each row sees, 0 where there is none."""
-    newest = np.zeros(len(rows.keys), np.int64)
-    if not len(events.keys):
+    def total(self, values: Numbers, counts: Bools, window_us: int) -> Numbers:
+        """Return the sum of `values` (int64, which wraps around, or finite float64) for each row; 0 without events."""
+        counted = np.where(self._that_count(counts, window_us), values, values.dtype.type(0))
+        entered, gone = self._entered, self._gone(window_us)
+        if values.dtype == np.int64:
+            whole: Numbers = _prefix(counted[self._entering])[entered] - _prefix(counted)[gone]
+            return whole
+        sums = zip(_exact_prefix(counted[self._entering]), _exact_prefix(counted), strict=True)
+        high, middle, low = (added[entered] - removed[gone] for added, removed in sums)
+        total: Numbers = high + (middle + low)
+        # What went in and out again leaves nothing behind.
+        total[self.count(counts, window_us) == 0] = 0.0
+        return total
+
+    def extreme(self, values: Numbers, counts: Bools, window_us: int, *, largest: bool) -> tuple[Numbers, Bools]:
+        """Return the largest or smallest value for each row, and whether there is one."""
+        result, present = np.zeros(len(self._rows.keys), values.dtype), np.zeros(len(self._rows.keys), np.bool_)
+        reduce = np.maximum if largest else np.minimum
+        for begin, lengths, starts, found in self._pairs(counts, window_us):
+            some = np.flatnonzero(lengths)
+            if len(some):
+                result[begin + some] = reduce.reduceat(values[found], starts[some])
+                present[begin + some] = True
+        return result, present
+
+    def newest(self, counts: Bools, window_us: int, most: int) -> tuple[Int64s, Int64s]:
+        """Return how many events each row gets, at most `most`, and their places, row after row, newest first."""
+        all_lengths, all_found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for _, lengths, starts, found in self._pairs(counts, window_us):
+            kept = np.minimum(lengths, most)
+            owner = np.repeat(np.arange(len(kept)), kept)
+            rank = np.arange(len(owner)) - (np.cumsum(kept) - kept)[owner]
+            all_lengths.append(kept)
+            all_found.append(found[(starts + lengths - 1)[owner] - rank])
+        return np.concatenate(all_lengths), np.concatenate(all_found)
+
+    def newest_event_us(self, window_us: int) -> Int64s:
+        """Return the time of the newest event that each row sees, 0 where there is none."""
+        newest = np.zeros(len(self._rows.keys), np.int64)
+        if not len(self._events.keys):
+            return newest
+        # Sorted by entity first, the largest place so far is never another entity's once one of its own has entered.
+        latest = np.maximum.accumulate(self._entering)[np.maximum(self._entered - 1, 0)]
+        found = self._entered > self._begins[np.maximum(self._rows.keys, 0)]
+        found &= self._rows.keys >= 0
+        newest[found] = self._events.event_us[latest[found]]
+        newest[self._rows.time_us - newest >= window_us] = 0
         return newest
-    visible = _move(events, events.visible_us(both_clocks=both_clocks), np.arange(len(events.keys)), rows)
-    # Entity and place among all times make one number, so the largest so far never is another entity's.
-    distinct = np.unique(events.event_us)
-    codes = events.keys * len(distinct) + np.searchsorted(distinct, events.event_us)
-    largest = np.maximum.accumulate(codes[visible.order])[np.maximum(visible.position - 1, 0)]
-    found = (visible.position > 0) & (largest // len(distinct) == rows.keys)
-    newest[found] = distinct[largest[found] % len(distinct)]
-    newest[rows.time_us - newest >= window_us] = 0
-    return newest
 
+    def _pairs(self, counts: Bools, window_us: int) -> Iterator[tuple[int, Int64s, Int64s, Int64s]]:
+        """Yield (first row, lengths, starts, places of events) for runs of rows, oldest event first.
 
-def pairs_in_window(
-    events: Events, counts: Bools, rows: Rows, window_us: int, *, both_clocks: bool
-) -> Iterator[tuple[int, Int64s, Int64s, Int64s]]:
-    """Yield (first row, lengths, starts, indexes of events) for runs of rows, oldest event first, known-at as tie.
+        `lengths[i]` events of the run's row i begin at `starts[i]` in the places.
+        """
+        first, last = self._gone(window_us), self._happened
+        ends = np.cumsum(last - first)
+        begin = 0
+        while begin < len(ends):
+            done = int(ends[begin - 1]) if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, done + _PAIRS_AT_A_TIME, side="right")))
+            lengths = (last - first)[begin:end]
+            owner = np.repeat(np.arange(end - begin), lengths)
+            found = np.arange(len(owner)) + (first[begin:end] - np.cumsum(lengths) + lengths)[owner]
+            seen = counts[found]
+            if self._both_clocks:
+                seen &= self._events.known_us[found] <= self._rows.time_us[begin:end][owner]
+            counted = np.bincount(owner[seen], minlength=end - begin).astype(np.int64)
+            yield begin, counted, np.cumsum(counted) - counted, found[seen]
+            begin = end
 
-    `lengths[i]` events of the run's row i begin at `starts[i]` in the indexes.
-    """
-    chosen = np.flatnonzero(counts)
-    by = (events.digests, events.known_us, events.event_us, events.keys)
-    order = chosen[np.lexsort([column[chosen] for column in by])]
-    sorted_keys, sorted_times = events.keys[order], events.event_us[order]
-    first = _positions(sorted_keys, sorted_times, rows.keys, rows.time_us - window_us)
-    last = _positions(sorted_keys, sorted_times, rows.keys, rows.time_us)
-    ends = np.cumsum(last - first)
-    begin = 0
-    while begin < len(ends):
-        done = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, done + _PAIRS_AT_A_TIME, side="right")))
-        lengths = (last - first)[begin:end]
-        owner = np.repeat(np.arange(end - begin), lengths)
-        offsets = np.cumsum(lengths) - lengths
-        found = order[np.arange(len(owner)) - offsets[owner] + first[begin:end][owner]]
-        if both_clocks:
-            seen = events.known_us[found] <= rows.time_us[begin:end][owner]
-            owner, found = owner[seen], found[seen]
-        counted = np.bincount(owner, minlength=end - begin).astype(np.int64)
-        yield begin, counted, np.cumsum(counted) - counted, found
-        begin = end
+    def _that_count(self, counts: Bools, window_us: int) -> Bools:
+        """Return which events some row may see: those known only after their window never enter."""
+        return counts & (self._visible_us < self._events.event_us + window_us)
 
+    def _gone(self, window_us: int) -> Int64s:
+        """Return for each row how many events, in their order, have left the window."""
+        if window_us not in self._left:
+            self._left[window_us] = self._count_until(self._events.event_us, self._rows.time_us - window_us)
+        return self._left[window_us]
 
-def extreme_in_window(
-    events: Events, values: Numbers, counts: Bools, rows: Rows, window_us: int, *, largest: bool, both_clocks: bool
-) -> tuple[Numbers, Bools]:
-    """Return the largest or smallest value for each row, and whether there is one."""
-    result, present = np.zeros(len(rows.keys), values.dtype), np.zeros(len(rows.keys), np.bool_)
-    reduce = np.maximum if largest else np.minimum
-    for begin, lengths, starts, found in pairs_in_window(events, counts, rows, window_us, both_clocks=both_clocks):
-        some = np.flatnonzero(lengths)
-        if len(some):
-            result[begin + some] = reduce.reduceat(values[found], starts[some])
-            present[begin + some] = True
-    return result, present
+    def _count_until(self, times_us: Int64s, until_us: Int64s) -> Int64s:
+        """Return for each row how many events of earlier entities there are, and of its own up to a time.
 
-
-def newest_in_window(
-    events: Events, counts: Bools, rows: Rows, window_us: int, most: int, *, both_clocks: bool
-) -> tuple[Int64s, Int64s]:
-    """Return how many events each row gets, at most `most`, and their indexes, row after row, newest first."""
-    all_lengths, all_found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for _, lengths, starts, found in pairs_in_window(events, counts, rows, window_us, both_clocks=both_clocks):
-        kept = np.minimum(lengths, most)
-        owner = np.repeat(np.arange(len(kept)), kept)
-        rank = np.arange(len(owner)) - (np.cumsum(kept) - kept)[owner]
-        all_lengths.append(kept)
-        all_found.append(found[(starts + lengths - 1)[owner] - rank])
-    return np.concatenate(all_lengths), np.concatenate(all_found)
-
-
-@dataclass(frozen=True)
-class _Move:
-    """Events in the order in which they enter or leave; how many have done so by each row's time."""
-
-    order: Int64s
-    position: Int64s
-
-
-def _moves(events: Events, counts: Bools, rows: Rows, window_us: int, *, both_clocks: bool) -> tuple[_Move, _Move]:
-    enters, leaves = events.visible_us(both_clocks=both_clocks), events.event_us + window_us
-    chosen = np.flatnonzero(counts & (enters < leaves))
-    return _move(events, enters, chosen, rows), _move(events, leaves, chosen, rows)
-
-
-def _move(events: Events, times: Int64s, chosen: Int64s, rows: Rows) -> _Move:
-    order = chosen[np.lexsort((times[chosen], events.keys[chosen]))]
-    return _Move(order, _positions(events.keys[order], times[order], rows.keys, rows.time_us))
-
-
-def _positions(keys: Int64s, times: Int64s, row_keys: Int64s, row_times: Int64s) -> Int64s:
-    """Return for each row how many of the sorted (key, time) are not after the row's."""
-    if not len(keys):
-        return np.zeros(len(row_keys), np.int64)
-    # (key, time) becomes one number: the time by its rank among all times.
-    distinct = np.unique(times)
-    step = len(distinct) + 1
-    codes = keys * step + np.searchsorted(distinct, times, side="left")
-    wanted = row_keys * step + np.searchsorted(distinct, row_times, side="right")
-    found: Int64s = np.searchsorted(codes, wanted, side="left").astype(np.int64)
-    return found
+        `times_us` rise within each entity. A binary search in all rows at once, each among the events of its entity.
+        """
+        known = (self._rows.keys >= 0) & (self._rows.keys < len(self._begins) - 1)
+        low = self._begins[np.where(known, self._rows.keys, 0)].astype(np.int64)
+        high = self._begins[np.where(known, self._rows.keys + 1, 0)].astype(np.int64)
+        while (open_ := low < high).any():
+            middle = (low + high) >> 1
+            before = open_ & (times_us[np.minimum(middle, len(times_us) - 1)] <= until_us)
+            low = np.where(before, middle + 1, low)
+            high = np.where(open_ & ~before, middle, high)
+        return low
 
 
 def _prefix(values: Numbers) -> Numbers:

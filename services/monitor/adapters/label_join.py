@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
-from sqlalchemy import bindparam, case, delete, select, update
+from sqlalchemy import SmallInteger, bindparam, case, delete, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
 from services.common.errors import ServiceError
+from services.common.tasks import to_the_end
 from services.monitor.adapters.log_reader import LogReader
 from services.monitor.adapters.table import FEEDBACK_ANSWER, LABEL, POSITION
 from services.monitor.domain.bounded_queue import Drops
@@ -88,8 +89,9 @@ class LabelJoin:
             try:
                 if self._clock() >= clean_at:
                     clean_at = self._clock() + _CLEAN_EVERY_S
-                    await self._clean()
-                busy = await self.step()
+                    await to_the_end(self._clean())
+                # A statement that is cut in the middle may keep its lock.
+                busy = await to_the_end(self.step())
             except ServiceError as error:
                 _LOG.warning("labels_not_joined", reason=error.reason)
                 busy = False
@@ -222,7 +224,8 @@ class LabelJoin:
 
     async def _settle(self, number: int) -> None:
         """Write down that a batch was taken; what changed since it was written down waits again."""
-        state = case((_C.revision == _C.batch_revision, LabelState.JOINED), else_=LabelState.OPEN)
+        done, again = (literal(state, SmallInteger) for state in (LabelState.JOINED, LabelState.OPEN))
+        state = case((_C.revision == _C.batch_revision, done), else_=again)
         async with self._database.write() as connection:
             await connection.execute(
                 update(LABEL).where(_C.batch == number).values(joined_value=_C.batch_value, batch=None, state=state)

@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import select
+from sqlalchemy import Select, select
 
 from services.common.database import Database
+from services.common.tasks import to_the_end
 from services.monitor.adapters.table import LABEL
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
 from services.monitor.domain.feedback import LabelState
@@ -36,6 +37,10 @@ class LabelReader:
 
     async def of_predictions(self, ids: Sequence[bytes]) -> dict[bytes, PredictionFeedback]:
         """Return what became of predictions, joined with them or not yet."""
+        # Callers go at any moment, and a statement that is cut costs its connection.
+        return await to_the_end(self._of_predictions(ids))
+
+    async def _of_predictions(self, ids: Sequence[bytes]) -> dict[bytes, PredictionFeedback]:
         found: dict[bytes, PredictionFeedback] = {}
         columns = (_C.prediction_id, _C.metric, _C.number, _C.text, _C.event_us)
         async with self._database.read() as connection:
@@ -60,29 +65,36 @@ class LabelReader:
             query = query.where(_C.version == version)
         if variant:
             query = query.where(_C.variant == variant)
-        async with self._database.read() as connection:
-            return [bytes(found) for found in await connection.scalars(query)]
+        return [bytes(found) for found in await to_the_end(self._scalars(query))]
 
     async def of_time(self, first: bytes, end: bytes) -> AsyncIterator[pa.Table]:
         """Yield feedback of predictions with ids in [first, end), in chunks; labels once they are joined."""
         columns = (_C.prediction_id, _C.metric, _C.number, _C.value, _C.name, _C.event_us)
         usable = (_C.metric != LABEL_METRIC) | _C.value.is_not(None)
-        position = (first, "")
+        rest = _C.prediction_id >= first
         while True:
             query = (
                 select(*columns)
-                .where(_C.prediction_id >= position[0], _C.prediction_id < end, usable)
-                .where((_C.prediction_id > position[0]) | (_C.metric >= position[1]))
+                .where(rest, _C.prediction_id < end, usable)
                 .order_by(_C.prediction_id, _C.metric)
                 .limit(_CHUNK_ROWS)
             )
-            async with self._database.read() as connection:
-                rows = (await connection.execute(query)).all()
+            rows = await to_the_end(self._rows(query))
             if rows:
                 yield _table(rows)
             if len(rows) < _CHUNK_ROWS:
                 return
-            position = (bytes(rows[-1].prediction_id), rows[-1].metric + "\0")
+            last = bytes(rows[-1].prediction_id)
+            rest = (_C.prediction_id > last) | ((_C.prediction_id == last) & (_C.metric > rows[-1].metric))
+
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        async with self._database.read() as connection:
+            found: Sequence[Any] = (await connection.execute(query)).all()
+            return found
+
+    async def _scalars(self, query: Select[Any]) -> Sequence[bytes]:
+        async with self._database.read() as connection:
+            return (await connection.scalars(query)).all()
 
 
 def _add(found: PredictionFeedback, row: Any) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
 from services.common.errors import ServiceError
+from services.common.tasks import to_the_end
 from services.monitor.adapters.table import FEEDBACK_ANSWER, LABEL
 from services.monitor.domain.failure import FeedbackQueueFull, RequestIdReused
 from services.monitor.domain.feedback import LABEL as LABEL_METRIC
@@ -64,7 +65,7 @@ class LabelStore:
         try:
             while True:
                 await self._filled.wait()
-                await self._write(list(self._next()))
+                await to_the_end(self._write(list(self._next())))
         finally:
             for waiting in self._next():
                 waiting.done.cancel()

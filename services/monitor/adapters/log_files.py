@@ -212,8 +212,7 @@ class LogFiles:
                 self._footers.pop(file.path, None)
                 found = True
             except (OSError, pa.ArrowException) as error:
-                self._leave_out(file.path, error)
-                found = True
+                found = self._leave_out(file.path, error) or found
         return found
 
     def _names(self, folder: str) -> list[str]:
@@ -257,10 +256,15 @@ class LogFiles:
             self._leave_out(path, error)
             return None
 
-    def _leave_out(self, path: str, error: Exception) -> None:
+    def _leave_out(self, path: str, error: Exception) -> bool:
+        """Leave a file out from now on, unless it is the store that cannot be read; returns whether it was left out."""
+        if getattr(error, "errno", None) is not None:
+            _LOG.warning("log_file_not_read", path=path, error=str(error))
+            return False
         self._footers.pop(path, None)
         self._bad.add(path)
         _LOG.error("log_file_damaged", path=path, error=str(error))
+        return True
 
 
 def _is_replaced(file: LogFile, others: Iterable[LogFile]) -> bool:

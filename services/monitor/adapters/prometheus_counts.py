@@ -1,6 +1,6 @@
 """The monitor's counts as Prometheus metrics, read when they are scraped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,10 +15,13 @@ _PREFIX = "interlock_monitor"
 class CountsCollector(Collector):
     """Exposes counts and totals; what it costs is bounded by the limit of the counts."""
 
-    def __init__(self, counts: PredictionCounts, totals: StreamTotals, drops: Drops) -> None:
+    def __init__(
+        self, counts: PredictionCounts, totals: StreamTotals, drops: Drops, damaged_files: Callable[[], int]
+    ) -> None:
         self._counts = counts
         self._totals = totals
         self._drops = drops
+        self._damaged_files = damaged_files
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric with its value of now."""
@@ -28,6 +31,7 @@ class CountsCollector(Collector):
             ("event_batches", "Batches of prediction events taken.", self._totals.batch_count),
             ("event_batches_missing", "Batches whose number was skipped.", self._totals.missing_batch_count),
             ("predictions_dropped", "Predictions that routers say they dropped.", self._totals.dropped_count),
+            ("log_files_damaged", "Files of the prediction log that are left out.", self._damaged_files()),
         ):
             yield CounterMetricFamily(f"{_PREFIX}_{name}", help_text, value=value)
         streams = self._totals.open_stream_count

@@ -135,3 +135,124 @@ FEEDBACK_ANSWER: Final = Table(
     PrimaryKeyConstraint("request_id"),
     Index("feedback_answer_by_create", "create_us"),
 )
+
+# Reports for people, with their content.
+REPORT: Final = Table(
+    "report",
+    METADATA,
+    # Rises with time.
+    Column("report_id", TEXT, nullable=False),
+    Column("model", TEXT, nullable=False),
+    # JSON: the scope as it was asked for.
+    Column("request", TEXT, nullable=False),
+    Column("format", TEXT, nullable=False),
+    Column("state", TEXT, nullable=False),
+    Column("creator", TEXT, nullable=False),
+    Column("request_id", TEXT, nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+    Column("error_code", SmallInteger, nullable=False),
+    Column("error_message", TEXT, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("content", LargeBinary),
+    PrimaryKeyConstraint("report_id"),
+    Index("report_by_model", "model", "report_id"),
+    Index("report_by_request", "request_id"),
+    Index("report_by_state", "state"),
+    Index("report_by_create", "create_us"),
+)
+
+# Rules of alerts.
+ALERT_RULE: Final = Table(
+    "alert_rule",
+    METADATA,
+    Column("name", TEXT, nullable=False),
+    # In lower case: two names that differ only in case are one.
+    Column("folded_name", TEXT, nullable=False),
+    # Empty: every model.
+    Column("model", TEXT, nullable=False),
+    Column("etag", TEXT, nullable=False),
+    # JSON.
+    Column("body", TEXT, nullable=False),
+    PrimaryKeyConstraint("name"),
+    Index("alert_rule_by_folded_name", "folded_name", unique=True),
+)
+
+# Alerts. Ids rise with time.
+ALERT: Final = Table(
+    "alert",
+    METADATA,
+    Column("name", TEXT, nullable=False),
+    # Rule and subject while it is open, null once it is resolved: there is one open alert for each.
+    Column("open_key", TEXT),
+    Column("rule", TEXT, nullable=False),
+    Column("model", TEXT, nullable=False),
+    Column("version", TEXT, nullable=False),
+    Column("environment", TEXT, nullable=False),
+    Column("slice", TEXT, nullable=False),
+    Column("feature", TEXT, nullable=False),
+    # An AlertState.
+    Column("state", SmallInteger, nullable=False),
+    Column("value", Double, nullable=False),
+    # Prediction time, microseconds: begin of the first window, end of the last one.
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    # By the clock.
+    Column("fire_us", BigInteger),
+    Column("resolve_us", BigInteger),
+    # The rule as it was when the alert was last evaluated, JSON.
+    Column("rule_body", TEXT, nullable=False),
+    PrimaryKeyConstraint("name"),
+    Index("alert_by_open_key", "open_key", unique=True),
+    Index("alert_by_rule", "rule", "state"),
+    Index("alert_by_state", "state", "name"),
+)
+
+# What sinks are to be told about alerts.
+ALERT_DELIVERY: Final = Table(
+    "alert_delivery",
+    METADATA,
+    Column("alert", TEXT, nullable=False),
+    Column("sink", TEXT, nullable=False),
+    # "firing" or "resolved".
+    Column("event", TEXT, nullable=False),
+    # When to send it next, or until when somebody is sending it; null: done.
+    Column("due_us", BigInteger),
+    Column("create_us", BigInteger, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    # 1: a silence once kept it back.
+    Column("held", SmallInteger, nullable=False),
+    Column("delivered_us", BigInteger),
+    Column("error", TEXT, nullable=False),
+    PrimaryKeyConstraint("alert", "sink", "event"),
+    Index("alert_delivery_by_due", "sink", "due_us"),
+)
+
+# Silences. Ids rise with time.
+SILENCE: Final = Table(
+    "silence",
+    METADATA,
+    Column("name", TEXT, nullable=False),
+    # Empty: every.
+    Column("rule", TEXT, nullable=False),
+    Column("model", TEXT, nullable=False),
+    Column("feature", TEXT, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    Column("reason", TEXT, nullable=False),
+    Column("creator", TEXT, nullable=False),
+    PrimaryKeyConstraint("name"),
+    Index("silence_by_end", "end_us"),
+)
+
+# Answers to changes of rules and silences with a request id, for a day.
+CHANGE_ANSWER: Final = Table(
+    "change_answer",
+    METADATA,
+    Column("request_id", TEXT, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    # JSON of the resource.
+    Column("body", TEXT, nullable=False),
+    Column("create_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("request_id"),
+    Index("change_answer_by_create", "create_us"),
+)

@@ -69,6 +69,17 @@ class SqlWindowStore:
         """Return encoded windows of labels, by time."""
         return await self._read(QUALITY_WINDOW, selection)
 
+    async def newest_change(self, selection: Selection) -> int:
+        """Return when anything that `read` or `read_labelled` give was last changed, microseconds; 0 for nothing."""
+        async with self._database.read() as connection:
+            stamps = [
+                await connection.scalar(
+                    _selected(table, selection).with_only_columns(func.max(table.c.update_us)).order_by(None)
+                )
+                for table in (ANALYSIS_WINDOW, QUALITY_WINDOW)
+            ]
+        return max(stamp or 0 for stamp in stamps)
+
     async def times(self, selection: Selection) -> Sequence[tuple[int, int]]:
         """Return begin and end of windows, by time, each once."""
         columns = ANALYSIS_WINDOW.c

@@ -159,6 +159,14 @@ class Analyses:
         """Return what labels say about the windows of a scope."""
         return await self._labelled(scope.selection())
 
+    async def newest_change(self, scope: Scope) -> int:
+        """Return when anything in the windows of a scope, or in what labels say about them, was last changed."""
+        return await self._store.newest_change(scope.selection())
+
+    async def has_traffic(self, scope: Scope) -> bool:
+        """Return whether the version has predictions in a scope, whatever their slice."""
+        return bool(await self._store.times(replace(scope, slice_name="").selection()))
+
     async def active(self, within_us: int) -> Sequence[tuple[str, str, str]]:
         """Return model, version, environment of what had predictions lately."""
         return await self._store.active(int(self._clock() * SECOND_US) - within_us)

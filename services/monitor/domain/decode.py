@@ -61,7 +61,8 @@ def columns_of(batch: RawBatch, info: VersionInfo | None, receive_time_us: int =
         latencies_us=batch.latencies_us,
         weights=batch.weights,
         rows=rows,
-        features=dict(_features(batch.inputs, info)),
+        # What no version answered has inputs of nobody's signature: a fixed prediction, for one.
+        features=dict(_features(batch.inputs, info)) if batch.key.version else {},
         outputs={tensor.name: numbers_of(tensor) for tensor in batch.outputs if tensor.data_type != BYTES},
         predicted=predicted,
         probabilities=probabilities,

@@ -1,12 +1,13 @@
 """What the monitor refuses and why; `reason` is a value of the contract's MonitorErrorReason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from services.common.errors import (
     DEPENDENCY_UNAVAILABLE,
     INVALID_FIELD,
     Aborted,
+    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -49,6 +50,15 @@ class ResourceNotFound(NotFound):
         super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
 
 
+class ResourceExists(AlreadyExists):
+    """The id is taken; ids that differ only in case are the same."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{echo(name)} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name}
+        )
+
+
 class EtagMismatch(Aborted):
     """Somebody changed the resource since the caller read it."""
 
@@ -61,13 +71,14 @@ class EtagMismatch(Aborted):
 
 
 class UnknownMetric(InvalidArgument):
-    """No metric of that name."""
+    """No metric of that name; `known` are the names, by group where one line cannot hold them."""
 
-    def __init__(self, violations: Sequence[Violation], known: Sequence[str]) -> None:
+    def __init__(self, violations: Sequence[Violation], known: Sequence[str] | Mapping[str, str]) -> None:
+        names = known if isinstance(known, Mapping) else {"known": ", ".join(known)}
         super().__init__(
             f"{violations[0].field}: {violations[0].description}",
             reason=UNKNOWN_METRIC,
-            metadata={"field": violations[0].field, "known": ", ".join(known)},
+            metadata={"field": violations[0].field, **names},
             violations=violations,
         )
 
@@ -160,4 +171,14 @@ class LogUnavailable(Unavailable):
             "the prediction log cannot be read now; try again",
             reason="LOG_UNAVAILABLE",
             retry_after_s=_NEXT_ATTEMPT_S,
+        )
+
+
+class ReportNotReady(FailedPrecondition):
+    """The report is being written, or could not be."""
+
+    def __init__(self, name: str, state: str, why: str) -> None:
+        because = f": {why}" if why else "; ask again in a moment"
+        super().__init__(
+            f"{name} is {state}{because}", reason="REPORT_NOT_READY", metadata={"name": name, "state": state}
         )

@@ -34,7 +34,7 @@ _FORM_LIMIT: Final = 1_000
 
 
 class WindowIntake:
-    """A `PredictionSink`. Bounded in windows, and in predictions that wait for a version that nobody knows yet."""
+    """A `PredictionSink`. Bounded in sketches, and in predictions that wait for a version that nobody knows yet."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class WindowIntake:
         drops: Drops,
         *,
         position: str,
-        window_limit: int,
+        sketch_limit: int,
         feature_limit: int,
         waiting_limit_rows: int,
         retention_s: float,
@@ -57,13 +57,15 @@ class WindowIntake:
         self._drops = drops
         # Its value is the receive time, microseconds, up to which what came in is in windows.
         self._position = position
-        self._window_limit = window_limit
+        self._sketch_limit = sketch_limit
         self._feature_limit = feature_limit
         self._waiting_limit_rows = waiting_limit_rows
         self._retention_us = int(retention_s * 1e6)
         self._tolerance_us = int(clock_tolerance_s * 1e6)
         self._clock = clock
         self._open: dict[WindowKey, WindowSketch] = {}
+        self._sketches = 0
+        """Sketches in the open windows, at most."""
         self._taken_us = 0
         self._forms: OrderedDict[tuple[str, str], VersionForm] = OrderedDict()
         self._waiting: deque[PredictionColumns] = deque()
@@ -100,6 +102,7 @@ class WindowIntake:
         async with self._flushing:
             async with self._adding:
                 added, self._open = self._open, {}
+                sketches, self._sketches = self._sketches, 0
                 taken_us = self._taken_us
             if not added:
                 return
@@ -112,6 +115,7 @@ class WindowIntake:
                 if adding.cancelled() or adding.exception() is not None:
                     async with self._adding:
                         await asyncio.to_thread(self._put_back, added)
+                        self._sketches += sketches
                 raise
 
     @asynccontextmanager
@@ -158,7 +162,8 @@ class WindowIntake:
     async def _add(self, columns: PredictionColumns, info: VersionInfo) -> None:
         async with self._adding:
             await asyncio.to_thread(self._add_now, columns, info)
-        if len(self._open) >= self._window_limit:
+        if 2 * self._sketches >= self._sketch_limit:
+            # Early enough that one batch of many windows still fits.
             await self._try_flush()
 
     async def _try_flush(self) -> None:
@@ -177,7 +182,7 @@ class WindowIntake:
         view = BatchView(columns, info, self._form(columns, info))
         for stretch in stretches(columns.model, columns.prediction_time_us, self._book):
             for slice_name, part in parts(view, stretch):
-                window = self._window(window_key(view, slice_name, stretch))
+                window = self._window(window_key(view, slice_name, stretch), view.form)
                 if window is not None:
                     add_part(window, view, part, stretch.policy)
                 elif not slice_name:
@@ -202,10 +207,13 @@ class WindowIntake:
                 self._forms.popitem(last=False)
         return found
 
-    def _window(self, key: WindowKey) -> WindowSketch | None:
+    def _window(self, key: WindowKey, form: VersionForm) -> WindowSketch | None:
+        """Return the window, None when there is no room for it; a first one there always is."""
         found = self._open.get(key)
-        if found is None and len(self._open) < self._window_limit:
+        size = len(form.features) + len(form.outputs) + 1
+        if found is None and (not self._open or self._sketches + size <= self._sketch_limit):
             found = self._open[key] = WindowSketch()
+            self._sketches += size
         return found
 
     def _put_back(self, added: dict[WindowKey, WindowSketch]) -> None:

@@ -57,6 +57,9 @@ class WindowStore(Protocol):
     async def read_labelled(self, selection: Selection) -> Sequence[tuple[WindowKey, bytes]]:
         """Return encoded windows of labels, by time."""
 
+    async def newest_change(self, selection: Selection) -> int:
+        """Return when anything that `read` or `read_labelled` give was last changed, microseconds; 0 for nothing."""
+
     async def times(self, selection: Selection) -> Sequence[tuple[int, int]]:
         """Return begin and end of windows, by time, each once."""
 

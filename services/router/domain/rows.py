@@ -3,12 +3,11 @@
 What the route's first choice cannot answer goes down the route's ladder, rung by rung and each rung once.
 """
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, Protocol
 
 from services.common.call import Call
 from services.common.errors import ServiceError, Unavailable
@@ -19,10 +18,11 @@ from services.router.domain.answer import (
     Answer,
     elapsed_ms,
 )
-from services.router.domain.enrichment import FallsBack, FeatureAsk, FeatureRead, FetchedRow, FilledRow, fill
+from services.router.domain.attempt import Attempt, Pending, blocks, together
+from services.router.domain.enrichment import FallsBack, FeatureAsk, FeatureRead, FetchedRow, fill
 from services.router.domain.failure import FeaturesUnavailable, NoFeaturesInSignature
 from services.router.domain.observation import Observation
-from services.router.domain.plan import Draft, Plan
+from services.router.domain.plan import Plan
 from services.router.domain.ports import Features, PredictionId, PredictionMetrics
 from services.router.domain.reading import Reading
 from services.router.domain.routing import Choice, RoutedModel, Target
@@ -65,40 +65,6 @@ class RowSteps(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """A row without an outcome; `choice` is the route's, `error` what the row gets when no rung answers it."""
-
-    index: int
-    row: Row
-    choice: Choice
-    id: PredictionId
-    error: ServiceError | None = None
-    missing: tuple[str, ...] = ()
-    features_down: bool = False
-    read: FeatureRead | None = None
-    """What was fetched for the first choice."""
-
-
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """One row's try with one target: the route's choice, or a rung of the ladder."""
-
-    pending: _Pending
-    choice: Choice
-    plan: Plan
-    draft: Draft
-    read: FeatureRead | None = None
-    problem: ServiceError | None = None
-    """What is wrong with the row's keys."""
-    filled: FilledRow | None = None
-
-    @property
-    def on_a_rung(self) -> bool:
-        """Whether the route's own choice has been tried before."""
-        return self.choice is not self.pending.choice
-
-
 class RowsRun:
     """One call's rows on their way; one instance serves one call."""
 
@@ -107,8 +73,8 @@ class RowsRun:
         self._call = call
         self._started = time.perf_counter() if started is None else started
         self._results: dict[int, Answer | ServiceError] = {}
-        self._open: set[_Pending] = set()
-        self._falling: list[_Pending] = []
+        self._open: set[Pending] = set()
+        self._falling: list[Pending] = []
 
     async def answer(self, routed: RoutedModel, version: str, rows: Sequence[Row]) -> list[Answer | ServiceError]:
         """Return one result per row, in order; raises when no version of the model can be asked by features."""
@@ -123,21 +89,21 @@ class RowsRun:
 
     async def answer_one(self, choice: Choice, row: Row) -> Answer:
         """Return the answer to a row whose variant is chosen; raises ServiceError."""
-        await self._serve([_Pending(0, row, choice, self._steps.id_of(row))])
+        await self._serve([Pending(0, row, choice, self._steps.id_of(row))])
         result = self._results[0]
         if isinstance(result, ServiceError):
             raise result
         return result
 
-    def _place(self, routed: RoutedModel, version: str, index: int, row: Row) -> _Pending | None:
+    def _place(self, routed: RoutedModel, version: str, index: int, row: Row) -> Pending | None:
         try:
             choice = self._steps.choose(routed, version, row)
         except ServiceError as error:
             self._results[index] = error
             return None
-        return _Pending(index, row, choice, self._steps.id_of(row))
+        return Pending(index, row, choice, self._steps.id_of(row))
 
-    async def _serve(self, rows: Sequence[_Pending]) -> None:
+    async def _serve(self, rows: Sequence[Pending]) -> None:
         self._open.update(rows)
         try:
             await self._try([(pending, pending.choice) for pending in rows])
@@ -156,36 +122,34 @@ class RowsRun:
                 self._observe(pending, pending.choice).end(error)
             raise
 
-    async def _try(self, chosen: Sequence[tuple[_Pending, Choice]]) -> None:
+    async def _try(self, chosen: Sequence[tuple[Pending, Choice]]) -> None:
         attempts = [found for pending, choice in chosen if (found := self._draft(pending, choice)) is not None]
-        by_version: dict[str, list[_Attempt]] = {}
+        by_version: dict[str, list[Attempt]] = {}
         for attempt in attempts:
             if attempt.plan.fetched:
                 by_version.setdefault(attempt.choice.target.version.id, []).append(attempt)
         await together([self._fetch(group) for group in by_version.values()])
-        await together(
-            [self._run_block(block) for block in _blocks([found for found in attempts if self._fill(found)])]
-        )
+        await together([self._run_block(block) for block in blocks([found for found in attempts if self._fill(found)])])
 
-    async def _try_rung(self, rung: Target, falling: Sequence[_Pending]) -> None:
+    async def _try_rung(self, rung: Target, falling: Sequence[Pending]) -> None:
         same = [pending for pending in falling if pending.choice.target.deployment.name == rung.deployment.name]
         self._falling.extend(same)
         others = [pending for pending in falling if pending not in same]
         await self._try([(pending, replace(pending.choice, target=rung)) for pending in others])
 
-    def _draft(self, pending: _Pending, choice: Choice) -> _Attempt | None:
+    def _draft(self, pending: Pending, choice: Choice) -> Attempt | None:
         features = pending.row.features
         try:
             plan = choice.target.version.features_plan()
             if choice is not pending.choice:
                 # Another version may need less than the one that the caller knows of.
                 features = {name: value for name, value in features.items() if name in plan.names}
-            return _Attempt(pending, choice, plan, plan.draft(features))
+            return Attempt(pending, choice, plan, plan.draft(features))
         except ServiceError as error:
             self._miss(pending, choice, error)
             return None
 
-    async def _fetch(self, attempts: Sequence[_Attempt]) -> None:
+    async def _fetch(self, attempts: Sequence[Attempt]) -> None:
         """Fetch for rows of one version; who has met a silent service in this call is not kept waiting again."""
         for attempt in attempts:
             attempt.read = FeatureRead(attempt.pending.row.entities, None)
@@ -205,7 +169,7 @@ class RowsRun:
             return
         self._take(asking, rows)
 
-    def _take(self, attempts: Sequence[_Attempt], rows: Sequence[FetchedRow | ServiceError]) -> None:
+    def _take(self, attempts: Sequence[Attempt], rows: Sequence[FetchedRow | ServiceError]) -> None:
         statuses = Counter(status for row in rows if isinstance(row, FetchedRow) for status in row.statuses)
         self._steps.metrics.count_values(attempts[0].choice.target.version.model, statuses)
         for attempt, row in zip(attempts, rows, strict=True):
@@ -214,7 +178,7 @@ class RowsRun:
             else:
                 attempt.read = FeatureRead(attempt.pending.row.entities, row)
 
-    def _fill(self, attempt: _Attempt) -> bool:
+    def _fill(self, attempt: Attempt) -> bool:
         """Complete a row with what was fetched; returns whether it can be run."""
         pending, read = attempt.pending, attempt.read
         if not attempt.on_a_rung:
@@ -236,7 +200,7 @@ class RowsRun:
             pending.missing = _union(pending.missing, attempt.filled.missing)
         return True
 
-    async def _run_block(self, block: Sequence[_Attempt]) -> None:
+    async def _run_block(self, block: Sequence[Attempt]) -> None:
         choice, plan = block[0].choice, block[0].plan
         rows = [(found, found.filled.encoded) for found in block if found.filled is not None]
         seen = self._steps.observe(choice, self._call, self._started)
@@ -254,7 +218,7 @@ class RowsRun:
         for attempt, reading in zip(block, readings, strict=True):
             self._answer(attempt, reading)
 
-    def _fail(self, block: Sequence[_Attempt], seen: Observation, error: ServiceError) -> None:
+    def _fail(self, block: Sequence[Attempt], seen: Observation, error: ServiceError) -> None:
         """Take note that a block could not be run: its rows go on down the ladder, or all of them have their outcome."""
         falls = isinstance(error, Unavailable)
         if block[0].on_a_rung or (falls and block[0].choice.rules.ladder):
@@ -266,7 +230,7 @@ class RowsRun:
             self._open.discard(attempt.pending)
             self._results[attempt.pending.index] = error
 
-    def _answer(self, attempt: _Attempt, reading: Reading) -> None:
+    def _answer(self, attempt: Attempt, reading: Reading) -> None:
         assert attempt.filled is not None
         pending, encoded = attempt.pending, attempt.filled.encoded
         degraded: tuple[str, ...] = ()
@@ -281,7 +245,7 @@ class RowsRun:
         answer = Answer(pending.id, reading, attempt.choice, encoded.flagged, degraded, ms, pending.missing)
         self._settle(pending, answer)
 
-    def _answer_fixed(self, value: float, falling: Sequence[_Pending]) -> None:
+    def _answer_fixed(self, value: float, falling: Sequence[Pending]) -> None:
         """Answer rows with a fixed prediction; a number that is no class of the version chosen answers nobody."""
         for pending in falling:
             reading = pending.choice.target.version.features_plan().reader.fixed(value)
@@ -298,7 +262,7 @@ class RowsRun:
                 pending, Answer(pending.id, reading, pending.choice, (), degraded, ms, pending.missing, fixed=True)
             )
 
-    def _settle(self, pending: _Pending, answer: Answer) -> None:
+    def _settle(self, pending: Pending, answer: Answer) -> None:
         self._open.discard(pending)
         self._results[pending.index] = answer
         if not answer.degraded:
@@ -308,7 +272,7 @@ class RowsRun:
         if FALLBACK in answer.degraded:
             self._steps.metrics.count_fallback(model, answer.served_by)
 
-    def _miss(self, pending: _Pending, choice: Choice, error: ServiceError, *, falls: bool = False) -> None:
+    def _miss(self, pending: Pending, choice: Choice, error: ServiceError, *, falls: bool = False) -> None:
         """Take note that a target did not answer a row: a rung leaves it to the next one, the first choice may."""
         if choice is not pending.choice:
             self._falling.append(pending)
@@ -318,43 +282,16 @@ class RowsRun:
         else:
             self._lose(pending, error)
 
-    def _lose(self, pending: _Pending, error: ServiceError | None) -> None:
+    def _lose(self, pending: Pending, error: ServiceError | None) -> None:
         assert error is not None
         self._open.discard(pending)
         self._results[pending.index] = error
         self._observe(pending, pending.choice).end(error)
 
-    def _observe(self, pending: _Pending, choice: Choice) -> Observation:
+    def _observe(self, pending: Pending, choice: Choice) -> Observation:
         seen = self._steps.observe(choice, self._call, self._started)
         seen.add_row(pending.id, choice.bucket, read=pending.read)
         return seen
-
-
-async def together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side; the first failure cancels the others and is raised. One alone needs no task."""
-    if len(work) == 1:
-        await work[0]
-        return
-    try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in work:
-                group.create_task(coroutine)
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-
-
-def _blocks(attempts: Sequence[_Attempt]) -> list[list[_Attempt]]:
-    """Group rows that one batch may hold: of one variant and way of assignment, not more than the batch takes."""
-    groups: dict[tuple[str, str, object], list[_Attempt]] = {}
-    for attempt in attempts:
-        key = (attempt.choice.target.deployment.name, attempt.choice.variant, attempt.choice.assignment)
-        groups.setdefault(key, []).append(attempt)
-    return [
-        group[first : first + limit]
-        for group in groups.values()
-        for limit in (group[0].choice.target.deployment.max_batch_size,)
-        for first in range(0, len(group), limit)
-    ]
 
 
 def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:

@@ -47,6 +47,13 @@ async def validate(config: EdgeConfig, folder: Path, contract: Path) -> tuple[in
     return process.returncode, output.decode()
 
 
+def test_what_only_a_twin_speaks_rest_for_is_public_and_what_is_internal_is_not(folder: Path) -> None:
+    settings = EdgeSettings()
+    services = area_services("monitor", settings, suite_config(descriptor_path(settings), folder, None).descriptors)
+    assert {"interlock.monitor.v1.FeedbackService", "interlock.monitor.v1.MonitorHttpService"} <= set(services)
+    assert "interlock.monitor.v1.MonitorService" not in services
+
+
 def suite_config(contract: Path, folder: Path, door: Door | None) -> EdgeConfig:
     area = Area(Upstream("router", f"unix:{folder}/router.sock"), (PROBE, TWIN))
     return EdgeConfig(areas=(area,), descriptor_path=contract, admin_socket=folder / "admin.sock", door=door)

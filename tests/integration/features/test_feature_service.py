@@ -272,16 +272,18 @@ async def test_a_push_with_a_request_id_gets_the_same_answer_again(values: Value
 
 
 async def test_reads_that_wait_at_the_same_moment_share_a_round_trip(tmp_path: Path, redis: RedisServer) -> None:
-    async with running_values(tmp_path, redis.url, redis_read_deadline_s=5, redis_connect_timeout_s=5) as values:
+    async with running_values(tmp_path, redis.url, redis_read_deadline_s=30, redis_connect_timeout_s=30) as values:
         await values.features.apply(an_entity(), a_view(), a_view("other"))
         await values.push(*[a_row(f"c{number}", now_us(), delay_mean=float(number)) for number in range(200)])
         await values.read("c0")
         before = await redis.round_trips()
-        async with redis.client() as client:
-            # So long that all of them have come by then, on any machine.
-            await client.client_pause(1000, all=True)
-        found = await asyncio.gather(*[values.read(f"c{number}") for number in range(200)])
-        assert found == [[(float(number), "PRESENT")] for number in range(200)]
+        redis.freeze()
+        reads = asyncio.gather(*[values.read(f"c{number}") for number in range(200)])
+        sample = values.features.serving.runtime.registry.get_sample_value
+        while sample("interlock_features_requests_in_flight", {"method": f"{SERVICE}/ReadFeatures"}) != 200:
+            await asyncio.sleep(0.01)
+        redis.thaw()
+        assert await reads == [[(float(number), "PRESENT")] for number in range(200)]
         # Two that found a lane free, one for all others, and a few to connect and to ask for the number itself.
         assert await redis.round_trips() - before < 50
         before, rows = await redis.calls("hmget"), [pb.ReadRow(entities={"carrier": f"c{n}"}) for n in range(1000)]
@@ -344,11 +346,10 @@ async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redi
 
 
 async def test_a_push_that_finds_too_much_waiting_is_told_when_to_come_back(tmp_path: Path, redis: RedisServer) -> None:
-    async with running_values(tmp_path, redis.url, push_waiting_rows=10, redis_write_deadline_s=5) as values:
+    async with running_values(tmp_path, redis.url, push_waiting_rows=10, redis_write_deadline_s=30) as values:
         await values.features.apply(an_entity(), a_view())
         await values.push(a_row("B6", now_us(), delay_mean=1.0))
-        async with redis.client() as client:
-            await client.client_pause(500, all=True)
+        redis.freeze()
         rows = [a_row(f"c{number}", now_us(), delay_mean=1.0) for number in range(6)]
         first = asyncio.ensure_future(values.push(*rows))
         registry = values.features.serving.runtime.registry
@@ -363,6 +364,7 @@ async def test_a_push_that_finds_too_much_waiting_is_told_when_to_come_back(tmp_
         status = rpc_status.from_call(caught.value)
         assert any(detail.Is(RetryInfo.DESCRIPTOR) for detail in status.details)
         await stream.send(*rows)
+        redis.thaw()
         await stream.until(1)
         assert await first == ["WRITTEN"] * 6
 

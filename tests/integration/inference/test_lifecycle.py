@@ -153,6 +153,6 @@ async def test_no_worker_outlives_its_parent(
 
 
 def test_the_worker_imports_no_transport() -> None:
-    code = "import sys, services.inference.worker.loop; print([m for m in ('grpc', 'google.rpc', 'services.common') if m in sys.modules])"
+    code = "import sys, services.inference.worker.loop; print([m for m in ('grpc', 'google.rpc', 'services.common.channels', 'services.common.errors') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from interlock.monitor.v1 import alert_service_pb2_grpc as alert_rpc
 from interlock.monitor.v1 import monitor_service_pb2_grpc as rpc
 from interlock.monitor.v1 import monitoring_policy_service_pb2_grpc as policy_rpc
 
@@ -33,6 +34,10 @@ class Monitor:
     @property
     def policies(self) -> "policy_rpc.MonitoringPolicyServiceAsyncStub":
         return policy_rpc.MonitoringPolicyServiceStub(self.channel)
+
+    @property
+    def alerts(self) -> "alert_rpc.AlertServiceAsyncStub":
+        return alert_rpc.AlertServiceStub(self.channel)
 
 
 @asynccontextmanager

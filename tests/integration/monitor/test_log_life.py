@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +19,15 @@ import pyarrow as pa
 import pytest
 from interlock.monitor.v1 import feedback_service_pb2 as feedback_pb
 from interlock.monitor.v1 import feedback_service_pb2_grpc as feedback_rpc
+from prometheus_client import generate_latest
 from sqlalchemy import select
 
+from services.common.database import Database
 from services.common.errors import Unavailable
 from services.common.migration import open_database
+from services.monitor.adapters import label_reader
 from services.monitor.adapters.label_join import LabelJoin
+from services.monitor.adapters.label_reader import LabelReader
 from services.monitor.adapters.label_store import LabelStore
 from services.monitor.adapters.log_compaction import LogCompaction
 from services.monitor.adapters.log_files import LogFiles
@@ -40,6 +46,7 @@ from services.monitor.domain.ports import LogPolicy
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
 from tests.fakes.ports import free_offset
+from tests.fakes.registry_postgres import postgres_server
 from tests.integration.monitor.asking import label, logged, query, record, until
 from tests.integration.monitor.conftest import running_monitor
 
@@ -142,6 +149,8 @@ async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path
             monitor, "SELECT count(DISTINCT prediction_id) AS n, sum(features.amount) AS s FROM predictions"
         )
         assert rows[0]["n"] == 200
+        metrics = generate_latest(monitor.serving.runtime.registry).decode()
+        assert "interlock_monitor_log_files_damaged_total 2.0" in metrics
 
 
 async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
@@ -211,67 +220,97 @@ class Accumulator:
             raise Unavailable("killed here", reason="TEST")
 
 
-async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    with ExitStack() as stack:
+        url = f"sqlite:///{tmp_path / 'labels.db'}"
+        if request.param == "postgresql":
+            url = await stack.enter_context(postgres_server()).create_database("labels")
+        async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as opened:
+            yield opened
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[LabelStore]:
+    found = LabelStore(database, queue_limit=1000)
+    writing = asyncio.ensure_future(found.run())
+    yield found
+    writing.cancel()
+    await asyncio.wait([writing])
+
+
+async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
+    database: Database, store: LabelStore, tmp_path: Path
+) -> None:
     log = parts_of(tmp_path / "log")
     traffic = draw_traffic(5, [time.time() - 10] * 50)
     await log.writer.take(columns(traffic))
     sink = Accumulator()
-    url = f"sqlite:///{tmp_path / 'labels.db'}"
-    async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as database:
-        store = LabelStore(database, queue_limit=1000)
-        writing = asyncio.ensure_future(store.run())
-        join = LabelJoin(
-            database, log.reader, Versions(), policies=Policies(), sinks=[sink], drops=log.drops, interval_s=1
-        )
-        now_us = int(time.time() * 1e6)
+    join = LabelJoin(database, log.reader, Versions(), policies=Policies(), sinks=[sink], drops=log.drops, interval_s=1)
+    now_us = int(time.time() * 1e6)
 
-        async def send(value: float, *, later_us: int) -> None:
-            await store.take(
-                [Feedback(one, "", value, None, now_us + later_us, event_given=True) for one in traffic.ids]
-            )
+    async def send(value: float, *, later_us: int) -> None:
+        await store.take([Feedback(one, "", value, None, now_us + later_us, event_given=True) for one in traffic.ids])
 
-        await send(1.0, later_us=0)
-        sink.fails_after = True
-        with pytest.raises(Unavailable):
-            await join.step()
-        # While the batch is on its way again, the labels change.
-        await send(0.0, later_us=1)
-        sink.fails_after = False
-        assert await join.step()
-        assert sink.batches == [(1, 50), (1, 50)]
-        assert +sink.labels == Counter({1.0: 50})
-        assert await join.step()
-        assert +sink.labels == Counter({0.0: 50})
-        assert not await join.step()
-        await store.take([Feedback(traffic.ids[0], "", None, "no such class", now_us + 2, event_given=True)])
-        assert not await join.step()
-        assert ("labels", "does_not_fit", 1) in list(log.drops.counts())
-        async with database.read() as connection:
-            states = Counter(await connection.scalars(select(LABEL.c.state)))
-        assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
-        writing.cancel()
-        await asyncio.wait([writing])
+    await send(1.0, later_us=0)
+    sink.fails_after = True
+    with pytest.raises(Unavailable):
+        await join.step()
+    # While the batch is on its way again, the labels change.
+    await send(0.0, later_us=1)
+    sink.fails_after = False
+    assert await join.step()
+    assert sink.batches == [(1, 50), (1, 50)]
+    assert +sink.labels == Counter({1.0: 50})
+    assert await join.step()
+    assert +sink.labels == Counter({0.0: 50})
+    assert not await join.step()
+    await store.take([Feedback(traffic.ids[0], "", None, "no such class", now_us + 2, event_given=True)])
+    assert not await join.step()
+    assert ("labels", "does_not_fit", 1) in list(log.drops.counts())
+    async with database.read() as connection:
+        states = Counter(await connection.scalars(select(LABEL.c.state)))
+    assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
 
 
-async def test_two_monitors_on_one_database_join_every_label_once(tmp_path: Path) -> None:
+async def test_two_monitors_on_one_database_join_every_label_once(
+    database: Database, store: LabelStore, tmp_path: Path
+) -> None:
     log = parts_of(tmp_path / "log")
     traffic = draw_traffic(6, [time.time() - 10] * 300)
     await log.writer.take(columns(traffic))
-    sink, url = Accumulator(), f"sqlite:///{tmp_path / 'labels.db'}"
-    async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as database:
-        store = LabelStore(database, queue_limit=1000)
-        writing = asyncio.ensure_future(store.run())
-        options: dict[str, Any] = {"policies": Policies(), "sinks": [sink], "drops": log.drops, "interval_s": 1}
-        joins = [LabelJoin(database, log.reader, Versions(), **options) for _ in range(2)]
-        for start in range(0, 300, 50):
-            made_us = int(time.time() * 1e6)
-            some = traffic.ids[start : start + 50]
-            await store.take([Feedback(one, "", 1.0, None, made_us, event_given=True) for one in some])
-            while any(await asyncio.gather(*(join.step() for join in joins))):
-                pass
-        assert +sink.labels == Counter({1.0: 300})
-        writing.cancel()
-        await asyncio.wait([writing])
+    sink = Accumulator()
+    options: dict[str, Any] = {"policies": Policies(), "sinks": [sink], "drops": log.drops, "interval_s": 1}
+    joins = [LabelJoin(database, log.reader, Versions(), **options) for _ in range(2)]
+    for start in range(0, 300, 50):
+        made_us = int(time.time() * 1e6)
+        some = traffic.ids[start : start + 50]
+        await store.take([Feedback(one, "", 1.0, None, made_us, event_given=True) for one in some])
+        while any(await asyncio.gather(*(join.step() for join in joins))):
+            pass
+    assert +sink.labels == Counter({1.0: 300})
+
+
+async def test_labels_and_rewards_are_read_in_parts_each_once(
+    database: Database, store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_reader, "_CHUNK_ROWS", 4)
+    ids = sorted(draw_traffic(3, [time.time() - 5 + index for index in range(5)]).ids)
+    now_us = int(time.time() * 1e6)
+    await store.take([
+        Feedback(one, metric, 1.0, None, now_us, event_given=True) for one in ids for metric in ("", "a", "b")
+    ])  # fmt: skip
+    reader = LabelReader(database)
+    tables = [table async for table in reader.of_time(ids[1], ids[4])]
+    found = pa.concat_tables(tables)
+    pairs = list(
+        zip([one.bytes for one in found["prediction_id"].to_pylist()], found["metric"].to_pylist(), strict=True)
+    )
+    # Labels are among them once they are joined.
+    assert pairs == [(one, metric) for one in ids[1:4] for metric in ("a", "b")]
+    assert len(tables) == 2
+    feedback = await reader.of_predictions(ids)
+    assert {(one.number, tuple(one.rewards)) for one in feedback.values()} == {(1.0, ("a", "b"))}
 
 
 async def test_labels_that_were_acknowledged_outlive_a_kill(tmp_path: Path) -> None:

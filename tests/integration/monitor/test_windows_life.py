@@ -94,7 +94,7 @@ async def _count_once_back(monitor: Monitor) -> None:
 
 async def test_many_windows_and_features_are_bounded(tmp_path: Path) -> None:
     registry = FakeRegistry([trained_version()])
-    limits: dict[str, Any] = {"monitor_window_limit": 2, "monitor_feature_limit": 4, "monitor_window_interval_s": 0.05}
+    limits: dict[str, Any] = {"monitor_sketch_limit": 10, "monitor_feature_limit": 4, "monitor_window_interval_s": 0.05}
     async with running_monitor(tmp_path, registry, **limits) as monitor:
         # 12 windows: what does not fit into memory goes to the database at once, and nothing is lost.
         for hour in range(12):

@@ -77,7 +77,7 @@ def columns(traffic: Traffic = TRAFFIC, *, info: VersionInfo | None = INFO, **mo
 
 
 async def taken(
-    store: MemoryStore, *batches: PredictionColumns, book: PolicyBook | None = None, limit: int = 100
+    store: MemoryStore, *batches: PredictionColumns, book: PolicyBook | None = None, limit: int = 1_000
 ) -> Drops:
     """Take batches and add them to the store; returns what was dropped."""
     drops = Drops()
@@ -87,7 +87,7 @@ async def taken(
         book or PolicyBook(),
         drops,
         position="here",
-        window_limit=limit,
+        sketch_limit=limit,
         feature_limit=500,
         waiting_limit_rows=100,
         retention_s=10 * HOUR_S,
@@ -175,7 +175,8 @@ async def test_failed_predictions_count_but_belong_to_no_slice() -> None:
 async def test_no_more_windows_are_held_than_allowed_while_the_database_is_away() -> None:
     store = MemoryStore()
     store.is_away = True
-    drops = await taken(store, columns(), columns(variant="b"), limit=2)
+    # 4 features, 3 outputs, the latency: two windows.
+    drops = await taken(store, columns(), columns(variant="b"), limit=16)
     assert list(drops.counts()) == [("windows", "too_many", 200)]
 
 

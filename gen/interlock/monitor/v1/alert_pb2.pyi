@@ -54,11 +54,11 @@ class _AlertStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AlertState
     ALERT_STATE_UNSPECIFIED: _AlertState.ValueType  # 0
     """Never sent."""
     ALERT_STATE_PENDING: _AlertState.ValueType  # 1
-    """The condition is met, for less than for_duration."""
+    """The condition is met, for less than for_duration. One that is no longer met then is forgotten."""
     ALERT_STATE_FIRING: _AlertState.ValueType  # 2
     """Fires."""
     ALERT_STATE_RESOLVED: _AlertState.ValueType  # 3
-    """The condition is no longer met."""
+    """The condition is no longer met, the version has no traffic any more, or the rule was disabled or deleted."""
 
 class AlertState(_AlertState, metaclass=_AlertStateEnumTypeWrapper):
     """Names a state of an alert. May receive new values."""
@@ -66,11 +66,11 @@ class AlertState(_AlertState, metaclass=_AlertStateEnumTypeWrapper):
 ALERT_STATE_UNSPECIFIED: AlertState.ValueType  # 0
 """Never sent."""
 ALERT_STATE_PENDING: AlertState.ValueType  # 1
-"""The condition is met, for less than for_duration."""
+"""The condition is met, for less than for_duration. One that is no longer met then is forgotten."""
 ALERT_STATE_FIRING: AlertState.ValueType  # 2
 """Fires."""
 ALERT_STATE_RESOLVED: AlertState.ValueType  # 3
-"""The condition is no longer met."""
+"""The condition is no longer met, the version has no traffic any more, or the rule was disabled or deleted."""
 Global___AlertState: _TypeAlias = AlertState  # noqa: Y015
 
 class _AlertSeverity:
@@ -135,7 +135,9 @@ class AlertRule(_message.Message):
     """Name of a slice of the policy. Empty: everything."""
     metric: _builtins.str
     """Metric: "drift/<statistic>", "data_quality/<check>", "quality/<metric>", "estimated_quality/<metric>",
-    "fairness/<gap>", "error_rate", "latency_p99_ms", "prediction_rate". Unknown ones are refused.
+    "fairness/<gap>", "error_rate", "latency_p99_ms", "prediction_rate". Unknown ones are refused. Drift must also be
+    significant: its q-value below the policy's false discovery rate. Data quality is the share of predictions that
+    fail the check, with ABOVE only; fairness is the size of the largest gap of any group, whatever its sign.
     """
     condition: Global___AlertCondition.ValueType
     """How the value is held against the limit."""
@@ -144,7 +146,9 @@ class AlertRule(_message.Message):
     require_interval: _builtins.bool
     """Whether the whole interval must be beyond the limit, not just the estimate. Default true."""
     minimum_count: _builtins.int
-    """Windows with fewer predictions are not judged. Default 100."""
+    """Windows with fewer predictions (for quality: labelled ones) are not judged. Default 100. Does not hold for
+    prediction_rate, which needs one.
+    """
     severity: Global___AlertSeverity.ValueType
     """How bad it is. Default WARNING."""
     annotation: _builtins.str
@@ -159,7 +163,9 @@ class AlertRule(_message.Message):
 
     @_builtins.property
     def for_duration(self) -> _duration_pb2.Duration:
-        """How long it must hold before it fires. Default 0: at once."""
+        """How long it must hold before it fires, in prediction time: from the begin of the first window in which it held to
+        the end of the last one. Default 0: at once. At most 90 days.
+        """
 
     @_builtins.property
     def sinks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -295,18 +301,18 @@ class Alert(_message.Message):
     limit: _builtins.float
     """Limit that it is held against."""
     silence: _builtins.str
-    """Silence that keeps it quiet, `silences/{silence}`. Empty: none."""
+    """Silence that keeps it quiet now, `silences/{silence}`. Empty: none."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When the condition was first met."""
+        """When the condition was first met: begin of the window, prediction time."""
 
     @_builtins.property
     def fire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it fired. Absent: not yet."""
+        """When it fired, by the clock. Absent: not yet."""
 
     @_builtins.property
     def resolve_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was resolved. Absent: not yet."""
+        """When it was resolved, by the clock. Absent: not yet."""
 
     @_builtins.property
     def delivery_times(self) -> _containers.MessageMap[_builtins.str, _timestamp_pb2.Timestamp]:

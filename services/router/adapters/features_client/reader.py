@@ -35,9 +35,9 @@ _LOG: Final = structlog.get_logger("features")
 _LEAST_TIMEOUT_S: Final = 0.001
 # A message that got less of the time than this says nothing about the service when it runs out.
 _FAIR_SHARE: Final = 0.5
-# Within a second of its return the service is asked again; the channel may need two more to connect.
+# Soon after its return the service is asked again; the channel may need two seconds more to connect.
 _FIRST_OPEN_S: Final = 0.25
-_LONGEST_OPEN_S: Final = 1.0
+_LONGEST_OPEN_S: Final = 0.5
 _PEER_FAILED: Final = frozenset({
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
