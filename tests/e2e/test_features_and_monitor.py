@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(300)
 
 VERSION = f"models/{MODEL}/versions/2"
 # The demo adds delays up in another order than the service, and the model takes single precision.
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}
+RELATIVE, ABSOLUTE = 1e-5, 1e-4
 # Both add up in an order of their own.
 METRIC_TOLERANCE = 1e-6
 UNKNOWN_ID = "01a1fe60-5440-77ea-8b6a-23f9b003f384"
@@ -78,7 +78,7 @@ async def test_version_2_was_served_what_earlier_landings_say(replay: Replay) ->
     logged = await _logged(replay, f"SELECT prediction_id::VARCHAR AS id, {columns} FROM predictions")
     got = logged.set_index("id").loc[[one.prediction_id for one in answers.values()], list(LIVE)]
     want = replay.known.iloc[list(answers)]
-    np.testing.assert_allclose(got.to_numpy(float), want.to_numpy(float), **TOLERANCE)
+    np.testing.assert_allclose(got.to_numpy(float), want.to_numpy(float), rtol=RELATIVE, atol=ABSOLUTE)
     # Not all of it is missing.
     assert (np.isfinite(want.to_numpy(float)).mean(axis=0) > 0.3).all()
 
@@ -89,7 +89,9 @@ async def test_offline_joins_give_the_same(replay: Replay) -> None:
         features = [SOURCES[name] for name in LIVE]
         joined = await client.offline_features.join(asked, features, time_column="departure")
     got = joined[[feature.replace(".", "__") for feature in features]]
-    np.testing.assert_allclose(got.to_numpy(float), replay.known[list(LIVE)].to_numpy(float), **TOLERANCE)
+    np.testing.assert_allclose(
+        got.to_numpy(float), replay.known[list(LIVE)].to_numpy(float), rtol=RELATIVE, atol=ABSOLUTE
+    )
 
 
 async def test_parity_finds_no_difference(replay: Replay) -> None:
@@ -200,7 +202,8 @@ async def _logged(replay: Replay, sql: str) -> pd.DataFrame:
     )
     async with connect(replay.stack.edge) as client:
         content = b"".join([part.arrow_stream async for part in client.monitoring.query_log(request)])
-    return pa.ipc.open_stream(content).read_all().to_pandas()
+    rows: pd.DataFrame = pa.ipc.open_stream(content).read_all().to_pandas()
+    return rows
 
 
 def _send(stack: Stack, feedback: Sequence[Mapping[str, Any]]) -> httpx.Response:
