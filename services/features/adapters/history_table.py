@@ -36,29 +36,29 @@ class HistoryTable:
         for present, paths in self._files_by_columns(files.parts).items():
             listed = ", ".join(map(sql.text, paths))
             columns = sql.history_columns(self._keys, self._values, present)
-            self._insert(choose(f"SELECT {columns} FROM read_parquet([{listed}], union_by_name = true)"), paths[0])
+            self._insert(choose(f"SELECT {columns} FROM read_parquet([{listed}], union_by_name = true)"), paths)
         if files.tail:
             with pa.OSFile(files.tail) as file, pa.ipc.open_stream(file) as stream:
                 tail = stream.read_all()
             columns = sql.history_columns(self._keys, self._values, set(tail.schema.names))
             self._db.register("incoming", tail)
-            self._insert(choose(f"SELECT {columns} FROM incoming"), files.tail)
+            self._insert(choose(f"SELECT {columns} FROM incoming"))
             self._db.unregister("incoming")
 
     def add(self, piece: pa.RecordBatch, choose: Choose) -> None:
         """Put in rows that have the table's columns."""
         self._db.register("incoming", pa.Table.from_batches([piece]))
-        self._insert(choose("SELECT * FROM incoming"), self._name)
+        self._insert(choose("SELECT * FROM incoming"))
         self._db.unregister("incoming")
 
-    def _insert(self, query: str, source: str) -> None:
+    def _insert(self, query: str, paths: Sequence[str] = ()) -> None:
         try:
             self._db.execute(f"INSERT INTO {self._name} BY NAME {query}")
         except duckdb.OutOfMemoryException as error:
             raise WorkTooLarge(_said(error)) from error
         except duckdb.Error as error:
             # What is broken in a file shows in many ways.
-            raise SourceUnreadable(source, _said(error)) from error
+            raise _unreadable(error, paths) from error
 
     def _files_by_columns(self, uris: Sequence[str]) -> dict[frozenset[str], list[str]]:
         """Return the files by the columns that they have: a view may have got features after some were written."""
@@ -71,7 +71,7 @@ class HistoryTable:
         try:
             found = self._db.sql(query).fetchall()
         except duckdb.Error as error:
-            raise SourceUnreadable("history", _said(error)) from error
+            raise _unreadable(error, paths) from error
         for path, names in found:
             groups.setdefault(frozenset(names), []).append(path)
         return groups
@@ -88,10 +88,19 @@ class HistoryTable:
         return uri
 
 
+def _unreadable(error: Exception, paths: Sequence[str]) -> SourceUnreadable:
+    """Return an error that names files from the folder of their view on: where the history lies is no business of callers."""
+    said, names = str(error), {path: "/".join(path.split("/")[-3:]) for path in paths}
+    for path, name in names.items():
+        said = said.replace(path, name)
+    # Not every error names its file.
+    return SourceUnreadable(names[paths[0]] if len(paths) == 1 else "history", _said(said))
+
+
 def _type_of(value: PlannedFeature | EventField) -> str:
     is_list = isinstance(value, PlannedFeature) and value.is_list
     return sql.type_of(value.type or FeatureType.DOUBLE, is_list=is_list)
 
 
-def _said(error: Exception) -> str:
+def _said(error: object) -> str:
     return str(error).split("\n", 1)[0][:300]

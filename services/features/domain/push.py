@@ -235,4 +235,7 @@ def _check_time(time_us: int | None, field: str, latest_us: int, wrong: list[tup
 
 
 def _text(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us // _SECOND_US, UTC).isoformat()
+    try:
+        return datetime.fromtimestamp(time_us // _SECOND_US, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        return "one beyond the year 9999"

@@ -234,6 +234,9 @@ async def test_each_row_that_is_wrong_is_refused_alone_and_says_why(values: Valu
         a_row("B6", now + 61 * SECOND, delay_mean=1.0),
         a_row("B6", -1, delay_mean=1.0),
         a_row("B6", now),
+        pb.FeatureRow(
+            entities={"carrier": "B6"}, values={"delay_mean": FeatureValue()}, event_time=Timestamp(seconds=10**15)
+        ),
         a_row("DL", now, delay_mean=2, flight_count=3.0),
     ]
     rows[12].event_id = "e" * 129
@@ -241,7 +244,7 @@ async def test_each_row_that_is_wrong_is_refused_alone_and_says_why(values: Valu
         pb.PushFeaturesRequest(feature_view="featureViews/carrier_delays", rows=rows)
     )
     written, refusals = pb.PUSH_OUTCOME_WRITTEN, pb.PUSH_OUTCOME_REFUSED
-    assert [each.outcome for each in answer.results] == [written, *[refusals] * 12, written]
+    assert [each.outcome for each in answer.results] == [written, *[refusals] * 13, written]
     found = [details(each.error) for each in answer.results]
     assert [(reason, texts[0]) for reason, texts in found[1:12]] == [
         ("INVALID_VALUE", 'rows[1].values.delay_mean: want a finite number, got the text "late"'),
@@ -258,6 +261,7 @@ async def test_each_row_that_is_wrong_is_refused_alone_and_says_why(values: Valu
     ]
     assert found[9][1][1] == "rows[9].event_time: want a time, got none"
     assert found[10][1][0].startswith("rows[10].event_time: want a time until 20")
+    assert any(text.endswith("got one beyond the year 9999") for text in found[13][1])
     assert [text.partition(":")[0] for text in found[12][1]] == ["rows[12].values", "rows[12].event_id"]
     assert await values.read("B6", "DL") == [(1.0, "PRESENT"), (2.0, "PRESENT")]
 
