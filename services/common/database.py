@@ -5,8 +5,9 @@ Time is the database's: the server's clock on Postgres, the host's on SQLite, wh
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -21,6 +22,7 @@ from services.common.storage_failure import DatabaseUnavailable, StorageFull
 TEXT: Final = String().with_variant(String(collation="C"), "postgresql")
 _LOG: Final = structlog.get_logger(part="database")
 _READERS: Final = 8
+_LAST_CLOSE_S: Final = 1.0
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 _FULL_TEXTS: Final = ("database or disk is full", "No space left on device")
 _DISK_FULL_SQLSTATE: Final = "53100"
@@ -39,9 +41,10 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._writing = asyncio.Lock()
         timeout_ms = round(statement_timeout_s * 1000)
+        self._drivers: weakref.WeakSet[Any] = weakref.WeakSet()
         if self.is_sqlite:
-            self._readers = _sqlite_engine(self.url, "BEGIN", _READERS, timeout_ms)
-            self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, timeout_ms)
+            self._readers = _sqlite_engine(self.url, "BEGIN", _READERS, timeout_ms, self._drivers)
+            self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", 1, timeout_ms, self._drivers)
         else:
             self._readers = self._writer = _postgres_engine(self.url, timeout_ms, service)
 
@@ -72,6 +75,11 @@ class Database:
         """Close all connections."""
         await self._readers.dispose()
         await self._writer.dispose()
+        # A caller who went away in the middle of a statement has left a connection to be closed in the background.
+        for driver in list(self._drivers):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_CLOSE_S):
+                    await driver.close()
 
 
 def async_url(text: str) -> URL:
@@ -95,13 +103,16 @@ def _postgres_engine(url: URL, timeout_ms: int, service: str) -> AsyncEngine:
     )
 
 
-def _sqlite_engine(url: URL, begin: str, pool_size: int, timeout_ms: int) -> AsyncEngine:
+def _sqlite_engine(
+    url: URL, begin: str, pool_size: int, timeout_ms: int, drivers: "weakref.WeakSet[Any]"
+) -> AsyncEngine:
     engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=timeout_ms / 1000)
 
     def prepare(connection: Any, _record: object) -> None:
         # The driver must not begin by itself: a transaction that reads first and then writes fails at once when
         # another process wrote in between, whatever the time-out.
         connection.isolation_level = None
+        drivers.add(connection.driver_connection)
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={timeout_ms}")
         cursor.execute("PRAGMA journal_mode=WAL")

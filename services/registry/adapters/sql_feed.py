@@ -82,11 +82,14 @@ class SqlChangeFeed:
             if not self._bell.waiting:
                 continue
             try:
-                async with self._database.read() as connection:
-                    self._bell.ring(await connection.scalar(select(HEAD.c.epoch)) or 0)
+                await to_the_end(self._ring())
             except DatabaseUnavailable:
                 # Watchers find out for themselves at the next heartbeat.
                 _LOG.warning("poll_failed")
+
+    async def _ring(self) -> None:
+        async with self._database.read() as connection:
+            self._bell.ring(await connection.scalar(select(HEAD.c.epoch)) or 0)
 
 
 async def _require_environment(connection: AsyncConnection, scope: Scope) -> None:
