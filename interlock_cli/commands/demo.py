@@ -14,7 +14,7 @@ from interlock_cli.stack.plan import edge_address
 def demo(
     target: Target = "",
     flights: Annotated[int, typer.Option(min=1, max=50_000, help="Later flights to send through the edge.")] = 4_000,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests in flight.")] = 4,
 ) -> None:
     """Train two versions of a flight-delay model, deploy them, split traffic, and measure them on later flights."""
     try:

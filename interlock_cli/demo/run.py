@@ -65,8 +65,8 @@ class DemoOptions:
     target: str = DEFAULT_TARGET
     # Replayed flights that ask for a prediction, spread evenly over their time; all of them land.
     flight_count: int = 4_000
-    # Requests in flight.
-    concurrency: int = 16
+    # Requests in flight. Few: on two cores more would only wait, some for longer than a fetch of features may take.
+    concurrency: int = 4
 
     @property
     def folder(self) -> Path:
