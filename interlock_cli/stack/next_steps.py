@@ -50,7 +50,6 @@ def _demo_commands(settings: StackSettings, address: str) -> tuple[str, ...]:
     return (
         f"curl {address}/v1/predict -H 'content-type: application/json' -d '{_compact(body)}'",
         f"{command} predict {DEMO_MODEL} --user-id u-42 --features '{_compact(DEMO_FEATURES)}'{target}",
-        f"{command} route {DEMO_MODEL}{target}",
         f"{command} drift {DEMO_MODEL} --since 24h{target}",
     )
 

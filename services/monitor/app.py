@@ -47,7 +47,6 @@ from services.monitor.adapters.policy_store import PolicyStore
 from services.monitor.adapters.prometheus_counts import CountsCollector
 from services.monitor.adapters.prometheus_standing import StandingCollector
 from services.monitor.adapters.registry_client import IDEMPOTENT, RegistryVersions
-from services.monitor.adapters.report_html import write_page
 from services.monitor.adapters.report_store import SqlReportStore
 from services.monitor.adapters.silence_store import SqlSilences
 from services.monitor.adapters.window_store import SqlWindowStore
@@ -152,8 +151,14 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 
 
 async def _render(findings: Findings, form: ReportFormat) -> bytes:
-    write = findings_to_json if form is ReportFormat.JSON else write_page
-    return await asyncio.to_thread(write, findings)
+    return await asyncio.to_thread(findings_to_json if form is ReportFormat.JSON else _write_page, findings)
+
+
+def _write_page(findings: Findings) -> bytes:
+    # Plots take most of a second to import, which a start need not wait for.
+    from services.monitor.adapters.report_html import write_page  # noqa: PLC0415
+
+    return write_page(findings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,9 @@ def test_labels_that_are_wrong_are_refused_one_by_one(stacks: Stacks) -> None:
     # Before the replay, so that no window of it gets more.
     body = {**BODY, "as_of_time": _text(datetime.now().astimezone() - timedelta(days=9))}
     known = httpx.post(f"http://{stack.edge}/v1/predict", json=body, timeout=10).json()["prediction_id"]
+    # Only what is in the log can be held against a label.
+    record = f"http://{stack.edge}/v1/predictionRecords/{known}"
+    stack.wait_until(lambda: httpx.get(record, timeout=10).is_success, "the prediction is in the log")
     answer = _send(stack, [{"prediction_id": known, "lable": "late"}])
     assert (answer.status_code, "lable" in answer.text) == (400, True)
     future, ago = (_text(datetime.now().astimezone() + timedelta(days=days)) for days in (400, -400))

@@ -98,7 +98,7 @@ def test_down_drains_in_order_and_the_command_waits_for_the_end() -> None:
 def test_logs_of_every_service_are_in_one_place(stack: Stack) -> None:
     logs = {path.stem for path in (stack.folder / "logs").glob("*.log")}
     assert logs == {*stack.status(), "stack"}
-    assert "serving" in stack.succeed("logs", "registry", "-n", "1000")
+    assert "serving" in stack.succeed("logs", "registry", "-n", "1000000")
     done = stack.command("logs", "nobody")
     assert done.returncode == 1
     assert "there is no log of 'nobody'" in done.stderr
