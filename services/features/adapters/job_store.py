@@ -9,11 +9,12 @@ from sqlalchemy import Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
+from services.common.refusals import ResourceNotFound
 from services.features.adapters.answer import AnswerKey, recall, remember
 from services.features.adapters.table import JOB
 from services.features.convert.job import job_from_bytes, job_to_bytes
 from services.features.domain.definitions import NEVER
-from services.features.domain.failure import NameTaken, ResourceNotFound
+from services.features.domain.failure import NameTaken
 from services.features.domain.job import Job, JobKind, JobState, MaterializationSpec
 from services.features.domain.job_store import Asked
 

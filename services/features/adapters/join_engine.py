@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.features.adapters import join_sql as sql
 from services.features.adapters.aggregate_join import join_aggregates
 from services.features.adapters.arrow_values import WrongColumn, check_zone, keys_of, times_of
 from services.features.adapters.batch_reader import BatchReader
 from services.features.adapters.history_table import HistoryTable
 from services.features.adapters.on_demand_join import OnDemandColumns
-from services.features.domain.failure import INVALID_ENTITY_KEY, INVALID_EVENT_TIME, InvalidRequest
+from services.features.domain.failure import INVALID_ENTITY_KEY, INVALID_EVENT_TIME
 from services.features.domain.point_in_time import (
     AggregateView,
     Clock,

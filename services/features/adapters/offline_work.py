@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.features.adapters import join_sql as sql
 from services.features.adapters.batch_reader import BatchReader
 from services.features.adapters.history_table import HistoryTable
@@ -32,7 +33,7 @@ from services.features.adapters.offline_task import (
 )
 from services.features.adapters.parity_work import compare
 from services.features.domain.definitions import FileFormat, FileLocation
-from services.features.domain.failure import InvalidRequest, OutputUnusable, SourceUnreadable, WorkTooLarge
+from services.features.domain.failure import OutputUnusable, SourceUnreadable, WorkTooLarge
 
 _ROWS_A_PART: Final = 1_000_000
 _PROGRESS_EVERY: Final = 200_000

@@ -3,9 +3,9 @@
 import pyarrow as pa
 
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.features.adapters.arrow_values import WrongColumn, arrow_type, values_of
 from services.features.domain.definitions import FeatureType
-from services.features.domain.failure import InvalidRequest
 from services.features.domain.on_demand import IntegerOverflow, OnDemandPlan
 from services.features.domain.point_in_time import OnDemandView
 

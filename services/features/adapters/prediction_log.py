@@ -15,8 +15,8 @@ from interlock.types.v1 import signature_pb2
 from services.common import names
 from services.common.channels import open_channel
 from services.common.errors import DEPENDENCY_UNAVAILABLE, Unavailable
+from services.common.refusals import ResourceNotFound
 from services.common.stamp import time_to_proto
-from services.features.domain.failure import ResourceNotFound
 
 _GET_VERSION: Final = "interlock.registry.v1.RegistryService/GetModelVersion"
 _ATTEMPT_TIMEOUT_S: Final = 5.0

@@ -8,13 +8,13 @@ from interlock.features.v1 import feature_view_service_pb2 as pb
 
 from services.common import names
 from services.common.errors import Violation, echo
+from services.common.refusals import InvalidRequest
 from services.common.stamp import enum_to_proto
 from services.common.text_check import check_text
 from services.features.convert.definition import entity_from_proto, view_from_proto
 from services.features.domain.applying import ApplyOrder
 from services.features.domain.definition_diff import Change
 from services.features.domain.definitions import Definition
-from services.features.domain.failure import InvalidRequest
 
 RESOURCE_LIMIT: Final = 1_000
 REVISION_LIMIT_CHARS: Final = 200

@@ -10,6 +10,7 @@ from interlock.features.v1 import feature_job_pb2 as pb
 
 from services.common import names
 from services.common.errors import Violation, echo
+from services.common.refusals import InvalidRequest, refuse
 from services.common.stamp import (
     duration_from_proto,
     duration_to_proto,
@@ -20,7 +21,6 @@ from services.common.stamp import (
 )
 from services.features.convert.definition import batch_from_proto, batch_to_proto
 from services.features.domain.definitions import NEVER
-from services.features.domain.failure import InvalidRequest, refuse
 from services.features.domain.job import (
     DEFAULT_PARITY_ROWS,
     DEFAULT_TOLERANCE,

@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from interlock.features.v1 import offline_feature_service_pb2 as pb
 
 from services.common.errors import Violation, echo
+from services.common.refusals import InvalidRequest, refuse
 from services.common.stamp import duration_from_proto
 from services.features.convert.job import check_references, clock_from_proto
 from services.features.domain.catalog import Snapshot
-from services.features.domain.failure import InvalidRequest, refuse
 from services.features.domain.point_in_time import JoinPlan, plan_views
 
 CHUNK_LIMIT_BYTES: Final = 1024 * 1024

@@ -9,9 +9,9 @@ from interlock.features.v1 import feature_service_pb2 as pb
 
 from services.common import names
 from services.common.errors import InvalidArgument, Violation, echo, to_status
+from services.common.refusals import InvalidRequest
 from services.features.convert.stamp import time_us
 from services.features.convert.value import value_from_proto
-from services.features.domain.failure import InvalidRequest
 from services.features.domain.ports import Outcome
 from services.features.domain.push import ROW_LIMIT, ROWS_AT_A_TIME, GivenRow
 from services.features.domain.push_stream import OUTSTANDING_LIMIT, OpenedStream

@@ -10,9 +10,10 @@ from typing import Final
 from interlock.features.v1 import feature_service_pb2 as pb
 
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.features.convert.stamp import time_us
 from services.features.convert.value import value_from_proto
-from services.features.domain.failure import INVALID_EVENT_TIME, InvalidRequest
+from services.features.domain.failure import INVALID_EVENT_TIME
 from services.features.domain.online_read import ReadPlan, check_row_count
 from services.features.domain.ports import Column, ReadRow
 from services.features.domain.wire import varint

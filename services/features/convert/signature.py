@@ -4,10 +4,10 @@ from interlock.features.v1 import feature_view_service_pb2 as pb
 from interlock.types.v1 import signature_pb2
 
 from services.common.errors import FailedPrecondition, NotFound, ServiceError, Violation, to_status
+from services.common.refusals import refuse
 from services.common.stamp import duration_from_proto
 from services.features.convert.definition import type_from_proto
 from services.features.domain.definitions import FeatureType
-from services.features.domain.failure import refuse
 from services.features.domain.signature_fit import Binding, Misfit
 
 REQUEST_SOURCES = ("", "request")

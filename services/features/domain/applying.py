@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.refusals import EtagMismatch, refuse
 from services.features.domain.catalog import CompiledView, compile_view
 from services.features.domain.definition_check import check_entity, check_names, check_view, with_conforming_defaults
 from services.features.domain.definition_diff import Change, ChangeKind, diff
 from services.features.domain.definition_store import Definitions, DefinitionTransaction, VersionRegistry
 from services.features.domain.definitions import Definition, Entity, FeatureView
-from services.features.domain.failure import INVALID_DEFINITION, DefinitionInUse, EtagMismatch, refuse
+from services.features.domain.failure import INVALID_DEFINITION, DefinitionInUse
 from services.features.domain.signature_fit import hurt_versions
 
 BLOCKING_LIMIT: Final = 1_000

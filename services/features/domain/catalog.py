@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from services.common.refusals import ResourceNotFound
 from services.features.domain.definitions import NEVER, Entity, Feature, FeatureView
-from services.features.domain.failure import ResourceNotFound
 
 ANY_AGE_US: Final = -1
 _MICROSECOND: Final = timedelta(microseconds=1)

@@ -6,13 +6,9 @@ from typing import Final
 from services.common.errors import (
     DEADLINE_PASSED,
     DEPENDENCY_UNAVAILABLE,
-    INVALID_FIELD,
-    Aborted,
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
-    NotFound,
     ResourceExhausted,
     Unavailable,
     Violation,
@@ -24,33 +20,6 @@ _SHOWN_VERSIONS: Final = 10
 INVALID_ENTITY_KEY: Final = "INVALID_ENTITY_KEY"
 INVALID_VALUE: Final = "INVALID_VALUE"
 INVALID_EVENT_TIME: Final = "INVALID_EVENT_TIME"
-
-
-class InvalidRequest(InvalidArgument):
-    """One or more fields break the contract; all of them are listed."""
-
-    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
-        first = violations[0]
-        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(
-            f"{first.field}: {first.description}{more}",
-            reason=reason,
-            metadata={"field": first.field},
-            violations=violations,
-        )
-
-
-def refuse(violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
-    """Raise InvalidRequest when there is a violation."""
-    if violations:
-        raise InvalidRequest(violations, reason)
-
-
-class ResourceNotFound(NotFound):
-    """No view, feature, entity or job of that name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
 
 
 class SourceUnreadable(FailedPrecondition):
@@ -124,17 +93,6 @@ class NameTaken(AlreadyExists):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name})
-
-
-class EtagMismatch(Aborted):
-    """Somebody changed the resource since the caller read it."""
-
-    def __init__(self, name: str, want: str, got: str) -> None:
-        super().__init__(
-            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
-            reason="ETAG_MISMATCH",
-            metadata={"name": name, "etag": want},
-        )
 
 
 class DefinitionInUse(FailedPrecondition):

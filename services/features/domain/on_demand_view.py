@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.features.domain.catalog import CompiledFeature, CompiledView
-from services.features.domain.failure import INVALID_VALUE, InvalidRequest
+from services.features.domain.failure import INVALID_VALUE
 from services.features.domain.on_demand import BadRequestValues, IntegerOverflow, compile_source
 from services.features.domain.ports import Column, ReadRow, Reply, Request, Status, ValueType
 from services.features.domain.value_check import checked

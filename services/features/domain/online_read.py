@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.refusals import InvalidRequest
 from services.features.domain.catalog import Catalog, CompiledFeature, Snapshot
 from services.features.domain.definitions import Entity
-from services.features.domain.failure import INVALID_ENTITY_KEY, InvalidRequest
+from services.features.domain.failure import INVALID_ENTITY_KEY
 from services.features.domain.plain_view import default_of
 from services.features.domain.ports import Column, OnlineStore, ReadRow, Reply, Request, Status, ViewReader
 from services.features.domain.value_check import WrongValue, canonical_key

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from services.common.errors import InvalidArgument, Violation, echo
+from services.common.refusals import InvalidRequest
 from services.common.tasks import spawn
 from services.features.domain.catalog import Catalog
 from services.features.domain.failure import (
     INVALID_ENTITY_KEY,
     INVALID_EVENT_TIME,
     INVALID_VALUE,
-    InvalidRequest,
     NotPushable,
     QueueFull,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.common.errors import ResourceExhausted, Violation
-from services.features.domain.failure import InvalidRequest
+from services.common.refusals import InvalidRequest
 from services.features.domain.push import GivenRow
 
 OUTSTANDING_LIMIT: Final = 10_000

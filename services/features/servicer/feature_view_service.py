@@ -9,6 +9,7 @@ from interlock.features.v1 import feature_view_service_pb2 as pb
 from services.common import names
 from services.common.call import Call
 from services.common.pagination import Page, parse_page
+from services.common.refusals import ResourceNotFound
 from services.features.convert.apply import apply_order, change_to_proto, request_id_of
 from services.features.convert.definition import entity_to_proto, view_to_proto
 from services.features.convert.signature import bindings_of, misfit_to_proto
@@ -16,7 +17,6 @@ from services.features.domain.applying import apply
 from services.features.domain.catalog import Catalog, CompiledView
 from services.features.domain.definition_store import DefinitionStore, DefinitionTransaction, VersionRegistry
 from services.features.domain.definitions import Definition
-from services.features.domain.failure import ResourceNotFound
 from services.features.domain.signature_fit import check_bindings
 
 _DefinitionT = TypeVar("_DefinitionT", bound=Definition)

@@ -10,12 +10,13 @@ from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
+from services.common.refusals import EtagMismatch, ResourceNotFound
 from services.monitor.adapters.change_answer import recall, remember
 from services.monitor.adapters.table import ALERT, ALERT_DELIVERY, ALERT_RULE, SILENCE
 from services.monitor.domain.alert import Alert, AlertRule, AlertState, Changes, Condition, Severity, Subject, judge
 from services.monitor.domain.alert_delivery import Event
 from services.monitor.domain.alert_ports import AlertQuery, RequestKey
-from services.monitor.domain.failure import EtagMismatch, ResourceExists, ResourceNotFound
+from services.monitor.domain.failure import ResourceExists
 
 _R: Final = ALERT_RULE.c
 _A: Final = ALERT.c

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 
+from services.common.refusals import ResourceNotFound
 from services.monitor.adapters.log_files import LogFile, LogFiles
 from services.monitor.domain.columns import PredictionColumns
-from services.monitor.domain.failure import RegistryUnavailable, ResourceNotFound
+from services.monitor.domain.failure import RegistryUnavailable
 from services.monitor.domain.log_table import columns_of_table
 from services.monitor.domain.version_info import VersionInfo
 from services.monitor.domain.window_ports import VersionFinder

@@ -8,8 +8,8 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
+from services.common.refusals import EtagMismatch
 from services.monitor.adapters.table import ANALYSIS_WINDOW, POLICY
-from services.monitor.domain.failure import EtagMismatch
 from services.monitor.domain.policy import DAY_US, FairnessGroup, MonitoringPolicy, PolicyBook, Revision, Slice
 
 _FIELDS: Final = (

@@ -12,8 +12,9 @@ from interlock.registry.v1 import registry_service_pb2 as registry_pb
 from interlock.registry.v1 import registry_service_pb2_grpc as registry_rpc
 
 from services.common.names import MODEL, VERSION
+from services.common.refusals import ResourceNotFound
 from services.monitor.convert.version import version_from_proto
-from services.monitor.domain.failure import RegistryUnavailable, ResourceNotFound
+from services.monitor.domain.failure import RegistryUnavailable
 from services.monitor.domain.version_info import VersionInfo
 
 if TYPE_CHECKING:

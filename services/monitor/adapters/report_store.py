@@ -8,8 +8,8 @@ from typing import Any, Final
 from sqlalchemy import delete, insert, select, update
 
 from services.common.database import Database
+from services.common.refusals import ResourceNotFound
 from services.monitor.adapters.table import REPORT
-from services.monitor.domain.failure import ResourceNotFound
 from services.monitor.domain.policy import DAY_US
 from services.monitor.domain.report_page import KEPT_US, ReportFormat, ReportState, StoredReport
 from services.monitor.domain.scope import ScopeRequest

@@ -8,12 +8,12 @@ from typing import Any, Final
 from sqlalchemy import insert, select, update
 
 from services.common.database import Database
+from services.common.refusals import ResourceNotFound
 from services.monitor.adapters.alert_store import new_id
 from services.monitor.adapters.change_answer import recall, remember
 from services.monitor.adapters.table import SILENCE
 from services.monitor.domain.alert import Silence
 from services.monitor.domain.alert_ports import RequestKey
-from services.monitor.domain.failure import ResourceNotFound
 
 _C: Final = SILENCE.c
 

@@ -13,6 +13,7 @@ from interlock.monitor.v1 import alert_service_pb2 as service_pb
 
 from services.common.errors import Violation, echo
 from services.common.names import VERSION, NameFormat, id_violation
+from services.common.refusals import InvalidRequest, refuse
 from services.monitor.convert.time import duration_from_proto, duration_to_proto, time_from_proto, time_to_proto
 from services.monitor.domain.alert import (
     LOG_SINK,
@@ -27,7 +28,7 @@ from services.monitor.domain.alert import (
 from services.monitor.domain.alert_check import check_rule, check_silence
 from services.monitor.domain.alert_metric import KNOWN_METRICS, METRIC_GROUPS
 from services.monitor.domain.alert_ports import AlertQuery, RequestKey
-from services.monitor.domain.failure import InvalidRequest, UnknownMetric, refuse
+from services.monitor.domain.failure import UnknownMetric
 
 ALERT_RULE: Final = NameFormat("alertRules/{rule}")
 ALERT: Final = NameFormat("alerts/{alert}")

@@ -8,12 +8,12 @@ from interlock.types.v1.interval_pb2 import Interval as IntervalMessage
 
 from services.common.errors import Violation
 from services.common.names import VERSION, id_violation
+from services.common.refusals import InvalidRequest
 from services.monitor.convert.time import time_from_proto, time_to_proto
 from services.monitor.domain.analyses import QualityRequest
 from services.monitor.domain.data_quality import DataQualityCheck, DataQualityFinding
 from services.monitor.domain.drift import DriftStatistic, FeatureDrift
 from services.monitor.domain.drift_metric import DriftMetric
-from services.monitor.domain.failure import InvalidRequest
 from services.monitor.domain.fairness import GroupFairness
 from services.monitor.domain.interval import Interval
 from services.monitor.domain.quality import CalibrationBin, QualityMetric

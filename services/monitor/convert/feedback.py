@@ -10,9 +10,9 @@ from interlock.monitor.v1 import feedback_service_pb2 as pb
 from interlock.types.v1 import feature_value_pb2 as value_pb
 
 from services.common.errors import INVALID_FIELD, InvalidArgument, Violation, echo, to_status
+from services.common.refusals import InvalidRequest, refuse
 from services.monitor.convert.time import time_from_proto
 from services.monitor.convert.value import scalar_from_proto
-from services.monitor.domain.failure import InvalidRequest, refuse
 from services.monitor.domain.feedback import LABEL, Feedback
 from services.monitor.domain.feedback_desk import Result
 

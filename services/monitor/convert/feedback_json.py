@@ -9,10 +9,10 @@ from interlock.types.v1 import feature_value_pb2 as value_pb
 
 from services.common.errors import Violation
 from services.common.json_body import Fields, decode_object, raise_violations
+from services.common.refusals import refuse
 from services.common.rest_twin import JSON_CONTENT_TYPE
 from services.common.wording import describe
 from services.monitor.convert.feedback import FEEDBACK_LIMIT
-from services.monitor.domain.failure import refuse
 
 _REQUEST: Final = ("feedback", "request_id")
 _FEEDBACK: Final = ("prediction_id", "label", "reward", "metric", "event_time", "source")

@@ -11,9 +11,9 @@ from interlock.monitor.v1 import monitoring_policy_service_pb2 as service_pb
 
 from services.common.errors import Violation, echo
 from services.common.names import NameFormat
+from services.common.refusals import InvalidRequest
 from services.monitor.convert.time import duration_from_proto, duration_to_proto, time_to_proto
 from services.monitor.convert.value import scalar_from_proto, scalar_to_proto
-from services.monitor.domain.failure import InvalidRequest
 from services.monitor.domain.policy import (
     DEFAULT_EFFECTS,
     DEFAULT_MINIMUM_COUNT,

@@ -14,10 +14,10 @@ from interlock.types.v1 import feature_value_pb2 as value_pb
 from services.common.errors import Violation, echo
 from services.common.names import VERSION, id_violation
 from services.common.pagination import Page, parse_page
+from services.common.refusals import refuse
 from services.monitor.convert.feedback import id_from_text
 from services.monitor.convert.time import duration_to_proto, time_from_proto, time_to_proto
 from services.monitor.convert.value import scalar_to_proto
-from services.monitor.domain.failure import refuse
 from services.monitor.domain.log_question import EVER_US, LoggedPrediction, LogQuestion, PageQuestion
 from services.monitor.domain.log_table import FEATURE_PREFIX
 

@@ -11,6 +11,7 @@ from interlock.monitor.v1 import report_service_pb2 as pb
 
 from services.common.errors import Violation, echo
 from services.common.names import NameFormat, id_violation
+from services.common.refusals import InvalidRequest, refuse
 from services.monitor.convert.analysis import (
     data_quality_to_proto,
     drift_to_proto,
@@ -19,7 +20,6 @@ from services.monitor.convert.analysis import (
     scope_from_proto,
 )
 from services.monitor.convert.time import time_to_proto
-from services.monitor.domain.failure import InvalidRequest, refuse
 from services.monitor.domain.report_page import Findings, ReportFormat, ReportState, StoredReport
 from services.monitor.domain.scope import ScopeRequest
 

@@ -10,11 +10,11 @@ from typing import Final, Protocol
 import structlog
 
 from services.common.errors import ServiceError
+from services.common.refusals import InvalidRequest
 from services.monitor.domain.alert import AlertRule, Judgement, Observation, Verdict, judge
 from services.monitor.domain.alert_metric import Report, Source, observe, source_of
 from services.monitor.domain.alert_ports import AlertRules, Alerts
 from services.monitor.domain.analyses import Analyses, QualityRequest, window_request
-from services.monitor.domain.failure import InvalidRequest
 from services.monitor.domain.policy import DAY_US, HOUR_US, SECOND_US
 from services.monitor.domain.scope import Scope, ScopeRequest
 

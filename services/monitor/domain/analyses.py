@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from services.common.errors import Violation, echo
+from services.common.refusals import refuse
 from services.monitor.domain.data_quality_analysis import WEEKS, DataQualityInput, check_data, same_hours
 from services.monitor.domain.drift import FeatureDrift
 from services.monitor.domain.drift_analysis import (
@@ -16,7 +17,7 @@ from services.monitor.domain.drift_analysis import (
     drift_from_windows,
     drifted_names,
 )
-from services.monitor.domain.failure import NoBaseline, UnknownMetric, refuse
+from services.monitor.domain.failure import NoBaseline, UnknownMetric
 from services.monitor.domain.fairness_analysis import measure_groups
 from services.monitor.domain.interval import rate_interval
 from services.monitor.domain.policy import DAY_US, SECOND_US

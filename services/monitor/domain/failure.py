@@ -1,12 +1,11 @@
 """What the monitor refuses and why; `reason` is a value of the contract's MonitorErrorReason."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from services.common.errors import (
     DEPENDENCY_UNAVAILABLE,
     INVALID_FIELD,
-    Aborted,
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
@@ -22,51 +21,12 @@ UNKNOWN_METRIC: Final = "UNKNOWN_METRIC"
 _NEXT_ATTEMPT_S: Final = 1.0
 
 
-class InvalidRequest(InvalidArgument):
-    """One or more fields break the contract; all of them are listed."""
-
-    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
-        first = violations[0]
-        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(
-            f"{first.field}: {first.description}{more}",
-            reason=reason,
-            metadata={"field": first.field},
-            violations=violations,
-        )
-
-
-def refuse(violations: Iterable[Violation], reason: str = INVALID_FIELD) -> None:
-    """Raise InvalidRequest when there is a violation."""
-    found = list(violations)
-    if found:
-        raise InvalidRequest(found, reason)
-
-
-class ResourceNotFound(NotFound):
-    """No resource of that name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
-
-
 class ResourceExists(AlreadyExists):
     """The id is taken; ids that differ only in case are the same."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
             f"{echo(name)} exists already; choose another id", reason="RESOURCE_EXISTS", metadata={"name": name}
-        )
-
-
-class EtagMismatch(Aborted):
-    """Somebody changed the resource since the caller read it."""
-
-    def __init__(self, name: str, want: str, got: str) -> None:
-        super().__init__(
-            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
-            reason="ETAG_MISMATCH",
-            metadata={"name": name, "etag": want},
         )
 
 

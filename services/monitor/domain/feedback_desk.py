@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import structlog
 
 from services.common.errors import InvalidArgument, ServiceError, Violation
-from services.monitor.domain.failure import InvalidRequest
+from services.common.refusals import InvalidRequest
 from services.monitor.domain.feedback import LABEL, Feedback, Outcome, meaning
 from services.monitor.domain.ports import LogPolicies, Versions
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.common.errors import INVALID_FIELD, Violation, echo
-from services.monitor.domain.failure import INVALID_WINDOW, InvalidRequest
+from services.common.refusals import InvalidRequest
+from services.monitor.domain.failure import INVALID_WINDOW
 from services.monitor.domain.policy import DAY_US, SECOND_US, MonitoringPolicy, PolicyBook
 from services.monitor.domain.version_info import VersionInfo
 from services.monitor.domain.window_ports import Selection, VersionFinder, WindowStore

@@ -15,11 +15,12 @@ import numpy as np
 import structlog
 
 from services.common.errors import ServiceError
+from services.common.refusals import ResourceNotFound
 from services.monitor.domain.batch_view import BatchView
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.column_form import VersionForm, form_of, form_of_unnamed
 from services.monitor.domain.columns import Bools, PredictionColumns
-from services.monitor.domain.failure import RegistryUnavailable, ResourceNotFound
+from services.monitor.domain.failure import RegistryUnavailable
 from services.monitor.domain.naming import named
 from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.subset import subset

@@ -10,9 +10,9 @@ from services.common.call import Call
 from services.common.errors import Violation, echo
 from services.common.names import id_violation
 from services.common.pagination import parse_page
+from services.common.refusals import ResourceNotFound, refuse
 from services.monitor.convert import alert as convert
 from services.monitor.domain.alert_ports import AlertRules, Alerts, Silences
-from services.monitor.domain.failure import ResourceNotFound, refuse
 
 _MICROSECONDS: Final = 1_000_000
 

@@ -9,6 +9,7 @@ from interlock.monitor.v1 import feedback_service_pb2 as pb
 
 from services.common.call import Call
 from services.common.errors import Violation
+from services.common.refusals import refuse
 from services.monitor.convert.feedback import (
     FeedbackReader,
     digest_of,
@@ -17,7 +18,6 @@ from services.monitor.convert.feedback import (
     response_of,
     sequence_refusal,
 )
-from services.monitor.domain.failure import refuse
 from services.monitor.domain.feedback_desk import FeedbackDesk
 from services.monitor.servicer.drain import until_drained
 

@@ -7,8 +7,8 @@ from interlock.monitor.v1 import monitoring_policy_service_pb2 as pb
 
 from services.common.call import Call
 from services.common.pagination import parse_page
+from services.common.refusals import refuse
 from services.monitor.convert.policy import PATH, policy_model, policy_to_proto, policy_update
-from services.monitor.domain.failure import refuse
 from services.monitor.domain.policy import ModelVersions, MonitoringPolicy, Policies, PolicyBook
 from services.monitor.domain.policy_check import check_policy
 

@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from prometheus_client import CollectorRegistry, Counter
 
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest, ResourceNotFound
 from services.common.storage_failure import StorageFull
 from services.registry.adapters.blocking import in_thread
 from services.registry.adapters.part_file import (
@@ -30,13 +31,7 @@ from services.registry.adapters.part_file import (
     private_path,
     sweep_parts,
 )
-from services.registry.domain.failure import (
-    DigestMismatch,
-    InvalidRequest,
-    ResourceNotFound,
-    UploadBusy,
-    WrongOffset,
-)
+from services.registry.domain.failure import DigestMismatch, UploadBusy, WrongOffset
 from services.registry.domain.ports import PartFile, StoredArtifact
 
 _LOG: Final = structlog.get_logger(part="artifacts")

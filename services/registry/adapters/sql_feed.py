@@ -10,13 +10,14 @@ from sqlalchemy import ColumnElement, RowMapping, Table, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
+from services.common.refusals import ResourceNotFound
 from services.common.storage_failure import DatabaseUnavailable
 from services.common.tasks import to_the_end
 from services.registry.adapters.bell import Bell
 from services.registry.adapters.row import KINDS, VERSION_KIND, resource_of
 from services.registry.adapters.sql_view import read_head
 from services.registry.adapters.table import CHANGE, HEAD, RESOURCE
-from services.registry.domain.failure import ResourceNotFound, WatchTokenExpired
+from services.registry.domain.failure import WatchTokenExpired
 from services.registry.domain.ports import Delta, Scope, Snapshot
 from services.registry.domain.resource import Deployment, Environment, Model, Resource, Route
 

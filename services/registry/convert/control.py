@@ -8,6 +8,7 @@ from interlock.types.v1 import signature_pb2
 
 from services.common import names
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.common.stamp import duration_from_proto, enum_from_proto
 from services.registry.convert.resource import (
     STATE_PREFIX,
@@ -15,7 +16,7 @@ from services.registry.convert.resource import (
     route_to_proto,
     version_to_proto,
 )
-from services.registry.domain.failure import InvalidRequest, refuse
+from services.registry.domain.failure import refuse
 from services.registry.domain.ports import Delta, Scope, Snapshot
 from services.registry.domain.replica import (
     DEFAULT_LEASE,

@@ -13,6 +13,7 @@ from interlock.registry.v1 import registry_service_pb2 as pb
 
 from services.common import names
 from services.common.errors import INVALID_NAME, Violation, echo
+from services.common.refusals import InvalidRequest
 from services.common.stamp import enum_from_proto, time_from_proto
 from services.common.text_check import check_pairs, check_text
 from services.registry.convert.resource import (
@@ -24,7 +25,7 @@ from services.registry.convert.resource import (
 )
 from services.registry.domain.catalog import MODEL_FIELDS, ModelUpdate
 from services.registry.domain.deploying import BATCH_SIZE_LIMIT, REPLICA_LIMIT, DeployOrder
-from services.registry.domain.failure import InvalidRequest, NotActedUpon, refuse
+from services.registry.domain.failure import NotActedUpon, refuse
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import DEFAULT_ENVIRONMENT, DEFAULT_POOL, DeviceClass, Variant
 from services.registry.domain.route_check import check_route_values

@@ -3,8 +3,8 @@
 from interlock.registry.v1 import artifact_service_pb2 as pb
 
 from services.common.errors import DEADLINE_PASSED, INVALID_NAME, DeadlineExceeded, Violation, echo
+from services.common.refusals import InvalidRequest
 from services.common.text_check import is_digest
-from services.registry.domain.failure import InvalidRequest
 from services.registry.domain.upload import UploadStart
 
 _PREFIX = "artifacts/"

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.common import names
-from services.registry.domain.failure import EtagMismatch, ResourceExists, ResourceNotFound
+from services.common.refusals import EtagMismatch, ResourceNotFound
+from services.registry.domain.failure import ResourceExists
 from services.registry.domain.ports import Change, Scope, Selection, View
 from services.registry.domain.resource import (
     FIRST_ENVIRONMENTS,

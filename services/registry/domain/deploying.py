@@ -6,9 +6,10 @@ from typing import Final
 
 from services.common import names
 from services.common.errors import Violation
+from services.common.refusals import InvalidRequest
 from services.registry.domain.bucket import BUCKET_COUNT
 from services.registry.domain.catalog import check_etag, refuse_clash, require, resolve_version
-from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, InvalidRequest, SignatureUnsatisfied
+from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, SignatureUnsatisfied
 from services.registry.domain.ports import Change, FeatureGate, Scope, Selection
 from services.registry.domain.replica import ReplicaReport, State
 from services.registry.domain.resource import (

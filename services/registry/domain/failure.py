@@ -7,36 +7,21 @@ from services.common.errors import (
     DEPENDENCY_UNAVAILABLE,
     DRAINING,
     INVALID_FIELD,
-    Aborted,
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
-    NotFound,
     OutOfRange,
     Unavailable,
     Unimplemented,
     Violation,
     echo,
 )
+from services.common.refusals import InvalidRequest
 
 INVALID_SIGNATURE: Final = "INVALID_SIGNATURE"
 SIGNATURE_FIELD: Final = "model_version.signature"
 _NEXT_ATTEMPT_S: Final = 1.0
-
-
-class InvalidRequest(InvalidArgument):
-    """One or more fields break the contract; all of them are listed."""
-
-    def __init__(self, violations: Sequence[Violation], reason: str = INVALID_FIELD) -> None:
-        first = violations[0]
-        more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-        super().__init__(
-            f"{first.field}: {first.description}{more}",
-            reason=reason,
-            metadata={"field": first.field},
-            violations=violations,
-        )
 
 
 def refuse(violations: Sequence[Violation]) -> None:
@@ -47,13 +32,6 @@ def refuse(violations: Sequence[Violation]) -> None:
     raise InvalidRequest(violations, INVALID_SIGNATURE if of_signature else INVALID_FIELD)
 
 
-class ResourceNotFound(NotFound):
-    """No resource of that name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{echo(name)} does not exist", reason="RESOURCE_NOT_FOUND", metadata={"name": name})
-
-
 class ResourceExists(AlreadyExists):
     """The id is taken, maybe by one that differs in case only."""
 
@@ -62,17 +40,6 @@ class ResourceExists(AlreadyExists):
             f"{echo(holder)} exists already; choose an id that differs in more than case",
             reason="RESOURCE_EXISTS",
             metadata={"name": name, "holder": holder},
-        )
-
-
-class EtagMismatch(Aborted):
-    """Somebody changed the resource since the caller read it."""
-
-    def __init__(self, name: str, want: str, got: str) -> None:
-        super().__init__(
-            f"{echo(name)} has changed: want the etag {echo(want)}, got {echo(got)}; read it again",
-            reason="ETAG_MISMATCH",
-            metadata={"name": name, "etag": want},
         )
 
 

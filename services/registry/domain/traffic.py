@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from services.common import names
 from services.common.errors import Violation, echo
+from services.common.refusals import InvalidRequest, ResourceNotFound
 from services.registry.domain.bucket import BUCKET_COUNT, assign_buckets
 from services.registry.domain.catalog import check_etag, require
-from services.registry.domain.failure import DeploymentNotReady, InvalidRequest, ResourceNotFound
+from services.registry.domain.failure import DeploymentNotReady
 from services.registry.domain.ports import Change, Selection, Store
 from services.registry.domain.replica import State, derive_state
 from services.registry.domain.resource import Deployment, Environment, FallbackRung, Model, Route, Variant

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.common.errors import OutOfRange, Violation
+from services.common.refusals import InvalidRequest, ResourceNotFound
 from services.common.text_check import check_digest
-from services.registry.domain.failure import ArtifactIncomplete, InvalidRequest, ResourceNotFound
+from services.registry.domain.failure import ArtifactIncomplete
 from services.registry.domain.ports import ArtifactStore, StoredArtifact
 
 SIZE_LIMIT_BYTES: Final = 16 * 1024**3

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from services.common.errors import Violation, echo
-from services.registry.domain.failure import InvalidRequest, WatchTokenExpired
+from services.common.refusals import InvalidRequest
+from services.registry.domain.failure import WatchTokenExpired
 from services.registry.domain.ports import ChangeFeed, Delta, Scope, Snapshot
 
 _SCOPE_DIGITS = 16

@@ -10,9 +10,10 @@ import pytest
 
 from services.common.database import Database
 from services.common.migration import migrate
+from services.common.refusals import ResourceNotFound
 from services.features.adapters.job_store import LeaseLost, SqlJobStore
 from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
-from services.features.domain.failure import JobEnded, NameTaken, RequestIdReused, ResourceNotFound
+from services.features.domain.failure import JobEnded, NameTaken, RequestIdReused
 from services.features.domain.job import Job, JobKind, JobState, JobStatus, MaterializationOutcome, MaterializationSpec
 from services.features.domain.job_store import Asked
 from tests.fakes.registry_postgres import postgres_server

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.common.refusals import ResourceNotFound
 from services.features.convert.definition import definition_from_bytes, definition_to_bytes
 from services.features.domain.catalog import ANY_AGE_US, Catalog, compile_snapshot
 from services.features.domain.definitions import (
@@ -24,7 +25,6 @@ from services.features.domain.definitions import (
     PushSource,
     SqlLocation,
 )
-from services.features.domain.failure import ResourceNotFound
 
 HOUR = timedelta(hours=1)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
