@@ -1,13 +1,12 @@
 """What somebody wants defined, read from the contract; and what that changes, as the contract says it."""
 
-import uuid
 from typing import Any, Final, cast
 
 from interlock.features.v1 import entity_pb2, feature_view_pb2
 from interlock.features.v1 import feature_view_service_pb2 as pb
 
 from services.common import names
-from services.common.errors import Violation, echo
+from services.common.errors import Violation
 from services.common.refusals import InvalidRequest
 from services.common.stamp import enum_to_proto
 from services.common.text_check import check_text
@@ -38,16 +37,6 @@ def apply_order(request: pb.ApplyFeatureDefinitionsRequest) -> ApplyOrder:
             wrong += _given(names.ENTITY.violation(name, f"{path}.entities[{number}]"))
         wanted[path] = view_from_proto(_cleaned(view))
     return ApplyOrder(wanted, request.delete_missing, request.validate_only, request.source_revision, tuple(wrong))
-
-
-def request_id_of(text: str) -> str:
-    """Return an idempotency key in one form, empty when there is none; it must be a UUID."""
-    if not text:
-        return ""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise InvalidRequest([Violation("request_id", f"want a UUID, got {echo(text)}")]) from None
 
 
 def change_to_proto(change: Change) -> pb.DefinitionChange:

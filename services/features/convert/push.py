@@ -1,14 +1,13 @@
 """PushFeatures and its stream: rows and results."""
 
 import asyncio
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from interlock.features.v1 import feature_service_pb2 as pb
 
 from services.common import names
-from services.common.errors import InvalidArgument, Violation, echo, to_status
+from services.common.errors import InvalidArgument, Violation, to_status
 from services.common.refusals import InvalidRequest
 from services.features.convert.stamp import time_us
 from services.features.convert.value import value_from_proto
@@ -24,16 +23,6 @@ Result = Outcome | InvalidArgument
 def view_of(name: str) -> str:
     """Return the id of a view's name; raises InvalidArgument."""
     return names.FEATURE_VIEW.parse(name, "feature_view")[0]
-
-
-def request_id_of(request: pb.PushFeaturesRequest) -> str:
-    """Return the idempotency key in one form, empty when there is none; raises InvalidRequest."""
-    if not request.request_id:
-        return ""
-    try:
-        return str(uuid.UUID(request.request_id))
-    except ValueError:
-        raise InvalidRequest([Violation("request_id", f"want a UUID, got {echo(request.request_id)}")]) from None
 
 
 async def rows_from_proto(rows: Sequence[pb.FeatureRow], field: str = "rows") -> list[GivenRow]:

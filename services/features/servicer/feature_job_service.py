@@ -10,7 +10,7 @@ from interlock.features.v1 import feature_job_service_pb2 as pb
 from services.common.call import Call
 from services.common.names import parse_id
 from services.common.pagination import parse_page
-from services.features.convert.apply import request_id_of
+from services.common.refusals import request_id_of
 from services.features.convert.job import job_to_proto, spec_from_proto
 from services.features.domain.definitions import NEVER
 from services.features.domain.job import Job, JobKind, JobStatus, first_outcome

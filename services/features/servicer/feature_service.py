@@ -10,12 +10,12 @@ from interlock.features.v1 import feature_service_pb2 as pb
 
 from services.common.call import Call
 from services.common.errors import DRAINING, InvalidArgument, Unavailable
+from services.common.refusals import request_id_of
 from services.common.tasks import spawn
 from services.features.convert.push import (
     acknowledgement,
     batch_from_proto,
     opened_from_proto,
-    request_id_of,
     view_of,
 )
 from services.features.convert.push import answer_to_proto as push_answer
@@ -93,7 +93,7 @@ class FeatureServicer:
         """Take rows; each has its own result."""
         writer = self._writers.pushable(view_of(request.feature_view))
         rows = await given_rows(request.rows)
-        request_id = request_id_of(request)
+        request_id = request_id_of(request.request_id)
         if request_id:
             known = await self._answers.recall(call.principal, request_id, request)
             if known is not None:

@@ -9,8 +9,8 @@ from interlock.features.v1 import feature_view_service_pb2 as pb
 from services.common import names
 from services.common.call import Call
 from services.common.pagination import Page, parse_page
-from services.common.refusals import ResourceNotFound
-from services.features.convert.apply import apply_order, change_to_proto, request_id_of
+from services.common.refusals import ResourceNotFound, request_id_of
+from services.features.convert.apply import apply_order, change_to_proto
 from services.features.convert.definition import entity_to_proto, view_to_proto
 from services.features.convert.signature import bindings_of, misfit_to_proto
 from services.features.domain.applying import apply

@@ -1,7 +1,6 @@
 """Alert rules, alerts and silences between the contract and the domain."""
 
 import hashlib
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -13,7 +12,7 @@ from interlock.monitor.v1 import alert_service_pb2 as service_pb
 
 from services.common.errors import Violation, echo
 from services.common.names import VERSION, NameFormat, id_violation
-from services.common.refusals import InvalidRequest, refuse
+from services.common.refusals import refuse, request_id_of
 from services.monitor.convert.time import duration_from_proto, duration_to_proto, time_from_proto, time_to_proto
 from services.monitor.domain.alert import (
     LOG_SINK,
@@ -205,12 +204,9 @@ def silence_to_proto(silence: Silence) -> pb.Silence:
 
 def request_key(request: Any) -> RequestKey:
     """Return the idempotency key of a change; raises InvalidRequest for one that is no UUID."""
-    if not request.request_id:
+    request_id = request_id_of(request.request_id)
+    if not request_id:
         return RequestKey("")
-    try:
-        request_id = str(uuid.UUID(request.request_id))
-    except ValueError:
-        raise InvalidRequest([Violation("request_id", f"want a UUID, got {echo(request.request_id)}")]) from None
     body: Message = type(request)()
     body.CopyFrom(request)
     body.ClearField("request_id")

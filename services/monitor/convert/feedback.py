@@ -95,15 +95,6 @@ def id_from_text(text: str) -> bytes | None:
     return found.bytes if found.version == _UUID_VERSION and found.variant == RFC_4122 and len(text) == 36 else None
 
 
-def request_id_of(request: pb.SendFeedbackRequest) -> str:
-    """Return the idempotency key, empty when there is none; raises InvalidRequest when it is no UUID."""
-    try:
-        return str(UUID(request.request_id)) if request.request_id else ""
-    except ValueError:
-        wrong = Violation("request_id", f"want a UUID, got {echo(request.request_id)}")
-        raise InvalidRequest([wrong]) from None
-
-
 def digest_of(request: pb.SendFeedbackRequest) -> bytes:
     """Return what tells the content of two requests apart."""
     content = pb.SendFeedbackRequest(feedback=request.feedback).SerializeToString(deterministic=True)

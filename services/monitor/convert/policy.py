@@ -1,6 +1,5 @@
 """Monitoring policies between the contract and the domain."""
 
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -11,7 +10,7 @@ from interlock.monitor.v1 import monitoring_policy_service_pb2 as service_pb
 
 from services.common.errors import Violation, echo
 from services.common.names import NameFormat
-from services.common.refusals import InvalidRequest
+from services.common.refusals import InvalidRequest, request_id_of
 from services.monitor.convert.time import duration_from_proto, duration_to_proto, time_to_proto
 from services.monitor.convert.value import scalar_from_proto, scalar_to_proto
 from services.monitor.domain.policy import (
@@ -61,7 +60,7 @@ def policy_update(request: service_pb.UpdateMonitoringPolicyRequest) -> PolicyUp
         changes[name] = read(policy, wrong) if _is_set(policy, field) else getattr(default, name)
     if wrong:
         raise InvalidRequest(wrong)
-    return PolicyUpdate(model, changes, policy.etag, _request_id(request.request_id))
+    return PolicyUpdate(model, changes, policy.etag, request_id_of(request.request_id))
 
 
 def policy_to_proto(policy: MonitoringPolicy) -> pb.MonitoringPolicy:
@@ -99,15 +98,6 @@ def _masked(policy: pb.MonitoringPolicy, mask: FieldMask) -> list[str]:
 
 def _is_set(policy: pb.MonitoringPolicy, field: str) -> bool:
     return any(descriptor.name == field for descriptor, _ in policy.ListFields())
-
-
-def _request_id(text: str) -> str:
-    if not text:
-        return ""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise InvalidRequest([Violation("request_id", f"want a UUID, got {echo(text)}")]) from None
 
 
 def _slices(policy: pb.MonitoringPolicy, wrong: list[Violation]) -> tuple[Slice, ...]:

@@ -1,7 +1,6 @@
 """Reports between the contract and the domain, and their content as JSON."""
 
 import json
-import uuid
 from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
@@ -9,9 +8,9 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 from interlock.monitor.v1 import report_service_pb2 as pb
 
-from services.common.errors import Violation, echo
+from services.common.errors import Violation
 from services.common.names import NameFormat, id_violation
-from services.common.refusals import InvalidRequest, refuse
+from services.common.refusals import InvalidRequest, refuse, request_id_of
 from services.monitor.convert.analysis import (
     data_quality_to_proto,
     drift_to_proto,
@@ -52,9 +51,9 @@ def order_from_proto(request: pb.CreateReportRequest) -> tuple[ScopeRequest, Rep
         want = ", ".join(pb.ReportFormat.keys()[1:])
         wrong.append(Violation("report.format", f"want one of {want}; got {request.report.format}"))
     try:
-        request_id = str(uuid.UUID(request.request_id)) if request.request_id else ""
-    except ValueError:
-        wrong.append(Violation("request_id", f"want a UUID, got {echo(request.request_id)}"))
+        request_id = request_id_of(request.request_id)
+    except InvalidRequest as error:
+        wrong += error.violations
         request_id = ""
     try:
         scope = scope_from_proto(request.report.scope, "report.scope")

@@ -9,12 +9,11 @@ from interlock.monitor.v1 import feedback_service_pb2 as pb
 
 from services.common.call import Call
 from services.common.errors import Violation
-from services.common.refusals import refuse
+from services.common.refusals import refuse, request_id_of
 from services.monitor.convert.feedback import (
     FeedbackReader,
     digest_of,
     refusals_of,
-    request_id_of,
     response_of,
     sequence_refusal,
 )
@@ -44,7 +43,7 @@ class FeedbackServicer:
 
     async def SendFeedback(self, request: pb.SendFeedbackRequest, call: Call) -> pb.SendFeedbackResponse:
         """Take labels or rewards, each by itself."""
-        request_id = request_id_of(request)
+        request_id = request_id_of(request.request_id)
         items = self._reader().read_all(request.feedback, "feedback")
         answer = await self._desk.take(
             items, response_of(call.request_id), request_id=request_id, digest=digest_of(request)

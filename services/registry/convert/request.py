@@ -1,7 +1,6 @@
 """Requests as the domain's values: what cannot be right whatever is stored is refused here, all of it at once."""
 
 import math
-import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -43,17 +42,6 @@ _PERCENT_PRECISION: Final = 1e-6
 _ALL_MODELS: Final = "models/-"
 _NOT_ACTED_UPON: Final = ("layer", "shadow", "cache", "guardrails")
 _ROUTE_FIELDS: Final = ("variants", "fallback", "feature_failure_policy", "redacted_features")
-
-
-def request_id_of(request: Message) -> str:
-    """Return the idempotency key of a request in one form, empty when there is none; it must be a UUID."""
-    text: str = getattr(request, "request_id", "")
-    if not text:
-        return ""
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise InvalidRequest([Violation("request_id", f"want a UUID, got {echo(text)}")]) from None
 
 
 def new_name(form: names.NameFormat, new_id: str, field: str) -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from services.common.call import Call
-from services.registry.convert.request import request_id_of
+from services.common.refusals import request_id_of
 from services.registry.domain.audit import Author
 from services.registry.domain.ports import Change, Store
 
@@ -27,7 +27,7 @@ async def once(
     work: Callable[[Change], Awaitable[ResponseT]],
 ) -> ResponseT:
     """Return the answer that `work` gives in a transaction, or gave when the same request came before."""
-    request_id = request_id_of(request)
+    request_id = request_id_of(getattr(request, "request_id", ""))
     async with store.change(author_of(call)) as change:
         if not request_id:
             return await work(change)
