@@ -62,6 +62,16 @@ class Runtime(Generic[SettingsT]):
         """Run background work that is kept alive and whose failure is logged; `build` cancels it when it closes."""
         return spawn(work, name)
 
+    @asynccontextmanager
+    async def in_background(self, work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
+        """Run work that never ends by itself while the block runs."""
+        task = self.spawn(work, name)
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def drain(self) -> None:
         """Say NOT_SERVING everywhere and run the drain callbacks, in order; a failing one is logged."""
         if self.draining.is_set():

@@ -94,7 +94,7 @@ async def _definitions(base: Base) -> Sequence[Binding]:
     base.stack.push_async_callback(registry.close)
     base.catalog.replace((await store.load()).compiled())
     await base.stack.enter_async_context(
-        in_background(base.runtime, follow(store, base.catalog, base.settings.definition_poll_s), "follow-definitions")
+        base.runtime.in_background(follow(store, base.catalog, base.settings.definition_poll_s), "follow-definitions")
     )
 
     async def forget(views: Sequence[CompiledView]) -> None:
@@ -138,7 +138,7 @@ async def _open_online(base: Base) -> Online:
         (history.run(), "history-parts"),
         (CatchUp(history, writer, base.catalog).run(), "online-store-catch-up"),
     ):
-        await base.stack.enter_async_context(in_background(base.runtime, work, name))
+        await base.stack.enter_async_context(base.runtime.in_background(work, name))
     base.on_view_deleted.append(store.delete_view)
     return Online(store, writer, history)
 
@@ -190,7 +190,7 @@ async def _offline(base: Base, online: Online) -> Sequence[Binding]:
         lease_s=settings.job_lease_s,
         poll_s=settings.job_poll_s,
     )
-    await stack.enter_async_context(in_background(base.runtime, runner.run(), "jobs"))
+    await stack.enter_async_context(base.runtime.in_background(runner.run(), "jobs"))
     joins = OfflineFeatureServicer(
         base.catalog,
         StreamJoins(processes, online.history),
@@ -202,17 +202,6 @@ async def _offline(base: Base, online: Online) -> Sequence[Binding]:
         Binding(_full_name(offline_feature_service_pb2, "OfflineFeatureService"), joins),
         Binding(_full_name(feature_job_service_pb2, "FeatureJobService"), FeatureJobServicer(store, runner, jobs)),
     ]
-
-
-@asynccontextmanager
-async def in_background(runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    """Run work that never ends by itself while the block runs."""
-    task = runtime.spawn(work, name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _full_name(stub: Any, service: str) -> str:

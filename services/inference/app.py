@@ -5,11 +5,11 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import inference.grpc_service_pb2  # noqa: F401 - puts the service into the descriptor pool
 from interlock.registry.v1 import control_service_pb2 as control_pb
@@ -38,7 +38,6 @@ _HOT_METHODS: Final = frozenset({"ModelInfer"})
 HOT: Final = frozenset(f"{OIP}/{method}" for method in _HOT_METHODS)
 """Full names of the methods that the door in Envoy answers."""
 Settings = InferenceSettings
-Work = Coroutine[Any, Any, None]
 _DOWNLOAD_IDLE_S: Final = 15.0
 _CONFIGURATION_WAIT_S: Final = 5.0
 
@@ -54,12 +53,14 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         replica = Replica(replica_id, settings.inference_pool, _parts(settings, runtime, cache), _teller(runtime))
         stack.push_async_callback(replica.close)
         reporter = ReplicaReporter(channel, replica, settings.inference_lease_s)
-        await _enter_task(stack, runtime, reporter.run(), "report-replica")
+        await stack.enter_async_context(runtime.in_background(reporter.run(), "report-replica"))
         watch = await stack.enter_async_context(_watch(settings, runtime, folder, replica_id))
-        await _enter_task(stack, runtime, _follow(watch, replica, cache, settings), "apply-configuration")
+        await stack.enter_async_context(
+            runtime.in_background(_follow(watch, replica, cache, settings), "apply-configuration")
+        )
         runtime.on_drain(replica.drain)
         await _settle(replica, runtime, settings.inference_start_wait_s)
-        await _enter_task(stack, runtime, _open_when_settled(replica, runtime), "readiness")
+        await stack.enter_async_context(runtime.in_background(_open_when_settled(replica, runtime), "readiness"))
         tracer = SpanTracer(runtime.tracing)
         yield [
             Binding("interlock.inference.v1.InferenceService", InferenceServicer(replica, tracer)),
@@ -144,17 +145,6 @@ async def _wait_for(replica: Replica, condition: Callable[[], bool], limit_s: fl
             if condition():
                 return
             await changed.wait()
-
-
-async def _enter_task(stack: AsyncExitStack, runtime: Runtime[InferenceSettings], work: Work, name: str) -> None:
-    """Run background work until the stack closes."""
-    task = runtime.spawn(work, name)
-
-    async def stop() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(stop)
 
 
 def _replica_id() -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -113,7 +113,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             )
         )
         await stack.enter_async_context(
-            _in_background(runtime, _keep_house(settings, policies, windows.store), "housekeeping")
+            runtime.in_background(_keep_house(settings, policies, windows.store), "housekeeping")
         )
         sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows.intake}
         intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
@@ -183,8 +183,8 @@ async def _open_log(
     )
     compaction = LogCompaction(files, policies, interval_s=settings.monitor_log_housekeeping_interval_s)
     async with (
-        _in_background(runtime, compaction.run(), "log-compaction"),
-        _in_background(runtime, writer.run(), "log-writer"),
+        runtime.in_background(compaction.run(), "log-compaction"),
+        runtime.in_background(writer.run(), "log-writer"),
     ):
         yield _PredictionLog(files, writer, LogReader(files, writer))
     await writer.flush()
@@ -231,8 +231,8 @@ async def _open_windows(
     standings = Standings(analyses)
     runtime.registry.register(StandingCollector(standings))
     async with (
-        _in_background(runtime, intake.run(settings.monitor_window_interval_s, replay), "windows"),
-        _in_background(runtime, standings.run(settings.monitor_standing_interval_s), "standings"),
+        runtime.in_background(intake.run(settings.monitor_window_interval_s, replay), "windows"),
+        runtime.in_background(standings.run(settings.monitor_standing_interval_s), "standings"),
     ):
         yield _Windows(store, intake, labels, analyses)
     await intake.flush()
@@ -252,10 +252,10 @@ async def _open_alerts(
         )
         dispatch = AlertDispatch(SqlDeliveries(database), silences, sinks, metrics, timeout_s=timeout_s)
         sending = dispatch.run(min(interval_s, _ALERT_QUEUE_INTERVAL_S))
-        await stack.enter_async_context(_in_background(runtime, sending, "alert-sinks"))
+        await stack.enter_async_context(runtime.in_background(sending, "alert-sinks"))
         watch = AlertWatch(rules, alerts, analyses, metrics, dispatch.wake)
         work = watch.run(interval_s, dispatch.note_orphans)
-        await stack.enter_async_context(_in_background(runtime, work, "alerts"))
+        await stack.enter_async_context(runtime.in_background(work, "alerts"))
         yield AlertServicer(rules, alerts, silences, list(sinks))
 
 
@@ -309,8 +309,8 @@ async def _open_labels(
     )
     desk = FeedbackDesk(store, log.reader, versions, policies)
     async with (
-        _in_background(runtime, store.run(), "labels"),
-        _in_background(runtime, join.run(), "label-join"),
+        runtime.in_background(store.run(), "labels"),
+        runtime.in_background(join.run(), "label-join"),
     ):
         yield _Labels(desk, LogPages(log.reader, reader), queries)
 
@@ -344,21 +344,11 @@ async def _open_intake(
     )
     async with AsyncExitStack() as stack:
         for name, work in intake.works():
-            await stack.enter_async_context(_in_background(runtime, work, name))
+            await stack.enter_async_context(runtime.in_background(work, name))
         yield intake
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_BATCHES_S):
                 await intake.drained()
-
-
-@asynccontextmanager
-async def _in_background(runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
-    task = runtime.spawn(work, name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _binding(stub: Any, servicer: object) -> Binding:

@@ -1,7 +1,7 @@
 """Puts the registry together: database, store of content, housekeeping, servicers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ async def build(settings: RegistrySettings, runtime: Runtime[RegistrySettings]) 
             ("poll-changes", feed.poll(settings.watch_poll_s)),
             ("housekeeping", _keep_house(settings, store, artifacts)),
         ):
-            await stack.enter_async_context(_in_background(runtime, work, name))
+            await stack.enter_async_context(runtime.in_background(work, name))
         yield (
             Binding(_full_name(registry_service_pb2, "RegistryService"), RegistryServicer(store, artifacts, features)),
             Binding(
@@ -110,18 +110,6 @@ async def _keep_house(settings: RegistrySettings, store: SqlStore, artifacts: Fs
         except ServiceError as error:
             _LOG.warning("housekeeping_failed", reason=error.reason)
         await asyncio.sleep(settings.housekeeping_interval_s)
-
-
-@asynccontextmanager
-async def _in_background(
-    runtime: Runtime[RegistrySettings], work: Coroutine[Any, Any, None], name: str
-) -> AsyncIterator[None]:
-    task = runtime.spawn(work, name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _full_name(stub: Any, service: str) -> str:

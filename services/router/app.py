@@ -3,10 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any, Final
+from typing import Final
 
 import uuid_utils
 from inference import grpc_service_pb2 as oip_pb
@@ -109,7 +109,7 @@ async def _watching(
         settings.registry_address, request, folder=folder, service="router", registry=runtime.registry
     ) as watch:
         follower = RoutesFollower(table, serve)
-        async with _running(runtime, follower.follow(watch), "follow-routes"):
+        async with runtime.in_background(follower.follow(watch), "follow-routes"):
             yield
 
 
@@ -169,19 +169,7 @@ async def _reporting(settings: Settings, runtime: Runtime[Settings], router_id: 
             interval_s=settings.event_interval_s,
             on_sent=metrics.sent.inc,
         )
-        async with _running(runtime, sender.run(), "send-events") as task:
+        async with runtime.in_background(sender.run(), "send-events") as task:
             yield queue
             sender.close()
             await asyncio.wait([task], timeout=settings.event_flush_s)
-
-
-@asynccontextmanager
-async def _running(
-    runtime: Runtime[Settings], work: Coroutine[Any, Any, None], name: str
-) -> AsyncIterator[asyncio.Task[None]]:
-    task = runtime.spawn(work, name)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
