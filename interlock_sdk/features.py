@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.features.v1 import feature_service_pb2 as pb
 from interlock.features.v1 import feature_service_pb2_grpc
 
 from interlock_sdk.channel import Caller, new_request_id
-from interlock_sdk.values import Value, values_to_proto
+from interlock_sdk.values import Value, timestamp, values_to_proto
 
 ROWS_IN_A_CALL: Final = 1_000
 _PUSH_TIMEOUT_S: Final = 30.0
@@ -73,7 +72,7 @@ class Features:
                 pb.ReadRow(entities=row.entities, request_values=values_to_proto(row.request_values)) for row in rows
             ],
             include_times=True,
-            as_of_time=None if as_of is None else _timestamp(as_of),
+            as_of_time=None if as_of is None else timestamp(as_of),
         )
         return await self._caller.call(self._service.ReadFeatures, request)
 
@@ -82,15 +81,7 @@ def _row_to_proto(row: FeatureRow) -> pb.FeatureRow:
     return pb.FeatureRow(
         entities=row.entities,
         values=values_to_proto(row.values),
-        event_time=_timestamp(row.event_time),
+        event_time=timestamp(row.event_time),
         event_id=row.event_id,
-        known_at=None if row.known_at is None else _timestamp(row.known_at),
+        known_at=None if row.known_at is None else timestamp(row.known_at),
     )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    if time.tzinfo is None:
-        raise ValueError(f"want a time with a zone, got {time}")
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp

@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.features.v1 import feature_job_pb2 as jobs
 from interlock.features.v1 import feature_job_service_pb2 as job_pb
 from interlock.features.v1 import feature_job_service_pb2_grpc, offline_feature_service_pb2_grpc
 from interlock.features.v1 import offline_feature_service_pb2 as pb
 
 from interlock_sdk.channel import Caller, new_request_id
+from interlock_sdk.values import timestamp
 
 ENDED = (jobs.JOB_STATE_SUCCEEDED, jobs.JOB_STATE_FAILED, jobs.JOB_STATE_CANCELLED)
 _CHUNK_BYTES = 512 * 1024
@@ -93,7 +93,9 @@ class OfflineFeatures:
     ) -> jobs.MaterializationJob:
         """Starts to bring a view's batch source online, from where the last job ended unless `start` is given."""
         job = jobs.MaterializationJob(
-            feature_view=f"featureViews/{view}", start_event_time=_stamp(start), end_event_time=_stamp(end)
+            feature_view=f"featureViews/{view}",
+            start_event_time=None if start is None else timestamp(start),
+            end_event_time=None if end is None else timestamp(end),
         )
         request = job_pb.CreateMaterializationJobRequest(materialization_job=job, request_id=new_request_id())
         return (await self._caller.call(self._jobs.CreateMaterializationJob, request)).materialization_job
@@ -103,7 +105,10 @@ class OfflineFeatures:
     ) -> jobs.ParityJob:
         """Starts to recompute logged predictions of `models/{model}/versions/{version}` offline."""
         job = jobs.ParityJob(
-            model_version=model_version, start_time=_stamp(start), end_time=_stamp(end), max_row_count=max_row_count
+            model_version=model_version,
+            start_time=timestamp(start),
+            end_time=timestamp(end),
+            max_row_count=max_row_count,
         )
         request = job_pb.CreateParityJobRequest(parity_job=job, request_id=new_request_id())
         return (await self._caller.call(self._jobs.CreateParityJob, request)).parity_job
@@ -151,16 +156,6 @@ def _stream_of(table: Any) -> memoryview:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=65_536)
     return sink.getbuffer()
-
-
-def _stamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    if time.tzinfo is None:
-        raise ValueError("want a time with a zone, got one without")
-    found = Timestamp()
-    found.FromDatetime(time)
-    return found
 
 
 def _duration(delay: timedelta) -> Duration:

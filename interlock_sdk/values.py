@@ -1,9 +1,11 @@
-"""Plain Python values as the contract's feature values, and back."""
+"""Plain Python values and times as the contract has them, and back."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TypeAlias
 
 from google.protobuf import struct_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.types.v1 import feature_value_pb2 as pb
 
 Value: TypeAlias = "float | int | str | bool | list[Value] | None"
@@ -52,3 +54,12 @@ def value_from_proto(value: pb.FeatureValue) -> Value:
         case "list_value":
             return [value_from_proto(item) for item in value.list_value.values]
     return None
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """Packs a time. Raises ValueError for one without a zone."""
+    if time.tzinfo is None:
+        raise ValueError(f"want a time with a zone, got {time}")
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.monitor.v1 import analysis_pb2 as pb
 
 from interlock_cli.demo.failure import DemoFailed
 from interlock_sdk.client import Client
+from interlock_sdk.values import timestamp
 
 _LABELS_TIMEOUT_S = 60.0
 _POLL_S = 0.5
@@ -33,7 +33,9 @@ async def verdict_of(
 
     Raises DemoFailed when they do not come in time.
     """
-    scope = pb.AnalysisScope(model_version=model_version, start_time=_stamp(between[0]), end_time=_stamp(between[1]))
+    scope = pb.AnalysisScope(
+        model_version=model_version, start_time=timestamp(between[0]), end_time=timestamp(between[1])
+    )
     quality = pb.QualityReport()
     try:
         async with asyncio.timeout(_LABELS_TIMEOUT_S):
@@ -72,9 +74,3 @@ def whole_hours(times: Sequence[datetime]) -> tuple[datetime, datetime]:
 
 def _psi(found: pb.FeatureDrift) -> float:
     return next((one.value.estimate for one in found.statistics if one.metric == pb.DRIFT_METRIC_PSI), 0.0)
-
-
-def _stamp(time: datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(time)
-    return stamp
