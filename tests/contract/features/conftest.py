@@ -1,32 +1,12 @@
 """The suite of definitions runs whole on each database, beside a real registry."""
 
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.features_service import Features, running_features
-from tests.fakes.registry_postgres import Postgres, postgres_server
 from tests.fakes.registry_service import Registry, running_registry, short_folder
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A fresh database, which both services share."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'shared.db'}"
-        return
-    server: Postgres = request.getfixturevalue("postgres")
-    name = f"t{uuid.uuid4().hex}"
-    yield await server.create_database(name)
-    await server.drop_database(name)
 
 
 @pytest.fixture
