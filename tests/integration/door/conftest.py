@@ -100,6 +100,9 @@ async def spawn_ready(running: Running, module: str, *, settle_s: float = 40.0) 
         done, _ = await asyncio.wait({ready, ended}, timeout=settle_s, return_when=asyncio.FIRST_COMPLETED)
         for task in (ready, ended):
             task.cancel()
+        # Before the socket is closed: a reader left in the loop would swallow the events of whatever gets its number
+        # next, and grpc.aio's own wake-up socket is such a one.
+        await asyncio.wait({ready, ended})
         assert ready in done, f"{module} did not get ready:\n{running.log()}"
         assert ready.result() == b"READY=1"
     return process
