@@ -1,7 +1,7 @@
 # Every habit is one word; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gen lint clients test test-fast run check clean
+.PHONY: help setup gen lint clients test test-fast soak run check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -39,6 +39,11 @@ test: clients  ## every test: unit, integration, contract, end to end
 
 test-fast: setup  ## unit and integration tests, for the inner loop
 	$(BIN)/python -m pytest -m 'unit or integration'
+
+SOAK ?=
+
+soak: setup  ## a million requests while everything is broken in turn, each answer judged; SOAK='--count 50000 --faults reload'
+	$(BIN)/python -m tests.proof.soak $(SOAK)
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C
 	@exec $(BIN)/interlock up --demo
