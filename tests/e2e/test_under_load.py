@@ -52,8 +52,8 @@ async def test_a_restart_loses_and_refuses_no_call(stack: Stack, service: str) -
         await answered(loads, 50)
     assert stack.pid_of(service) != before
     for protocol, load in loads.items():
-        assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
-        assert not load.outcomes.refused, f"{protocol}\n{stack.story()}"
+        assert not load.outcomes.lost, f"{protocol} {load.outcomes.lost}\n{stack.story()}"
+        assert not load.outcomes.refused, f"{protocol} {load.outcomes.refused}\n{stack.story()}"
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -69,7 +69,7 @@ async def test_sigterm_answers_what_was_accepted(stack: Stack, service: str) -> 
         )
         await answered(loads, 50)
     for protocol, load in loads.items():
-        assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
+        assert not load.outcomes.lost, f"{protocol} {load.outcomes.lost}\n{stack.story()}"
 
 
 async def test_a_killed_worker_costs_its_calls_a_clear_error_and_comes_back(stack: Stack) -> None:
@@ -84,7 +84,7 @@ async def test_a_killed_worker_costs_its_calls_a_clear_error_and_comes_back(stac
             )
         await answered(loads, 200)
     for protocol, load in loads.items():
-        assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
+        assert not load.outcomes.lost, f"{protocol} {load.outcomes.lost}\n{stack.story()}"
         assert len(load.outcomes.answered) == 2, f"{protocol}: both versions answered"
     assert inference.is_running(), "a model's death is not the service's"
 
@@ -97,8 +97,8 @@ async def test_predictions_go_on_without_the_registry_even_from_a_fresh_router_a
                 await asyncio.to_thread(stack.succeed, "restart", service)
             await answered(loads, 50)
         for protocol, load in loads.items():
-            assert not load.outcomes.lost, f"{protocol}\n{stack.story()}"
-            assert not load.outcomes.refused, f"{protocol}\n{stack.story()}"
+            assert not load.outcomes.lost, f"{protocol} {load.outcomes.lost}\n{stack.story()}"
+            assert not load.outcomes.refused, f"{protocol} {load.outcomes.refused}\n{stack.story()}"
         for service in ("router", "inference"):
             stack.succeed("stop", service)
         for service in ("inference", "router"):
