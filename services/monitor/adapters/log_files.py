@@ -1,10 +1,11 @@
 """The files of the prediction log: `<model>/<yyyy-mm-dd-hh>/<name>.parquet`, the hour being that of the prediction, UTC.
 
-A file appears whole or not at all and never changes. A file may say that it replaces others: from the moment it is
+A file appears whole or not at all, safe on the disk, and never changes. A file may say that it replaces others: from the moment it is
 there, those do not count, whether they are deleted yet or not.
 """
 
 import json
+import os
 import tempfile
 import uuid
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
@@ -20,6 +22,8 @@ import pyarrow.parquet as pq
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as arrow_fs
+
+from services.common.write_log import sync_folder
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -145,9 +149,8 @@ class LogFiles:
         """Return files and tables of exactly this schema as one dataset; what a file lacks is null."""
         import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where there is one: not to start
 
-        children = [ds.dataset(pa.concat_tables(tables) if tables else schema.empty_table())]
-        if files:
-            children.append(self._read([file.path for file in files], schema))
+        children = [self._read([file.path for file in files], schema)] if files else []
+        children.append(ds.dataset(pa.concat_tables(tables) if tables else schema.empty_table()))
         return ds.UnionDataset(schema, children)
 
     def _read(self, paths: str | Sequence[str], schema: pa.Schema | None = None) -> "Dataset":
@@ -186,7 +189,11 @@ class LogFiles:
         if self._local:
             try:
                 yield beside
-                self._fs.mv(beside, path)
+                _sync(beside)
+                Path(beside).replace(path)
+                # A model's and an hour's folder may be new.
+                for parent in (Path(path).parent, Path(path).parent.parent, Path(self._root)):
+                    sync_folder(parent)
             except BaseException:
                 self.remove(beside)
                 raise
@@ -276,6 +283,16 @@ class LogFiles:
         self._bad.add(path)
         _LOG.error("log_file_damaged", path=path, error=str(error))
         return True
+
+
+def names_held(files: Iterable[LogFile]) -> frozenset[str]:
+    """Return the names of files and of those that they replace: what any of these held is in them."""
+    return frozenset(name for file in files for name in (file.name, *file.replaces))
+
+
+def _sync(path: str) -> None:
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _is_replaced(file: LogFile, others: Iterable[LogFile]) -> bool:
