@@ -7,8 +7,9 @@ Requests leave
 - when the oldest has waited `max_delay_s` (DELAY),
 - when the tightest deadline needs it (DEADLINE).
 
-Everything is counted in rows. Within a criticality the tightest deadline goes first. Members that are cancelled or
-expired are dropped when the batch is formed, so no work is done for nobody.
+Everything is counted in rows. Criticality goes first, then the tightest deadline; but every fourth batch begins with
+those that have waited longest, as far as they are old, so that nothing waits for ever and the others keep three quarters.
+Members that are cancelled or expired are dropped when the batch is formed, so no work is done for nobody.
 """
 
 import heapq
@@ -23,6 +24,7 @@ from services.inference.domain.item import BatchKey, Criticality, Item, Stage
 from services.inference.domain.version import BatchingPolicy
 
 _DEAD_KEPT: Final = 64
+_TURN_OF_THE_OLDEST: Final = 4
 
 
 class Reason(StrEnum):
@@ -80,11 +82,16 @@ class _Lane:
         self.rows -= item.rows
         self.waiting -= 1
 
-    def oldest(self) -> float:
-        """Return when the request that waits longest arrived; infinite when none waits."""
+    def eldest(self) -> Item | None:
+        """Return the request that waits longest."""
         while self.arrivals and self.arrivals[0].stage is not Stage.WAITING:
             self.arrivals.popleft()
-        return self.arrivals[0].arrived if self.arrivals else inf
+        return self.arrivals[0] if self.arrivals else None
+
+    def oldest(self) -> float:
+        """Return when the request that waits longest arrived; infinite when none waits."""
+        eldest = self.eldest()
+        return eldest.arrived if eldest is not None else inf
 
     def head(self, level: Criticality) -> Item | None:
         """Return the request of a criticality that is due first."""
@@ -119,11 +126,16 @@ class BatchQueue:
 
     def __init__(self, policy: BatchingPolicy) -> None:
         self.policy = policy
+        self.max_rows = policy.max_batch_size
+        """Most rows of a batch at the moment: the policy's or fewer."""
+        self.max_delay_s = policy.max_delay_s
+        """Longest wait for company at the moment."""
         self.waiting = 0
         self.rows = 0
         self.size_bytes = 0
         self._lanes: dict[BatchKey, _Lane] = {}
         self._rows_of = dict.fromkeys(Criticality, 0)
+        self._turn = 0
 
     def rows_before(self, criticality: Criticality) -> int:
         """Return the waiting rows that a new request of this criticality stands behind."""
@@ -168,10 +180,12 @@ class BatchQueue:
         `in_flight` counts the calls from the arrival of their message to their answer, waiting ones included; `batch_s`
         is how long a batch takes. Call `expire` before.
         """
-        for lane in self._by_urgency():
+        old = now - self.policy.ageing_s if self._turn == _TURN_OF_THE_OLDEST - 1 else -inf
+        for lane in self._by_urgency(old):
             reason = self._due(lane, now, in_flight, batch_s)
             if reason is not None:
-                return self._take(lane, reason, now)
+                self._turn = (self._turn + 1) % _TURN_OF_THE_OLDEST
+                return self._take(lane, reason, now, old)
         return None
 
     def wake_at(self, batch_s: float) -> float:
@@ -179,7 +193,7 @@ class BatchQueue:
         times = [inf]
         for lane in self._lanes.values():
             tightest = lane.tightest()
-            times += [lane.oldest() + self.policy.max_delay_s, tightest - batch_s, tightest]
+            times += [lane.oldest() + self.max_delay_s, tightest - batch_s, tightest]
         return min(times)
 
     def expires_at(self) -> float:
@@ -187,31 +201,32 @@ class BatchQueue:
         return min((lane.tightest() for lane in self._lanes.values()), default=inf)
 
     def _due(self, lane: _Lane, now: float, in_flight: int, batch_s: float) -> Reason | None:
-        if lane.rows >= self.policy.max_batch_size:
+        if lane.rows >= self.max_rows:
             return Reason.FULL
         if 2 * self.waiting >= in_flight:
             return Reason.SHARE
-        if now >= lane.oldest() + self.policy.max_delay_s:
+        if now >= lane.oldest() + self.max_delay_s:
             return Reason.DELAY
         if now >= lane.tightest() - batch_s:
             return Reason.DEADLINE
         return None
 
-    def _by_urgency(self) -> list[_Lane]:
+    def _by_urgency(self, old: float) -> list[_Lane]:
+        """Return the lanes that have something, the most urgent first: one with a request from before `old` leads."""
         if len(self._lanes) == 1:
             lanes = list(self._lanes.values())
             return lanes if lanes[0].waiting else []
         self._drop_empty()
         ranked = [(first.criticality, first.deadline, lane) for lane in self._lanes.values() if (first := lane.first())]
-        ranked.sort(key=lambda entry: entry[:2])
+        ranked.sort(key=lambda entry: (min(entry[2].oldest() - old, 0.0), *entry[:2]))
         return [lane for _, _, lane in ranked]
 
-    def _take(self, lane: _Lane, reason: Reason, now: float) -> Batch:
+    def _take(self, lane: _Lane, reason: Reason, now: float, old: float) -> Batch:
         """Form a batch; one request alone may be larger than the largest batch, since callers split those."""
         items: list[Item] = []
         rows = 0
-        while (item := lane.first()) is not None:
-            if items and rows + item.rows > self.policy.max_batch_size:
+        while (item := lane.first() if old == -inf else _oldest_or_first(lane, old)) is not None:
+            if items and rows + item.rows > self.max_rows:
                 break
             self._leave(lane, item)
             item.stage = Stage.RUNNING
@@ -233,3 +248,8 @@ class BatchQueue:
     def _drop_empty(self) -> None:
         for key in [key for key, lane in self._lanes.items() if not lane.waiting]:
             del self._lanes[key]
+
+
+def _oldest_or_first(lane: _Lane, old: float) -> Item | None:
+    eldest = lane.eldest()
+    return eldest if eldest is not None and eldest.arrived <= old else lane.first()

@@ -65,7 +65,7 @@ def _duration(value: timedelta | None) -> Duration | None:
 def batching_from_proto(message: deployment_pb2.BatchingPolicy) -> Batching:
     """Return how requests are joined into batches. A placement that is not known counts as not given."""
     given = {field.name for field, _ in message.ListFields()}
-    times = {name: duration_from_proto(getattr(message, name)) for name in _TIMES if message.HasField(name)}
+    times = {name: duration_from_proto(getattr(message, name)) for name in _TIMES if name in given}
     return Batching(
         max_batch_size=message.max_batch_size,
         batch_sizes=tuple(message.batch_sizes),

@@ -35,6 +35,7 @@ class Rig:
         self.dispatcher = Dispatcher(
             VERSION,
             [SPEC],
+            [ANSWER],
             self.policy,
             clock=self.clock,
             observer=self.observer,
@@ -42,7 +43,14 @@ class Rig:
             refusal=NOT_READY,
         )
         self.runner = FakeRunner(self.dispatcher)
-        self.dispatcher.attach(self.runner, self.batch_s)
+        self.attach(self.runner)
+
+    def attach(self, runner: FakeRunner) -> None:
+        self.dispatcher.attach(runner, [(self.policy.max_batch_size, self.batch_s)])
+
+    def die(self, cause: str = "ended by signal 9 (SIGKILL)") -> None:
+        self.runner.out.clear()
+        self.dispatcher.detach(self.runner, cause, NOT_READY)
 
     def send(self, *items: Item) -> None:
         """One message with these items."""
@@ -203,7 +211,7 @@ async def test_a_model_that_answers_other_rows_is_its_makers_fault() -> None:
 async def test_a_dead_worker_fails_everything_at_once_and_refuses_what_comes() -> None:
     rig = Rig(policy=BatchingPolicy(1, 0.002))
     rig.send(*rig.values(1, 2, 3, 4))
-    rig.dispatcher.detach("ended by signal 9 (SIGKILL)", NOT_READY)
+    rig.die()
     assert {tag: error.reason for tag, error in rig.caller.errors.items()} == dict.fromkeys((1, 2, 3, 4), "WORKER_DIED")
     assert "SIGKILL" in rig.caller.errors[1].message
     with pytest.raises(VersionNotReady):
@@ -214,14 +222,14 @@ async def test_a_dead_worker_fails_everything_at_once_and_refuses_what_comes() -
 async def test_the_same_payload_kills_at_most_two_workers_and_nobody_goes_with_it() -> None:
     rig = Rig()
     rig.send(*rig.values(1, 66))
-    rig.dispatcher.detach("ended by signal 11 (SIGSEGV)", NOT_READY)
-    rig.dispatcher.attach(rig.runner, 0.0)
+    rig.die()
+    rig.attach(rig.runner)
     rig.send(*rig.values(2), item(rig.caller, 66, tag="again"))
     assert [data for _, data in rig.runner.sent[1:]] in ([b"\x02", b"\x42"], [b"\x42", b"\x02"])
     while rig.runner.out[0][1] != b"\x42":
         rig.runner.answer()
-    rig.dispatcher.detach("ended by signal 11 (SIGSEGV)", NOT_READY)
-    rig.dispatcher.attach(rig.runner, 0.0)
+    rig.die()
+    rig.attach(rig.runner)
     with pytest.raises(Quarantined):
         rig.send(item(rig.caller, 66, tag="third"))
     rig.clock.advance(61)
@@ -238,7 +246,7 @@ async def test_a_request_that_would_miss_its_deadline_is_refused_at_once() -> No
     rig.send(*rig.values(8, deadline=1000.5))
     with pytest.raises(QueueFull):  # a sheddable request may use 60 % of its deadline only
         rig.send(item(rig.caller, 9, deadline=1000.6, criticality=Criticality.SHEDDABLE))
-    assert rig.dispatcher.queue_time_s == pytest.approx(0.4)
+    assert rig.dispatcher.queue_time_s == pytest.approx(0.3)  # it would share a batch with the third
 
 
 async def test_an_idle_version_never_refuses_by_an_old_estimate() -> None:
@@ -250,10 +258,10 @@ async def test_an_idle_version_never_refuses_by_an_old_estimate() -> None:
         rig.drain()
         rig.send(item(rig.caller, 1, tag=f"turn {turn}", deadline=1100.0))
         rig.clock.advance(0.01)
-    assert rig.dispatcher.batch_time.seconds < 0.1
+    assert rig.dispatcher.times.seconds(1) < 0.1
 
 
-@pytest.mark.parametrize("limits", [QueueLimits(requests=3), QueueLimits(size_bytes=3)])
+@pytest.mark.parametrize("limits", [QueueLimits(rows=3), QueueLimits(size_bytes=3)])
 async def test_the_caps_hold_exactly(limits: QueueLimits) -> None:
     rig = Rig(policy=BatchingPolicy(1, 0.002), limits=limits)
     rig.send(*rig.values(1))
@@ -335,9 +343,8 @@ class Storm:
             self.rig.runner.answer()
 
     def die(self, number: int, seconds: float) -> None:
-        self.rig.runner.out.clear()
-        self.rig.dispatcher.detach("ended by signal 9", NOT_READY)
-        self.rig.dispatcher.attach(self.rig.runner, 0.0)
+        self.rig.die()
+        self.rig.attach(self.rig.runner)
 
     def wait(self, number: int, seconds: float) -> None:
         self.rig.clock.advance(seconds)
