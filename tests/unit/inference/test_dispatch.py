@@ -1,70 +1,18 @@
 """Batching, admission and failure of one version, with a clock that stands still."""
 
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.domain.admission import QueueLimits
-from services.inference.domain.dispatch import HUNG_S, Dispatcher
+from services.inference.domain.dispatch import HUNG_S
 from services.inference.domain.failure import QueueFull, VersionNotReady
 from services.inference.domain.frame import Failure
 from services.inference.domain.item import BatchKey, Criticality, Item
 from services.inference.domain.quarantine import Quarantined
 from services.inference.domain.splitting import PartsSink, split_item
-from services.inference.domain.version import BatchingPolicy, VersionKey
-from tests.fakes.inference_runner import ANSWER, SPEC, FakeCaller, FakeClock, FakeObserver, FakeRunner, item
-
-VERSION = VersionKey("oracle", "1")
-NOT_READY = VersionNotReady(VERSION, "LOADING", "")
-
-
-@dataclass
-class Rig:
-    """A dispatcher with everything around it faked."""
-
-    policy: BatchingPolicy = field(default_factory=lambda: BatchingPolicy(max_batch_size=8, max_delay_s=0.002))
-    limits: QueueLimits = field(default_factory=QueueLimits)
-    batch_s: float = 0.0
-    clock: FakeClock = field(default_factory=FakeClock)
-    observer: FakeObserver = field(default_factory=FakeObserver)
-    caller: FakeCaller = field(default_factory=FakeCaller)
-
-    def __post_init__(self) -> None:
-        self.dispatcher = Dispatcher(
-            VERSION,
-            [SPEC],
-            [ANSWER],
-            self.policy,
-            clock=self.clock,
-            observer=self.observer,
-            limits=self.limits,
-            refusal=NOT_READY,
-        )
-        self.runner = FakeRunner(self.dispatcher)
-        self.attach(self.runner)
-
-    def attach(self, runner: FakeRunner) -> None:
-        self.dispatcher.attach(runner, [(self.policy.max_batch_size, self.batch_s)])
-
-    def die(self, cause: str = "ended by signal 9 (SIGKILL)") -> None:
-        self.runner.out.clear()
-        self.dispatcher.detach(self.runner, cause, NOT_READY)
-
-    def send(self, *items: Item) -> None:
-        """One message with these items."""
-        self.dispatcher.arrived(len(items))
-        for each in items:
-            self.dispatcher.offer(each)
-        self.dispatcher.pump()
-
-    def values(self, *values: int, **changes: float) -> list[Item]:
-        return [item(self.caller, value, **changes) for value in values]  # type: ignore[arg-type]
-
-    def drain(self) -> None:
-        while self.runner.out:
-            self.runner.answer()
+from services.inference.domain.version import BatchingPolicy
+from tests.fakes.inference_runner import ANSWER, NOT_READY, SPEC, FakeRunner, Rig, item
 
 
 async def test_a_lone_request_never_waits() -> None:
@@ -303,10 +251,10 @@ async def test_a_failed_part_fails_the_whole_once_and_takes_the_others_back() ->
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("send"), st.integers(1, 5), st.floats(0.001, 0.2)),
+        st.tuples(st.just("send"), st.integers(1, 4), st.floats(0.001, 0.2)),
         st.tuples(st.just("cancel"), st.integers(0, 200), st.just(0.0)),
-        st.tuples(st.just("answer"), st.just(0), st.just(0.0)),
-        st.tuples(st.just("die"), st.just(0), st.just(0.0)),
+        st.tuples(st.just("answer"), st.integers(0, 1), st.just(0.0)),
+        st.tuples(st.just("die"), st.integers(0, 1), st.just(0.0)),
         st.tuples(st.just("wait"), st.just(0), st.floats(0.0, 0.05)),
     ),
     max_size=80,
@@ -314,18 +262,23 @@ STEPS = st.lists(
 
 
 class Storm:
-    """Does random things to a rig and remembers what it must not answer."""
+    """Does random things to a rig with two workers and remembers what it must not answer."""
 
-    def __init__(self) -> None:
-        self.rig = Rig(policy=BatchingPolicy(4, 0.002))
-        self.rig.runner.poison = {13}
+    def __init__(self, policy: BatchingPolicy) -> None:
+        self.rig = Rig(policy=policy)
+        self.runners = [self.rig.runner, FakeRunner(self.rig.dispatcher)]
+        self.rig.attach(self.runners[1])
+        for runner in self.runners:
+            runner.poison = {13}
+            runner.most_rows = 3
         self.items: list[Item] = []
         self.given_up: set[object] = set()
 
     def send(self, number: int, seconds: float) -> None:
         first = len(self.items)
         values = [(first + n) % 100 for n in range(number)]
-        made = item(self.rig.caller, *values, deadline=self.rig.clock.now() + seconds, tag=first)
+        level = Criticality(1 + first % 3)
+        made = item(self.rig.caller, *values, deadline=self.rig.clock.now() + seconds, tag=first, criticality=level)
         self.items.append(made)
         try:
             self.rig.send(made)
@@ -339,12 +292,15 @@ class Storm:
             self.given_up.add(chosen.tag)
 
     def answer(self, number: int, seconds: float) -> None:
-        if self.rig.runner.out:
-            self.rig.runner.answer()
+        runner = self.runners[number % 2]
+        if runner.out:
+            runner.answer()
 
     def die(self, number: int, seconds: float) -> None:
-        self.rig.die()
-        self.rig.attach(self.rig.runner)
+        runner = self.runners[number % 2]
+        runner.out.clear()
+        self.rig.dispatcher.detach(runner, "ended by signal 9", NOT_READY)
+        self.rig.attach(runner)
 
     def wait(self, number: int, seconds: float) -> None:
         self.rig.clock.advance(seconds)
@@ -354,20 +310,34 @@ class Storm:
         return set(self.rig.caller.answers) | set(self.rig.caller.errors)
 
 
+POLICIES = st.sampled_from(
+    [
+        BatchingPolicy(4, 0.002),
+        BatchingPolicy(5, 0.002, batch_sizes=(2, 5), ageing_s=0.01),
+        BatchingPolicy(5, 0.0, latency_target_s=0.02, max_queue_rows=20),
+    ]
+)
+
+
 @settings(max_examples=150, deadline=None)
-@given(STEPS)
+@given(POLICIES, STEPS)
 async def test_every_accepted_request_is_answered_exactly_once_with_its_own_answer(
-    steps: list[tuple[str, int, float]],
+    policy: BatchingPolicy, steps: list[tuple[str, int, float]]
 ) -> None:
-    storm = Storm()
+    storm = Storm(policy)
     for act, number, seconds in steps:
         getattr(storm, act)(number, seconds)
+        assert storm.rig.dispatcher.queue.rows <= (policy.max_queue_rows or 1_000)
     rig = storm.rig
-    while rig.runner.out:
-        rig.runner.answer()
+    while any(runner.out for runner in storm.runners):
+        for runner in storm.runners:
+            if runner.out:
+                runner.answer()
         rig.clock.advance(0.01)
     rig.clock.advance(1)
-    rig.drain()
+    assert not any(runner.out for runner in storm.runners)
+    sizes = {size for runner in storm.runners for size in runner.sizes}
+    assert sizes <= set(policy.batch_sizes or range(1, policy.max_batch_size + 1))
     assert storm.answered | storm.given_up == {each.tag for each in storm.items}
     assert not set(rig.caller.answers) & set(rig.caller.errors)
     assert rig.dispatcher.in_flight == 0
