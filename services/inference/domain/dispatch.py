@@ -165,9 +165,9 @@ class Dispatcher:
     def pump(self) -> None:
         """Send what should leave now, and set the timer for the next look."""
         now = self._clock.now()
-        if self.queue.expires_at() <= now:
+        if self.queue.waiting and self.queue.expires_at() <= now:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
-        while (instance := self._free()) is not None:
+        while (self.queue.waiting or self._retries) and (instance := self._free()) is not None:
             batch = self._next_retry(now) or self.queue.next_batch(now, self.in_flight, self._batch_due_s())
             if batch is None:
                 break
@@ -438,8 +438,10 @@ class Dispatcher:
         return self._pace.out_s / self._pace.instances + self.times.seconds(rows)
 
     def _arm(self, now: float) -> None:
-        room = self._free() is not None
-        when = self.queue.wake_at(self._batch_due_s()) if room else self.queue.expires_at()
+        when = inf
+        if self.queue.waiting:
+            room = self._free() is not None
+            when = self.queue.wake_at(self._batch_due_s()) if room else self.queue.expires_at()
         if self._timer is not None:
             if now < self._timer_at <= when:
                 return  # it comes early enough, and looking once too often is cheaper than a new timer
