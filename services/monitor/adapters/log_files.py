@@ -1,10 +1,11 @@
 """The files of the prediction log: `<model>/<yyyy-mm-dd-hh>/<name>.parquet`, the hour being that of the prediction, UTC.
 
-A file appears whole or not at all and never changes. A file may say that it replaces others: from the moment it is
+A file appears whole or not at all, safe on the disk, and never changes. A file may say that it replaces others: from the moment it is
 there, those do not count, whether they are deleted yet or not.
 """
 
 import json
+import os
 import tempfile
 import uuid
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import fsspec
@@ -21,6 +23,8 @@ import pyarrow.parquet as pq
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as arrow_fs
+
+from services.common.write_log import sync_folder
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 HOUR_US: Final = 3_600_000_000
@@ -175,7 +179,11 @@ class LogFiles:
         if self._local:
             try:
                 yield beside
-                self._fs.mv(beside, path)
+                _sync(beside)
+                Path(beside).replace(path)
+                # A model's and an hour's folder may be new.
+                for parent in (Path(path).parent, Path(path).parent.parent, Path(self._root)):
+                    sync_folder(parent)
             except BaseException:
                 self.remove(beside)
                 raise
@@ -265,6 +273,16 @@ class LogFiles:
         self._bad.add(path)
         _LOG.error("log_file_damaged", path=path, error=str(error))
         return True
+
+
+def names_held(files: Iterable[LogFile]) -> frozenset[str]:
+    """Return the names of files and of those that they replace: what any of these held is in them."""
+    return frozenset(name for file in files for name in (file.name, *file.replaces))
+
+
+def _sync(path: str) -> None:
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _is_replaced(file: LogFile, others: Iterable[LogFile]) -> bool:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import structlog
 
-from services.monitor.adapters.log_files import LogFile, LogFiles, Partition, hour_of
-from services.monitor.adapters.log_writer import LogWriter, TailPart
+from services.monitor.adapters.log_files import LogFile, LogFiles, Partition, hour_of, names_held
+from services.monitor.adapters.log_journal import TailPart
+from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.domain.columns import Bytes
 from services.monitor.domain.decode import times_of_ids
 from services.monitor.domain.failure import LogUnavailable
@@ -106,7 +107,7 @@ class LogReader:
 
     def _with_files(self, partitions: Sequence[Partition], tail: Iterable[TailPart]) -> Snapshot:
         files = self.files.files(partitions)
-        written = {file.name for file in files}.union(*(file.replaces for file in files))
+        written = names_held(files)
         rest = tuple(part for part in tail if part.name not in written)
         schemas = [file.schema for file in files] + [table.schema for part in rest for table in part.tables]
         return Snapshot(tuple(files), rest, unified_schema(schemas))

@@ -134,6 +134,17 @@ class LogUnavailable(Unavailable):
         )
 
 
+class LogNotWritten(Unavailable):
+    """Predictions are in memory, and the disk does not take them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prediction log cannot be written now; what came is in memory and is written once it can be",
+            reason="LOG_UNAVAILABLE",
+            retry_after_s=_NEXT_ATTEMPT_S,
+        )
+
+
 class ReportNotReady(FailedPrecondition):
     """The report is being written, or could not be."""
 
