@@ -77,6 +77,10 @@ class Intake:
             _LOG.warning("batch_malformed", model=batch.key.model, version=batch.key.version, error=str(error))
             self._drops.add(PART, "malformed", batch.prediction_count)
             return
+        except Exception as error:  # noqa: BLE001 - whatever one batch holds, the next ones are taken
+            _LOG.error("batch_not_decoded", model=batch.key.model, version=batch.key.version, exc_info=error)
+            self._drops.add(PART, "failed", batch.prediction_count)
+            return
         for name, queue in self._sink_queues.items():
             if not queue.offer(columns):
                 self._drops.add(name, "queue_full", columns.count)

@@ -158,7 +158,11 @@ class WindowIntake:
         for _ in range(len(self._waiting)):
             columns = self._waiting.popleft()
             self._waiting_rows -= columns.count
-            await self.take(columns)
+            try:
+                await self.take(columns)
+            except Exception as error:  # noqa: BLE001 - as with those that need not wait: one batch stops no other
+                _LOG.error("waiting_not_added", model=columns.model, version=columns.version, exc_info=error)
+                self._drops.add(PART, "failed", columns.count)
 
     async def _add(self, columns: PredictionColumns, info: VersionInfo) -> None:
         async with self._adding:

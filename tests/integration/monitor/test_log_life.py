@@ -5,6 +5,7 @@ import errno
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from sqlalchemy import select
 from services.common.database import Database
 from services.common.errors import Unavailable
 from services.common.migration import open_database
-from services.monitor.adapters import label_reader
+from services.monitor.adapters import label_reader, label_store
 from services.monitor.adapters.label_join import LabelJoin
 from services.monitor.adapters.label_reader import LabelReader
 from services.monitor.adapters.label_store import LabelStore
@@ -277,6 +278,26 @@ async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
     async with database.read() as connection:
         states = Counter(await connection.scalars(select(LABEL.c.state)))
     assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
+
+
+async def test_a_label_that_cannot_be_written_is_told_to_its_sender_and_to_nobody_else(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = label_store._row
+
+    def broken(new: Feedback, *more: Any) -> Any:
+        if new.source == "poison":
+            raise RuntimeError("cannot be written")
+        return real(new, *more)
+
+    monkeypatch.setattr(label_store, "_row", broken)
+    now_us = int(time.time() * 1e6)
+    ids = draw_traffic(4, [time.time() - 1] * 5).ids
+    sent = [Feedback(one, "", 1.0, None, now_us, event_given=True) for one in ids]
+    sent[2] = replace(sent[2], source="poison")
+    for _ in range(2):
+        answers = await asyncio.gather(*(store.take([one]) for one in sent), return_exceptions=True)
+        assert [isinstance(answer, RuntimeError) for answer in answers] == [False, False, True, False, False]
 
 
 async def test_two_monitors_on_one_database_join_every_label_once(

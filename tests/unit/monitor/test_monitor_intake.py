@@ -73,6 +73,8 @@ async def test_a_batch_that_comes_again_a_broken_tensor_and_a_broken_sink_are_co
         assert intake.offer(first)
         assert not intake.offer(first)
         assert intake.offer(replace(batch(2), inputs=(RawTensor("t", "BYTES", (2, 1), b"\xff"),)))
+        # Nothing that reading the batch lets through; whatever it is, it must cost this batch only.
+        assert intake.offer(replace(batch(1), inputs=(RawTensor("t", "FP32", (7, 7), b""),)))
         await intake.drained()
         sink.fails = True
         assert intake.offer(batch(4))
@@ -81,7 +83,12 @@ async def test_a_batch_that_comes_again_a_broken_tensor_and_a_broken_sink_are_co
         assert intake.offer(batch(5))
         await intake.drained()
     assert sink.count == 8
-    assert set(drops.counts()) == {("intake", "resent", 3), ("intake", "malformed", 2), ("log", "failed", 4)}
+    assert set(drops.counts()) == {
+        ("intake", "resent", 3),
+        ("intake", "malformed", 2),
+        ("intake", "failed", 1),
+        ("log", "failed", 4),
+    }
 
 
 async def test_what_waits_to_be_decoded_is_bounded_in_bytes() -> None:
