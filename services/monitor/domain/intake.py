@@ -30,12 +30,14 @@ class Intake:
         *,
         limit_bytes: int,
         sink_limit_rows: int,
+        after_us: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`after_us` is the last receive time that was given before; the clock may have been set back since."""
         self._versions = versions
         self._drops = drops
         self._clock = clock
-        self._last_us = 0
+        self._last_us = after_us
         self._queue: BoundedQueue[RawBatch] = BoundedQueue(limit_bytes, lambda batch: batch.size_bytes)
         self._sinks = dict(sinks)
         self._sink_queues: dict[str, BoundedQueue[PredictionColumns]] = {

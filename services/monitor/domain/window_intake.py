@@ -68,6 +68,7 @@ class WindowIntake:
         self._sketches = 0
         """Sketches in the open windows, at most."""
         self._taken_us = 0
+        self._started_us = int(clock() * 1e6)
         self._forms: OrderedDict[tuple[str, str], VersionForm] = OrderedDict()
         self._waiting: deque[PredictionColumns] = deque()
         self._waiting_rows = 0
@@ -97,6 +98,10 @@ class WindowIntake:
             await asyncio.sleep(interval_s)
             await self._retry_waiting()
             await self._try_flush()
+
+    async def position_us(self) -> int:
+        """Return the receive time up to which what came in is in the database."""
+        return await self._store.position(self._position)
 
     async def flush(self) -> None:
         """Add everything to the database now; raises ServiceError, and keeps what could not be added."""
@@ -128,7 +133,8 @@ class WindowIntake:
 
     async def _restore(self, replay: Replay) -> None:
         count = 0
-        async for piece, until_us in replay.since(await self._store.position(self._position)):
+        # What comes in from now on comes through `take`, also when it is in a file before files are looked for.
+        async for piece, until_us in replay.between(await self.position_us(), self._started_us):
             for columns in piece:
                 if columns.info is not None:
                     await self._add(columns, columns.info)

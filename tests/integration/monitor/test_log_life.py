@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ from services.monitor.domain.log_question import EVER_US
 from services.monitor.domain.ports import LogPolicy
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
-from tests.integration.monitor.asking import logged, query, record, until
+from tests.integration.monitor.asking import query, record, until
 from tests.integration.monitor.conftest import running_monitor
 
 INFO = version_from_proto(model_version())
@@ -134,6 +135,10 @@ async def test_closed_hours_are_merged_with_every_id_once_and_old_ones_forgotten
     assert not stored(tmp_path)
 
 
+async def files_written(folder: Path, count: int) -> bool:
+    return len([name for name in stored(folder) if not name.startswith(".")]) == count
+
+
 def damage(folder: Path) -> None:
     """Tear one file apart, and flip a page of another, whose footer stays sound."""
     torn, flipped, _ = sorted(folder.rglob("*.parquet"))
@@ -146,15 +151,10 @@ def damage(folder: Path) -> None:
 
 async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
     async with running_monitor(tmp_path, FakeRegistry([model_version()]), monitor_log_flush_interval_s=0.05) as monitor:
+        folder = tmp_path / "monitor" / "log"
         for seed in range(3):
             await record(monitor, requests(draw_traffic(seed, [time.time() - 5] * 200)))
-            await logged(monitor, 200 * (seed + 1))
-        folder = tmp_path / "monitor" / "log"
-
-        async def written() -> bool:
-            return len(stored(folder)) == 3 and not any(name.startswith(".") for name in stored(folder))
-
-        await until(written)
+            await until(partial(files_written, folder, seed + 1))
         damage(folder)
         rows = await query(
             monitor, "SELECT count(DISTINCT prediction_id) AS n, sum(features.amount) AS s FROM predictions"
