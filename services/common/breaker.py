@@ -57,6 +57,8 @@ class AsyncBreaker:
         self._retry_at = 0.0
         self._probing = False
         self._good_probes = 0
+        # Every call asks; pybreaker's answer costs more than the rest of the gate.
+        self._closed = True
         self._holder = CircuitBreaker(name=name, listeners=[_Listener(on_state)], throw_new_error_on_trip=False)
         on_state(self.state)
 
@@ -68,6 +70,8 @@ class AsyncBreaker:
     @property
     def refuses(self) -> bool:
         """Whether a call would be refused now."""
+        if self._closed:
+            return False
         if self.state == STATE_OPEN:
             return self._clock() < self._retry_at
         return self._probing
@@ -75,23 +79,35 @@ class AsyncBreaker:
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Let one call pass and learn from how the block ends; raises CircuitOpen instead where the peer is down."""
+        probing = self.enter()
+        try:
+            yield
+        except BaseException as error:
+            self.leave(probing=probing, failed=True if self._judge(error) else None)
+            raise
+        else:
+            self.leave(probing=probing, failed=False)
+
+    def enter(self) -> bool:
+        """Let one call pass, as `guard` does, for who judges its end himself; returns whether it is a probe.
+
+        Each `enter` is followed by a `leave`. Raises CircuitOpen where the peer is down.
+        """
+        if self._closed:
+            return False
         if self.refuses:
             raise CircuitOpen(self._holder.name)
         if self.state == STATE_OPEN:
             self._holder.half_open()
-        probing = self.state == STATE_HALF_OPEN
-        self._probing = probing
-        try:
-            yield
-        except BaseException as error:
-            if self._judge(error):
-                self._failed(probing=probing)
-            raise
-        else:
-            self._succeeded(probing=probing)
-        finally:
-            if probing:
-                self._probing = False
+        self._probing = self.state == STATE_HALF_OPEN
+        return self._probing
+
+    def leave(self, *, probing: bool, failed: bool | None) -> None:
+        """Learn from the end of a call; None means that it tells nothing about the peer."""
+        if failed is not None:
+            (self._failed if failed else self._succeeded)(probing=probing)
+        if probing:
+            self._probing = False
 
     def _succeeded(self, *, probing: bool) -> None:
         self._in_a_row = 0
@@ -99,14 +115,14 @@ class AsyncBreaker:
             self._good_probes += 1
             if self._good_probes >= _PROBES_TO_CLOSE:
                 self._close()
-        elif self.state == STATE_CLOSED:
+        elif self._closed:
             self._remember(failed=False)
 
     def _failed(self, *, probing: bool) -> None:
         self._in_a_row += 1
         if probing:
             self._open()
-        elif self.state == STATE_CLOSED:
+        elif self._closed:
             # Any other call began before the peer was known to be down, and tells nothing new.
             self._remember(failed=True)
             if self._in_a_row >= _FAILURES_IN_A_ROW or self._mostly_failing():
@@ -127,11 +143,13 @@ class AsyncBreaker:
         self._retry_at = self._clock() + open_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
         self._reopened = min(self._reopened + 1, 30)
         self._good_probes = 0
+        self._closed = False
         self._holder.open()
 
     def _close(self) -> None:
         self._outcomes.clear()
         self._reopened = 0
+        self._closed = True
         self._holder.close()
 
 
