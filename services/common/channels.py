@@ -28,7 +28,7 @@ _KEEPALIVE: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _EJECTION: Final = {
     "interval": "0.5s",
