@@ -29,7 +29,7 @@ class Peer:
         self._goes_on = asyncio.Semaphore(0)
         self.breaker = AsyncBreaker(
             "peer",
-            lambda error: {Down: 1, Lost: 5}.get(type(error), 0),
+            lambda error: 5 * isinstance(error, Lost) + isinstance(error, Down),
             self._probe,
             on_state=self.states.append, clock=lambda: self.now, sleep=self._pause,
         )  # fmt: skip

@@ -286,12 +286,12 @@ class FeatureReads:
             )
             found = fetched_rows(response, sources, len(rows))
             code = "OK"
-            return found
         except grpc.aio.AioRpcError as error:
             code = error.code().name
             raise
         finally:
             self._metrics.read(len(rows), code)
+        return found
 
 
 def _stop_timer(group: _Group) -> None:
