@@ -1,7 +1,7 @@
 """A circuit breaker for async calls: who is known to be down is not asked, but tried again in the background.
 
-pybreaker keeps the state and tells listeners; its own gate is not used, as it lets coroutines pass uncounted, admits any
-number of probes, and only ever counts failures in a row.
+Our own: pybreaker's gate lets coroutines pass uncounted, admits any number of probes, and only ever counts failures in a
+row; and it imports redis.
 """
 
 import asyncio
@@ -10,14 +10,16 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import structlog
-from pybreaker import STATE_CLOSED, CircuitBreaker, CircuitBreakerListener
 
 from services.common.tasks import spawn
 
 _LOG: Final = structlog.get_logger(part="breaker")
+_CLOSED: Final = "closed"
+_OPEN: Final = "open"
+_HALF_OPEN: Final = "half-open"
 _WINDOW_S: Final = 10.0
 _LEAST_CALLS: Final = 20
 _FAILURE_SHARE: Final = 0.5
@@ -54,6 +56,7 @@ class AsyncBreaker:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        self._name = name
         self._judge = judge
         self._probe = probe
         self._failures_in_a_row = failures_in_a_row
@@ -62,24 +65,25 @@ class AsyncBreaker:
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
         self._in_a_row = 0
         self._probing: asyncio.Task[None] | None = None
-        self._holder = CircuitBreaker(name=name, listeners=[_Listener(on_state)], throw_new_error_on_trip=False)
-        on_state(self.state)
+        self._on_state = on_state
+        self._state = _CLOSED
+        on_state(_CLOSED)
 
     @property
     def state(self) -> str:
         """Return "closed", "open", or "half-open" once a probe has ended well."""
-        return str(self._holder.current_state)
+        return self._state
 
     @property
     def refuses(self) -> bool:
         """Whether a call would be refused now."""
-        return self.state != STATE_CLOSED
+        return self._state != _CLOSED
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Let one call pass and learn from how the block ends; raises CircuitOpen instead where the peer is down."""
         if self.refuses:
-            raise CircuitOpen(self._holder.name)
+            raise CircuitOpen(self._name)
         try:
             yield
         except BaseException as error:
@@ -102,8 +106,8 @@ class AsyncBreaker:
         self._in_a_row += weight
         self._remember(failed=True)
         if self._in_a_row >= self._failures_in_a_row or self._mostly_failing():
-            self._holder.open()
-            self._probing = spawn(self._find_out(), f"probe-{self._holder.name}")
+            self._change(_OPEN)
+            self._probing = spawn(self._find_out(), f"probe-{self._name}")
 
     def _remember(self, *, failed: bool) -> None:
         now = self._clock()
@@ -122,13 +126,13 @@ class AsyncBreaker:
             await self._sleep(pause_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - jitter
             if await self._is_good_probe():
                 good, pause_s = good + 1, _FIRST_PAUSE_S
-                self._holder.half_open()
+                self._change(_HALF_OPEN)
             else:
                 good, pause_s = 0, min(2 * pause_s, _LONGEST_PAUSE_S)
-                self._holder.open()
+                self._change(_OPEN)
         self._outcomes.clear()
         self._in_a_row = 0
-        self._holder.close()
+        self._change(_CLOSED)
 
     async def _is_good_probe(self) -> bool:
         try:
@@ -143,13 +147,11 @@ class AsyncBreaker:
             return not self._judge(error)
         return True
 
-
-class _Listener(CircuitBreakerListener):
-    def __init__(self, on_state: Callable[[str], None]) -> None:
-        self._on_state = on_state
-
-    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
-        if new_state.name == STATE_CLOSED or (old_state is not None and old_state.name == STATE_CLOSED):
+    def _change(self, state: str) -> None:
+        before, self._state = self._state, state
+        if state == before:
+            return
+        if _CLOSED in (before, state):
             # Not each probe of a peer that stays down.
-            _LOG.warning("breaker", name=cb.name, state=new_state.name)
-        self._on_state(new_state.name)
+            _LOG.warning("breaker", name=self._name, state=state)
+        self._on_state(state)

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from services.features.adapters.arrow_values import arrow_type, times_of, values_of
 from services.features.adapters.batch_reader import BatchReader
-from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+from services.features.adapters.engine_limits import EngineLimits
+from services.features.adapters.join_engine import JoinEngine, open_engine
 from services.features.adapters.offline_task import LoggedFeature, ParityTask, TaskResult
 from services.features.domain.job import MOST_EXAMPLES, FeatureParity
 

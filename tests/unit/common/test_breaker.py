@@ -112,7 +112,7 @@ async def test_no_call_is_a_probe_and_three_good_ones_close_it_without_any_call(
         await peer.let_probe()
     assert peer.probes == 3
     await peer.ask()
-    assert peer.states == ["closed", "open", "half-open", "half-open", "half-open", "closed"]
+    assert peer.states == ["closed", "open", "half-open", "closed"]
 
 
 async def test_a_bad_probe_begins_the_row_anew(peer: Peer) -> None:
