@@ -359,9 +359,10 @@ async def test_events_tell_keys_and_times_and_nothing_that_is_redacted(filled: W
     times = {column.feature: list(column.event_times_us) for column in kept[0].feature_event_times}
     assert times == {"delay": [read_us - 5_000_000], "landings": [read_us - 1_000_000]}
     assert kept[0].inputs[0].shape == [1, 4]
+    assert list(kept[0].redacted_features) == ["origin", "wind"]
     assert list(kept[1].statuses) == [9]
     sent = b"".join(request.SerializeToString() for request in filled.monitor.requests)
-    for secret in (b"JFK", b"LGA", b"origin", struct_of(34.25)):
+    for secret in (b"JFK", b"LGA", struct_of(34.25)):
         assert secret not in sent
     assert struct_of(12.0) in sent
 
