@@ -1,7 +1,6 @@
 """Writes predictions into the log: gathered for seconds, then a file for each model, hour and version."""
 
 import asyncio
-import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
+from services.common.storage_failure import NO_ROOM
 from services.monitor.adapters.log_files import HOUR_US, LogFiles, Partition
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.columns import PredictionColumns
@@ -19,7 +19,6 @@ from services.monitor.domain.ports import LogPolicies
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 PART: Final = "log"
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FACTOR_OF_LIMIT: Final = 4
 _ALL: Final = 10_000
 
@@ -123,7 +122,7 @@ class LogWriter:
             await asyncio.to_thread(self._write_now, part)
         except (OSError, pa.ArrowException) as error:
             number = getattr(error, "errno", None)
-            self._failure = "disk_full" if number in _NO_ROOM else "write_failed"
+            self._failure = "disk_full" if number in NO_ROOM else "write_failed"
             _LOG.error("log_not_written", folder=part.partition.folder, rows=part.row_count, error=str(error))
             return False
         self._failure = "slow"

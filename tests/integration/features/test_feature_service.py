@@ -20,6 +20,7 @@ from interlock.features.v1.feature_view_pb2 import Feature, OnDemandSource
 from interlock.features.v1.http_service_pb2_grpc import FeaturesHttpServiceStub
 from interlock.types.v1.feature_value_pb2 import FeatureValue, FeatureValueList
 from interlock.types.v1.signature_pb2 import FEATURE_TYPE_INT64, FEATURE_TYPE_STRING
+from redis.exceptions import RedisError
 
 from services.features.convert.value import value_from_proto
 from tests.fakes.feature_bindings import FakeBindings, serve_bindings
@@ -341,7 +342,7 @@ async def test_what_a_broken_redis_missed_comes_from_the_history(values: Values,
 
 async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redis: RedisServer) -> None:
     await values.push(a_row("B6", now_us(), delay_mean=1.0))
-    async with redis.client() as client:
+    async with redis.client() as client, redis.client() as other:
         (key,) = await client.keys("f:carrier_delays:*")
         await client.set(key.replace(b"B6", b"DL"), "somebody else's")
         assert (await why(values.stub.ReadFeatures(_read_b6("DL"))))[:2] == GONE
@@ -349,9 +350,29 @@ async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redi
         await client.config_set("maxmemory", "1")
         assert (await why(values.stub.PushFeatures(_push(a_row("UA", now_us(), delay_mean=1.0)))))[:2] == GONE
         await client.config_set("maxmemory", "0")
-    # The history took the row, so it is not lost: the store gets it from there.
-    while await values.read("UA") != [(1.0, "PRESENT")]:
+        # A master that has become a replica.
+        await client.replicaof("127.0.0.1", 1)
+        assert (await why(values.stub.PushFeatures(_push(a_row("WN", now_us(), delay_mean=1.0)))))[:2] == GONE
+        assert await values.read("B6") == [(1.0, "PRESENT")]
+        await client.replicaof("NO", "ONE")
+        await client.config_set("lua-time-limit", "1")
+        endless = asyncio.ensure_future(other.eval("while true do end", 0))
+        while not await _is_busy(client):
+            await asyncio.sleep(0.01)
+        assert (await why(values.stub.ReadFeatures(_read_b6())))[:2] == GONE
+        await client.script_kill()
+        await asyncio.gather(endless, return_exceptions=True)
+    # The history took the rows, so they are not lost: the store gets them from there.
+    while await values.read("UA", "WN") != [(1.0, "PRESENT")] * 2:
         await asyncio.sleep(0.05)
+
+
+async def _is_busy(client: Any) -> bool:
+    try:
+        await client.ping()
+    except RedisError as error:
+        return "BUSY" in str(error)
+    return False
 
 
 async def test_a_push_that_finds_too_much_waiting_is_told_when_to_come_back(tmp_path: Path, redis: RedisServer) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from redis import Redis
 
 from services.common.database import Database
 from services.features.adapters.job_store import LeaseLost, SqlJobStore
+from services.features.adapters.offline_process import OfflineProcesses
 from services.features.domain.job import Job, JobStatus, MaterializationOutcome, MaterializationSpec
 from services.features.domain.job_store import Asked
 from tests.fakes.aggregate_world import RedisProcess, redis_process
@@ -61,6 +63,7 @@ OFFLINE = "interlock.features.v1.OfflineFeatureService"
 JOBS = "interlock.features.v1.FeatureJobService"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -400,7 +403,51 @@ async def test_a_job_whose_process_was_killed_is_done_by_another(tmp_path: Path,
         await database.close()
 
 
+async def test_a_job_that_a_draining_process_let_go_is_done_by_another_at_once(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    """The lease is far longer than a test may take."""
+    path = tmp_path / "delays.csv"
+    os.mkfifo(path)
+    settings: dict[str, Any] = {"redis_url": f"unix://{redis.socket}", "job_poll_s": 0.05, "job_lease_s": 600}
+    async with running_features(tmp_path / "state", **settings) as features:
+        world = OfflineWorld(features, tmp_path)
+        await features.apply(an_entity(), batch_view(csv_source(path)))
+        job = jobs.MaterializationJob(feature_view="featureViews/batch")
+        request = job_pb.CreateMaterializationJobRequest(materialization_job=job)
+        name = (await world.jobs.CreateMaterializationJob(request)).materialization_job.name
+        await _running(world, name)
+    path.unlink()
+    path.write_text("carrier,when,delay_mean\nAA,2025-06-01 10:00Z,1\n")
+    async with running_features(tmp_path / "state", **settings) as features:
+        done = await OfflineWorld(features, tmp_path).materialized(name)
+        assert (done.status.state, done.written_count) == (jobs.JOB_STATE_SUCCEEDED, 1)
+
+
 async def _running(world: OfflineWorld, name: str) -> None:
     request = job_pb.GetMaterializationJobRequest(name=name)
     while (await world.jobs.GetMaterializationJob(request)).materialization_job.status.state != jobs.JOB_STATE_RUNNING:
         await asyncio.sleep(0.02)
+
+
+async def test_a_full_disk_ends_a_join_with_that_word_and_nothing_else(
+    world: OfflineWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows that a client sends, and then the result that the child writes, go to a device that is always full."""
+    await world.features.apply(an_entity(), a_view())
+    await world.push("carrier_delays", row("AA", 0, 0, {"delay_mean": 1}))
+    open_folder = OfflineProcesses.folder
+    for name in ("rows.arrow", "output.arrow"):
+
+        @asynccontextmanager
+        async def full(processes: OfflineProcesses, name: str = name) -> AsyncIterator[Path]:
+            async with open_folder(processes) as folder:
+                (folder / name).symlink_to("/dev/full")
+                yield folder
+
+        with monkeypatch.context() as broken:
+            broken.setattr(OfflineProcesses, "folder", full)
+            await refuses(world.join(labels(("AA", 1)), ["carrier_delays.*"]), (EXHAUSTED, "STORAGE_FULL"))
+    assert [
+        each["carrier_delays__delay_mean"] for each in await world.join(labels(("AA", 1)), ["carrier_delays.*"])
+    ] == [1]
