@@ -1,7 +1,7 @@
 # Every habit is one word; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gen lint clients test test-fast run check clean
+.PHONY: help setup gen lint clients test test-fast soak run check clean
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -11,6 +11,8 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
+# One process a core; more than four only compete for what they start.
+PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
 INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
@@ -35,10 +37,15 @@ clients: setup  ## foreign clients in an environment of their own: tritonclient,
 	$(BIN)/python tests/clients/install.py
 
 test: clients  ## every test: unit, integration, contract, end to end
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: setup  ## unit and integration tests, for the inner loop
-	$(BIN)/python -m pytest -m 'unit or integration'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'unit or integration'
+
+SOAK ?=
+
+soak: setup  ## a million requests while everything is broken in turn, each answer judged; SOAK='--count 50000 --faults reload'
+	$(BIN)/python -m tests.proof.soak $(SOAK)
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C
 	@exec $(BIN)/interlock up --demo

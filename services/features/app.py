@@ -22,10 +22,10 @@ from services.common.migration import open_database
 from services.common.server import Runtime
 from services.common.settings import InvalidSettings
 from services.features.adapters.definition_store import SqlDefinitionStore, follow
+from services.features.adapters.engine_limits import EngineLimits
 from services.features.adapters.history import FeatureHistory
 from services.features.adapters.job_runner import JobRunner
 from services.features.adapters.job_store import SqlJobStore
-from services.features.adapters.join_engine import EngineLimits
 from services.features.adapters.metrics import FeatureMetrics, HistoryMetrics, StoreMetrics
 from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
 from services.features.adapters.offline_jobs import OfflineJobs

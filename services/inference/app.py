@@ -25,7 +25,7 @@ from services.inference.adapters.registry_client import ArtifactDownloads, Repli
 from services.inference.adapters.telemetry import PrometheusObserver, SpanTracer
 from services.inference.adapters.worker_process import WorkerLauncher, WorkerLimits
 from services.inference.domain.admission import QueueLimits
-from services.inference.domain.model_host import HostParts, Pauses
+from services.inference.domain.instance import HostParts, Pauses
 from services.inference.domain.replica import Replica
 from services.inference.domain.version import VersionKey
 from services.inference.servicer.inference import InferenceServicer
@@ -73,13 +73,15 @@ def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cac
         intra_op_threads=settings.inference_intra_op_threads,
         memory_limit_bytes=settings.inference_worker_memory_bytes,
         load_timeout_s=settings.inference_load_timeout_s,
+        hung_s=settings.inference_worker_hung_s,
     )
     return HostParts(
         artifacts=cache,
         launcher=WorkerLauncher(limits),
         clock=MonotonicClock(),
         observer=PrometheusObserver(runtime.registry),
-        limits=QueueLimits(settings.inference_queue_requests, settings.inference_queue_bytes),
+        limits=QueueLimits(settings.inference_queue_rows, settings.inference_queue_bytes),
+        loads=asyncio.Semaphore(settings.inference_parallel_loads),
         pauses=Pauses(
             load_first_s=settings.inference_load_retry_first_s,
             load_longest_s=settings.inference_load_retry_longest_s,

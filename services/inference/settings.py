@@ -29,10 +29,14 @@ class InferenceSettings(CommonSettings):
     """How long a start waits for the versions of the pool before the port is opened. Seconds."""
     inference_lease_s: Annotated[float, Field(ge=1, le=300)] = 15.0
     """How long a report to the registry holds; it is renewed after a third. Seconds."""
-    inference_queue_requests: PositiveInt = 2_000
-    """Most requests that wait for one version."""
+    inference_worker_hung_s: PositiveFloat = 5.0
+    """Without a heartbeat for so long a model process is ended and replaced. Seconds."""
+    inference_parallel_loads: PositiveInt = 1
+    """Versions that load and warm up at once, at low priority."""
+    inference_queue_rows: PositiveInt = 16_384
+    """Most rows that wait for one version, unless its policy says otherwise."""
     inference_queue_bytes: PositiveInt = 64 * 1024 * 1024
-    """Most bytes that wait for one version."""
+    """Most bytes that wait for one version, unless its policy says otherwise."""
     inference_load_retry_first_s: PositiveFloat = 1.0
     """Pause after the first failed load; each further one is twice as long. Seconds."""
     inference_load_retry_longest_s: PositiveFloat = 60.0

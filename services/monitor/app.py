@@ -36,7 +36,8 @@ from services.monitor.adapters.label_join import LabelJoin
 from services.monitor.adapters.label_reader import LabelReader
 from services.monitor.adapters.label_store import LabelStore
 from services.monitor.adapters.log_compaction import LogCompaction
-from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_files import LogFiles, hour_of
+from services.monitor.adapters.log_journal import LogJournal, TailPart
 from services.monitor.adapters.log_page import LogPages
 from services.monitor.adapters.log_query import LogQuery
 from services.monitor.adapters.log_reader import LogReader
@@ -59,6 +60,7 @@ from services.monitor.domain.event_stream import StreamTotals
 from services.monitor.domain.feedback_desk import FeedbackDesk
 from services.monitor.domain.intake import Intake
 from services.monitor.domain.label_intake import LabelIntake
+from services.monitor.domain.log_question import EVER_US
 from services.monitor.domain.policy import PolicyBook
 from services.monitor.domain.ports import LabelSink, LogPolicies, PredictionSink
 from services.monitor.domain.prediction_counts import PredictionCounts
@@ -117,6 +119,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         )
         sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows.intake}
         intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+
+        async def on_disk() -> None:
+            await intake.drained("log")
+            await log.writer.safe()
+
         labels = await stack.enter_async_context(
             _open_labels(
                 settings,
@@ -135,7 +142,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
         feedback = FeedbackServicer(labels.desk, runtime.draining, clock_tolerance_s=settings.clock_tolerance_s)
         runtime.registry.register(CountsCollector(counts, totals, drops, lambda: log.files.bad_count))
         yield (
-            _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, runtime.draining)),
+            _binding(monitor_service_pb2, MonitorServicer(counts, totals, intake, on_disk, runtime.draining)),
             _binding(
                 monitoring_policy_service_pb2,
                 MonitoringPolicyServicer(policies, policies.book, versions, windows.intake.flush),
@@ -166,6 +173,8 @@ class _PredictionLog:
     files: LogFiles
     writer: LogWriter
     reader: LogReader
+    unwritten: Sequence[TailPart]
+    """What an earlier process left and could not be written yet."""
 
 
 @asynccontextmanager
@@ -175,19 +184,22 @@ async def _open_log(
     files = LogFiles(settings.monitor_log)
     writer = LogWriter(
         files,
+        LogJournal(settings.state_dir.absolute() / "monitor" / "journal"),
         policies,
         drops,
         flush_rows=settings.monitor_log_flush_rows,
         flush_interval_s=settings.monitor_log_flush_interval_s,
         clock_tolerance_s=settings.clock_tolerance_s,
     )
+    await writer.open()
+    unwritten = list(writer.tail(None, 0, hour_of(EVER_US)))
     compaction = LogCompaction(files, policies, interval_s=settings.monitor_log_housekeeping_interval_s)
     async with (
         runtime.in_background(compaction.run(), "log-compaction"),
         runtime.in_background(writer.run(), "log-writer"),
     ):
-        yield _PredictionLog(files, writer, LogReader(files, writer))
-    await writer.flush()
+        yield _PredictionLog(files, writer, LogReader(files, writer), unwritten)
+    await writer.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +238,7 @@ async def _open_windows(
     )
     scopes = Scopes(store, versions, policies, retention_us=int(settings.monitor_window_retention_s * 1e6))
     labels = LabelIntake(store, versions, policies, feature_limit=settings.monitor_feature_limit)
-    replay = LogReplay(log.files, versions)
+    replay = LogReplay(log.files, log.unwritten, versions)
     analyses = Analyses(store, scopes, intake.flush)
     standings = Standings(analyses)
     runtime.registry.register(StandingCollector(standings))

@@ -52,7 +52,7 @@ class Settings(CommonSettings):
     monitor_log_flush_rows: PositiveInt = 100_000
     """Predictions after which the log is written before its time. Four times as many are held while it cannot be."""
     monitor_log_flush_interval_s: PositiveFloat = 5.0
-    """How often the log is written. Seconds; what is newer is lost in a crash."""
+    """How often the log is written. Seconds; what is newer is in the journal of the state folder."""
     monitor_log_housekeeping_interval_s: PositiveFloat = 60.0
     """How often closed hours of the log are merged, and those past their time removed. Seconds."""
     monitor_query_memory_bytes: PositiveInt = 256 * 1024 * 1024
@@ -66,7 +66,7 @@ class Settings(CommonSettings):
     monitor_label_join_interval_s: PositiveFloat = 1.0
     """How often labels are joined with their predictions. Seconds."""
     monitor_window_interval_s: PositiveFloat = 5.0
-    """How often what came in is added to the windows in the database. Seconds; what is newer is in memory only."""
+    """How often what came in is added to the windows in the database. Seconds; what is newer comes from the log after a crash."""
     monitor_sketch_limit: PositiveInt = 10_000
     """Sketches, one for each feature and output of a window, that are held in memory until they are added; 5 to 35 KB each."""
     monitor_window_retention_s: PositiveFloat = 90 * 24 * 3600.0

@@ -23,7 +23,7 @@ class Settings(CommonSettings):
     """gRPC addresses of the inference replicas of each pool, as JSON. Empty: this machine's one, as pool "default"."""
     gather_s: Annotated[float, Field(ge=0, le=0.1)] = 0.002
     """Longest wait of a request for others to leave with. Seconds; a lone request never waits."""
-    replica_hope_s: Annotated[float, Field(ge=0, le=30)] = 3.0
+    replica_hope_s: Annotated[float, Field(ge=0, le=30)] = 5.0
     """Longest wait of a request for a version that was READY a moment ago, or whose replica is being dialled. Seconds."""
     features_timeout_s: Annotated[float, Field(ge=0.001, le=1)] = 0.04
     """Longest wait of a request for its features; then its policies decide. Seconds, inside the request's own deadline."""

@@ -2,16 +2,19 @@
 
 import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 
 from services.common.errors import ServiceError
+from services.inference.domain.admission import QueueLimits
 from services.inference.domain.batching import Batch
 from services.inference.domain.dispatch import Dispatcher
+from services.inference.domain.failure import VersionNotReady
 from services.inference.domain.frame import Failure, FrameTensor
 from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Item, OutputData, Place
 from services.inference.domain.ports import RunFailure
 from services.inference.domain.tensor import TensorSpec
-from services.inference.domain.version import VersionKey
+from services.inference.domain.version import BatchingPolicy, VersionKey
 
 SPEC = TensorSpec("x", "UINT8", (-1, 1))
 ANSWER = TensorSpec("y", "UINT8", (-1, 1))
@@ -62,6 +65,8 @@ class FakeRunner:
         self.interrupted: list[int] = []
         self.killed = False
         self.poison: set[int] = set()
+        self.most_rows = 1_000
+        """Above this the memory is not enough."""
 
     def run(self, ident: int, outputs: Sequence[int], tensors: Sequence[FrameTensor], traceparent: str) -> None:
         data = b"".join(bytes(part) for part in tensors[0].parts)
@@ -78,6 +83,9 @@ class FakeRunner:
     def answer(self) -> None:
         """Answer the oldest batch, as the model would."""
         ident, data = self.out.pop(0)
+        if len(data) > self.most_rows:
+            self.dispatcher.take_result(ident, RunFailure(Failure.OUT_OF_MEMORY, ""))
+            return
         if self.poison & set(data):
             self.dispatcher.take_result(ident, RunFailure(Failure.MODEL_REFUSED, "poison"))
             return
@@ -145,3 +153,54 @@ def item(
         tag=values[0] if tag is None else tag,
         criticality=criticality,
     )
+
+
+VERSION = VersionKey("oracle", "1")
+NOT_READY = VersionNotReady(VERSION, "LOADING", "")
+
+
+@dataclass
+class Rig:
+    """A dispatcher with everything around it faked."""
+
+    policy: BatchingPolicy = field(default_factory=lambda: BatchingPolicy(max_batch_size=8, max_delay_s=0.002))
+    limits: QueueLimits = field(default_factory=QueueLimits)
+    batch_s: float = 0.0
+    clock: FakeClock = field(default_factory=FakeClock)
+    observer: FakeObserver = field(default_factory=FakeObserver)
+    caller: FakeCaller = field(default_factory=FakeCaller)
+
+    def __post_init__(self) -> None:
+        self.dispatcher = Dispatcher(
+            VERSION,
+            [SPEC],
+            [ANSWER],
+            self.policy,
+            clock=self.clock,
+            observer=self.observer,
+            limits=self.limits,
+            refusal=NOT_READY,
+        )
+        self.runner = FakeRunner(self.dispatcher)
+        self.attach(self.runner)
+
+    def attach(self, runner: FakeRunner) -> None:
+        self.dispatcher.attach(runner, [(self.policy.max_batch_size, self.batch_s)])
+
+    def die(self, cause: str = "ended by signal 9 (SIGKILL)") -> None:
+        self.runner.out.clear()
+        self.dispatcher.detach(self.runner, cause, NOT_READY)
+
+    def send(self, *items: Item) -> None:
+        """One message with these items."""
+        self.dispatcher.arrived(len(items))
+        for each in items:
+            self.dispatcher.offer(each)
+        self.dispatcher.pump()
+
+    def values(self, *values: int, **changes: float) -> list[Item]:
+        return [item(self.caller, value, **changes) for value in values]  # type: ignore[arg-type]
+
+    def drain(self) -> None:
+        while self.runner.out:
+            self.runner.answer()

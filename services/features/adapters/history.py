@@ -20,6 +20,7 @@ import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from services.common.tasks import spawn
+from services.common.write_log import Segment, WriteLog, sync_folder
 from services.features.adapters.history_rows import (
     Batch,
     group_by_part,
@@ -29,7 +30,6 @@ from services.features.adapters.history_rows import (
     view_of,
 )
 from services.features.adapters.metrics import HistoryMetrics
-from services.features.adapters.write_log import Segment, WriteLog
 from services.features.domain.failure import HistoryUnavailable
 from services.features.domain.ports import HistoryScan, Row, ViewWriter
 
@@ -246,8 +246,4 @@ def _batches(segments: Sequence[Segment], view: str) -> Iterator[Batch]:
 def _sync_folders(folder: Path) -> None:
     # A day's and a view's folder may be new.
     for each in (folder, folder.parent, folder.parent.parent):
-        descriptor = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(each)

@@ -21,7 +21,7 @@ from google.rpc.status_pb2 import Status
 from services.common.child_process import ChildProcess
 from services.common.errors import INTERNAL, ServiceError, Violation, status_reason
 from services.common.storage_failure import NO_ROOM, StorageFull
-from services.features.adapters.join_engine import EngineLimits
+from services.features.adapters.engine_limits import EngineLimits
 from services.features.adapters.offline_task import (
     OUTPUT_FILE,
     ROWS_FILE,

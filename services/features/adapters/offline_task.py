@@ -14,7 +14,7 @@ from typing import Any, Final
 from google.rpc.status_pb2 import Status
 from pydantic import TypeAdapter
 
-from services.features.adapters.join_engine import EngineLimits
+from services.features.adapters.engine_limits import EngineLimits
 from services.features.domain.definitions import BatchSource, FeatureType
 from services.features.domain.point_in_time import HistoryFiles, JoinPlan, PlannedFeature, PlannedKey
 

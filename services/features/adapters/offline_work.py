@@ -18,8 +18,9 @@ from services.common.refusals import InvalidRequest
 from services.common.storage_failure import NO_ROOM
 from services.features.adapters import join_sql as sql
 from services.features.adapters.batch_reader import BatchReader
+from services.features.adapters.engine_limits import EngineLimits
 from services.features.adapters.history_table import HistoryTable
-from services.features.adapters.join_engine import ROWS_A_PIECE, EngineLimits, JoinEngine, open_engine
+from services.features.adapters.join_engine import ROWS_A_PIECE, JoinEngine, open_engine
 from services.features.adapters.offline_task import (
     OUTPUT_FILE,
     ROWS_FILE,

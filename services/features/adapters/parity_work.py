@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from services.features.adapters.arrow_values import arrow_type
 from services.features.adapters.batch_reader import BatchReader
-from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+from services.features.adapters.engine_limits import EngineLimits
+from services.features.adapters.join_engine import JoinEngine, open_engine
 from services.features.adapters.offline_task import LoggedFeature, ParityTask, TaskResult
 from services.features.adapters.on_demand_join import OnDemandColumns
 from services.features.adapters.parity_plan import READ_TIME_COLUMN

@@ -18,13 +18,11 @@ from interlock.registry.v1.model_version_pb2 import GoldenRow as GoldenRowMessag
 from services.common.errors import InvalidArgument
 from services.common.names import ARTIFACT, VERSION
 from services.common.watch import Configuration
+from services.inference.convert.batching import batching_from_proto
 from services.inference.convert.tensors import spec_from_proto, tensor_from_proto
 from services.inference.domain.ports import ArtifactsUnavailable, LoadFailure
 from services.inference.domain.replica import DeploymentStatus, Replica
 from services.inference.domain.version import (
-    DEFAULT_MAX_BATCH_SIZE,
-    DEFAULT_MAX_DELAY_S,
-    BatchingPolicy,
     DeploymentSpec,
     Desired,
     FileSpec,
@@ -144,10 +142,7 @@ def _deployment_spec(deployment: Deployment) -> DeploymentSpec | None:
     key = _key(deployment.model_version)
     if key is None:
         return None
-    policy = deployment.batching
-    delay_s = policy.max_delay.ToTimedelta().total_seconds() if policy.HasField("max_delay") else DEFAULT_MAX_DELAY_S
-    batching = BatchingPolicy(policy.max_batch_size or DEFAULT_MAX_BATCH_SIZE, delay_s)
-    return DeploymentSpec(deployment.name, key, batching)
+    return DeploymentSpec(deployment.name, key, batching_from_proto(deployment.batching))
 
 
 def _version_spec(key: VersionKey, version: ModelVersion) -> VersionSpec:

@@ -116,7 +116,7 @@ class SpanTrace:
         span = self._compute or self._item
         return span.traceparent if span is not None else ""
 
-    def started(self, batch_size: int) -> None:
+    def started(self, batch_size: int, reason: str) -> None:
         """End the queue phase, begin the compute phase."""
         if self._queue is None or self._item is None:
             return
@@ -125,6 +125,7 @@ class SpanTrace:
         self._compute = self._tracing.begin("inference.compute", self._item.traceparent)
         if self._compute.span is not None:
             self._compute.span.set_attribute("interlock.batch_size", batch_size)
+            self._compute.span.set_attribute("interlock.batch_reason", str(reason))
 
     def ended(self, error: str) -> None:
         """End what is open."""

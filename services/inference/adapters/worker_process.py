@@ -7,9 +7,9 @@ and its end tells the worker that nobody is left.
 import asyncio
 import json
 import os
-import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import structlog
 import services
 from services.common.child_process import ChildProcess
 from services.common.tasks import spawn
+from services.inference.adapters.heartbeat import Heartbeat, resident_bytes
 from services.inference.domain.frame import (
     HEADER,
     Failure,
@@ -34,13 +35,15 @@ from services.inference.domain.frame import (
     run_meta,
 )
 from services.inference.domain.item import BatchAnswer, OutputData
-from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, RunFailure
+from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, RunFailure, WorkerExit
 from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, row_size_bytes
-from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionKey, VersionSpec
+from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionSpec
 
 _LOG: Final = structlog.get_logger(part="worker")
 _ROOT: Final = Path(services.__path__[0]).parent
 _LOAD_IDENT: Final = 0
+_LOOKS: Final = 5
+_LINES_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class WorkerLimits:
     """From the start to READY."""
     close_timeout_s: float = 2.0
     """For a process that was told to go."""
+    hung_s: float = 5.0
+    """Without a heartbeat for so long a process that serves is ended."""
 
 
 class WorkerLauncher:
@@ -63,17 +68,20 @@ class WorkerLauncher:
     def __init__(self, limits: WorkerLimits) -> None:
         self._limits = limits
 
-    async def start(self, key: VersionKey, outputs_of: VersionSpec, on_result: OnResult) -> "WorkerProcess":
-        """Start an empty process. Raises `LoadFailure` when the machine cannot."""
+    async def start(self, spec: VersionSpec, policy: BatchingPolicy, on_result: OnResult) -> "WorkerProcess":
+        """Start an empty process for a version. Raises `LoadFailure` when the machine cannot."""
         ours, theirs = socket.socketpair()
+        heartbeat = Heartbeat()
         try:
-            process = ChildProcess(_command(theirs.fileno()), _ROOT, [theirs.fileno()])
+            descriptors = [theirs.fileno(), heartbeat.descriptor]
+            process = ChildProcess(_command(*descriptors), _ROOT, descriptors)
         except OSError as error:
             ours.close()
+            heartbeat.close()
             raise LoadFailure(f"no process could be started: {error.strerror}") from None
         finally:
             theirs.close()
-        worker = WorkerProcess(key, outputs_of.outputs, process, self._limits, on_result)
+        worker = WorkerProcess(spec, process, heartbeat, self._limits, on_result)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         worker.watch()
         return worker
@@ -84,15 +92,17 @@ class WorkerProcess(asyncio.Protocol):
 
     def __init__(
         self,
-        key: VersionKey,
-        outputs: Sequence[TensorSpec],
+        spec: VersionSpec,
         process: ChildProcess,
+        heartbeat: Heartbeat,
         limits: WorkerLimits,
         on_result: OnResult,
     ) -> None:
-        self._key = key
-        self._outputs = tuple(outputs)
+        self.memory_bytes = 0
+        self._key = spec.key
+        self._outputs = spec.outputs
         self._process = process
+        self._heartbeat = heartbeat
         self._limits = limits
         self._on_result = on_result
         self._transport: asyncio.Transport | None = None
@@ -100,7 +110,13 @@ class WorkerProcess(asyncio.Protocol):
         self._batches: dict[int, tuple[int, Sequence[int]]] = {}
         self._answer: asyncio.Future[Frame] | None = None
         self._lost = asyncio.Event()
-        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[WorkerExit] = asyncio.get_running_loop().create_future()
+        self._watching: asyncio.Task[None] | None = None
+        self._serving = False
+        self._memory_limit = 0
+        self._memory_at_load = 0
+        self._outgrown = asyncio.Event()
+        self._cause = ""
 
     @property
     def pid(self) -> int:
@@ -110,6 +126,7 @@ class WorkerProcess(asyncio.Protocol):
     def watch(self) -> None:
         """Follow the process to its end."""
         spawn(self._follow(), name=f"worker {self._key}")
+        self._watching = spawn(self._look_after(), name=f"heartbeat of {self._key}")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the socket."""
@@ -138,11 +155,14 @@ class WorkerProcess(asyncio.Protocol):
         for row in spec.golden_rows:
             self._send(_golden_frame(row))
         document = await self._ask(Frame(Kind.START, _LOAD_IDENT, b"", ()))
-        return LoadReport(batch_s=document["batch_s"], memory_bytes=document["memory_bytes"])
+        self.memory_bytes = self._memory_at_load = document["memory_bytes"]
+        self._serving = True
+        measured = tuple((int(rows), float(seconds)) for rows, seconds in document["measured"])
+        return LoadReport(measured=measured, memory_bytes=document["memory_bytes"])
 
-    async def warm(self, max_batch_size: int) -> None:
-        """Warm the batch sizes up to a new largest one. Raises `LoadFailure`."""
-        await self._ask(Frame(Kind.WARM, _LOAD_IDENT, json.dumps({"max_batch_size": max_batch_size}).encode(), ()))
+    async def warm(self, sizes: Sequence[int]) -> None:
+        """Warm more batch sizes. Raises `LoadFailure`."""
+        await self._ask(Frame(Kind.WARM, _LOAD_IDENT, json.dumps({"sizes": list(sizes)}).encode(), ()))
 
     def run(self, ident: int, outputs: Sequence[int], tensors: Sequence[FrameTensor], traceparent: str) -> None:
         """Send a batch."""
@@ -157,7 +177,18 @@ class WorkerProcess(asyncio.Protocol):
         """End the process now."""
         self._process.kill()
 
-    async def ended(self) -> str:
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Let `outgrown` return above so much resident memory; 0: never."""
+        self._memory_limit = limit_bytes
+
+    async def outgrown(self) -> None:
+        """Wait until the process holds more than its limit and more than when it was loaded.
+
+        A limit below what the version needs from the start would replace processes for ever.
+        """
+        await self._outgrown.wait()
+
+    async def ended(self) -> WorkerExit:
         """Wait for the end and say how it ended."""
         return await asyncio.shield(self._ended)
 
@@ -183,14 +214,40 @@ class WorkerProcess(asyncio.Protocol):
         except TimeoutError:
             self.kill()
         code = await self._process.ended
+        how = self._exit(code)
         if code != 0:
-            lines = list(self._process.lines)
-            _LOG.warning("worker_ended", version=str(self._key), pid=self.pid, code=code, lines=lines)
+            _LOG.warning("worker_ended", version=str(self._key), pid=self.pid, how=str(how), lines=how.lines)
+        if self._watching is not None:
+            self._watching.cancel()
+        self._heartbeat.close()
         if self._transport is not None:
             self._transport.close()
-        self._ended.set_result(_how_ended(code))
+        self._ended.set_result(how)
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(LoadFailure(f"its process {_how_ended(code)} while it was loaded"))
+            self._answer.set_exception(LoadFailure(f"its process {how} while it was loaded"))
+
+    def _exit(self, code: int) -> WorkerExit:
+        lines = tuple(self._process.lines)[-_LINES_SHOWN:]
+        return WorkerExit(max(code, 0), max(-code, 0), self.memory_bytes, lines, time.time(), self._cause)
+
+    async def _look_after(self) -> None:
+        """Look at heartbeat and memory now and then.
+
+        What counts is how often we looked and saw no beat, not the clock: when this process was frozen itself, the
+        worker is not to blame.
+        """
+        missed, pause_s = 0, self._limits.hung_s / _LOOKS
+        while True:
+            await asyncio.sleep(pause_s)
+            missed = 0 if self._heartbeat.beaten() or not self._serving else missed + 1
+            if missed == _LOOKS:
+                self._cause = f"gave no sign of life for {self._limits.hung_s:g} s and was ended"
+                self.kill()
+                return
+            self.memory_bytes = resident_bytes(self.pid) or self.memory_bytes
+            limit = self._memory_limit
+            if limit and self.memory_bytes > max(limit, self._memory_at_load):
+                self._outgrown.set()
 
     async def _ask(self, frame: Frame) -> Mapping[str, Any]:
         """Send a control frame and return the answer's document. Raises `LoadFailure`."""
@@ -232,8 +289,9 @@ class WorkerProcess(asyncio.Protocol):
         return BatchAnswer(rows, outputs, parse_done_meta(frame.meta) / 1e9)
 
 
-def _command(descriptor: int) -> list[str]:
-    return [sys.executable, "-m", "services.inference.worker", f"--socket={descriptor}", f"--parent={os.getpid()}"]
+def _command(connection: int, heartbeat: int) -> list[str]:
+    descriptors = [f"--socket={connection}", f"--heartbeat={heartbeat}"]
+    return [sys.executable, "-m", "services.inference.worker", *descriptors, f"--parent={os.getpid()}"]
 
 
 def _ignore(ident: int, result: BatchAnswer | RunFailure) -> None:
@@ -263,7 +321,7 @@ def _plan(spec: VersionSpec, bundle: ModelBundle, batching: BatchingPolicy, limi
         "files": files,
         "inputs": [(tensor.name, tensor.datatype, tensor.shape) for tensor in spec.inputs],
         "outputs": [(tensor.name, tensor.datatype, tensor.shape) for tensor in spec.outputs],
-        "max_batch_size": batching.max_batch_size,
+        "batch_sizes": batching.sizes(),
         "intra_op_threads": limits.intra_op_threads,
         "memory_limit_bytes": limits.memory_limit_bytes,
     }
@@ -283,13 +341,3 @@ def _golden_frame(row: GoldenRow) -> Frame:
 
 def _frame_tensor(tensor: Tensor) -> FrameTensor:
     return FrameTensor(tensor.datatype, tensor.shape, (tensor.data,))
-
-
-def _how_ended(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = f" ({signal.Signals(-code).name})"
-    except ValueError:
-        name = ""
-    return f"ended by signal {-code}{name}"

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from inference import grpc_service_pb2 as oip
 from inference import model_config_pb2 as config_pb
 from inference import repository_pb2 as repository_pb
@@ -11,6 +12,7 @@ from interlock.inference.v1 import inference_service_pb2 as pb
 from services.inference.convert.coalesced import micros
 from services.inference.convert.tensors import NUMBERS
 from services.inference.domain.model_host import ModelHost
+from services.inference.domain.ports import WorkerExit
 from services.inference.domain.replica import Replica, sorted_hosts
 from services.inference.domain.statistic import BatchStatistic, Duration
 from services.inference.domain.tensor import TensorSpec
@@ -21,6 +23,7 @@ PLATFORM: Final = "onnx_onnxv1"
 CONFIG_PLATFORM: Final = "onnxruntime_onnx"
 """What Triton's configuration calls it."""
 BACKEND: Final = "onnxruntime"
+_ON_CPU: Final = config_pb.ModelInstanceGroup.KIND_CPU
 _INDEX_STATES: Final = {
     LoadState.FETCHING: "LOADING",
     LoadState.LOADING: "LOADING",
@@ -52,6 +55,18 @@ def _version_state(host: ModelHost) -> pb.VersionState:
         queued_rows=host.dispatcher.queue.rows,
         execution_count=statistic.execution_count,
         inference_count=statistic.inference_count,
+        ready_instances=host.dispatcher.instances,
+        last_exit=_exit(host.last_exit) if host.last_exit is not None else None,
+    )
+
+
+def _exit(how: WorkerExit) -> pb.WorkerExit:
+    return pb.WorkerExit(
+        exit_code=how.exit_code,
+        signal=how.signal,
+        memory_bytes=how.memory_bytes,
+        log_lines=how.lines,
+        end_time=Timestamp(seconds=int(how.end_time)),
     )
 
 
@@ -73,7 +88,10 @@ def _tensor_metadata(spec: TensorSpec) -> oip.ModelMetadataResponse.TensorMetada
 def config_to_proto(host: ModelHost) -> config_pb.ModelConfig:
     """Return how a version is served, in Triton's words; dims leave the batch dimension out."""
     policy = host.dispatcher.queue.policy
-    batching = config_pb.ModelDynamicBatching(max_queue_delay_microseconds=micros(policy.max_delay_s))
+    queue = host.dispatcher.queue
+    batching = config_pb.ModelDynamicBatching(
+        max_queue_delay_microseconds=micros(queue.max_delay_s), preferred_batch_size=policy.batch_sizes
+    )
     return config_pb.ModelConfig(
         name=host.key.model,
         platform=CONFIG_PLATFORM,
@@ -88,6 +106,7 @@ def config_to_proto(host: ModelHost) -> config_pb.ModelConfig:
             for spec in host.spec.outputs
         ],
         dynamic_batching=batching if policy.max_batch_size > 1 else None,
+        instance_group=[config_pb.ModelInstanceGroup(count=policy.instances, kind=_ON_CPU)],
         default_model_filename=host.spec.files[0].path if host.spec.files else "",
         metric_tags={"model": host.key.model, "version": host.key.version},
     )
@@ -101,7 +120,7 @@ def _config_type(spec: TensorSpec) -> config_pb.DataType.ValueType:
 def statistics_to_proto(host: ModelHost) -> statistics_pb.ModelStatistics:
     """Return the counts of a version since it was loaded."""
     statistic = host.dispatcher.statistic
-    memory = [statistics_pb.MemoryUsage(type="CPU", id=0, byte_size=statistic.memory_bytes)]
+    memory = [statistics_pb.MemoryUsage(type="CPU", id=0, byte_size=host.memory_bytes)]
     return statistics_pb.ModelStatistics(
         name=host.key.model,
         version=host.key.version,
@@ -117,7 +136,7 @@ def statistics_to_proto(host: ModelHost) -> statistics_pb.ModelStatistics:
             compute_output=_duration(statistic.compute_output),
         ),
         batch_stats=[_batch(size, statistic.batches[size]) for size in sorted(statistic.batches)],
-        memory_usage=memory if statistic.memory_bytes else [],
+        memory_usage=memory if host.memory_bytes else [],
     )
 
 

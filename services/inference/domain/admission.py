@@ -1,19 +1,19 @@
 """Admission: a request that would miss its deadline in the queue is refused at once, before it costs anything.
 
-A bounded queue alone is no load shedding: under ten times the load it serves requests whose callers are gone. The
-estimate is (batches before it + its own) x the moving average of a batch's time; sheddable requests may use 60 % of
-their deadline for it, ordinary ones 90 %, critical ones all.
+A bounded queue alone is no load shedding: under ten times the load it serves requests whose callers are gone. What is
+compared with the deadline is the time of the batches at the worker, of the full ones that wait before it, and of its own;
+sheddable requests may use 60 % of their deadline for it, ordinary ones 90 %, critical ones all.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from services.inference.domain.batch_time import BatchTime
 from services.inference.domain.batching import BatchQueue
 from services.inference.domain.failure import DeadlinePassed, QueueFull
 from services.inference.domain.item import Criticality, Item
 
-_WEIGHT_OF_NEW: Final = 0.2
 _LEAST_RETRY_S: Final = 0.001
 _SHARE_OF_DEADLINE: Final[Mapping[Criticality, float]] = {
     Criticality.CRITICAL: 1.0,
@@ -24,47 +24,54 @@ _SHARE_OF_DEADLINE: Final[Mapping[Criticality, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Hard caps of one version's queue, whatever the estimate says."""
+    """Hard caps of one version's queue, whatever the estimate says. The version's own policy goes before them."""
 
-    requests: int = 2_000
+    rows: int = 16_384
     size_bytes: int = 64 * 1024 * 1024
 
 
-class BatchTime:
-    """Moving average of the seconds that a batch takes in the model's process."""
+@dataclass(slots=True)
+class Pace:
+    """How fast a version works: its batch times, its largest batch, what is at the workers, and how many they are."""
 
-    __slots__ = ("seconds",)
+    times: BatchTime
+    max_rows: int
+    out_s: float = 0.0
+    """Seconds of the batches at the workers, by the same reckoning."""
+    done_s: float = 0.0
+    """How much of it is done."""
+    instances: int = 1
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds = seconds
+    def wait_s(self, rows_before: int) -> float:
+        """Return how long a request waits until its batch starts, behind so many rows."""
+        full = rows_before // self.max_rows
+        ahead_s = max(0.0, self.out_s - self.done_s) + full * self.times.seconds(self.max_rows)
+        return ahead_s / self.instances
 
-    def observe(self, seconds: float) -> None:
-        """Take one batch into account."""
-        if self.seconds == 0.0:
-            self.seconds = seconds
-        else:
-            self.seconds += _WEIGHT_OF_NEW * (seconds - self.seconds)
-
-
-def estimate_wait_s(rows_before: int, batches_out: int, max_batch_size: int, batch_s: float) -> float:
-    """Return how long a request waits behind so many rows and batches already sent."""
-    return (batches_out + -(-rows_before // max_batch_size)) * batch_s
+    def own_s(self, rows_before: int, rows: int) -> float:
+        """Return the time of its own batch: with those before it that fill no other."""
+        return self.times.seconds(min(self.max_rows, rows_before % self.max_rows + rows))
 
 
-def admit(item: Item, queue: BatchQueue, limits: QueueLimits, *, batches_out: int, batch_s: float, now: float) -> None:
+def admit(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace, now: float) -> None:
     """Let the request in, or raise `QueueFull` with when to come back, or `DeadlinePassed`.
 
-    While nothing waits and nothing runs every request is let in: refusing would leave an outdated average in force for
-    ever, since only batches that run correct it.
+    While nothing waits and nothing runs every request is let in: refusing would leave outdated times in force for ever,
+    since only batches that run correct them.
     """
     remaining_s = item.deadline - now
     if remaining_s <= 0:
         raise DeadlinePassed("before the request was queued")
-    wait_s = estimate_wait_s(queue.rows_before(item.criticality), batches_out, queue.policy.max_batch_size, batch_s)
-    _check_caps(item, queue, limits, wait_s)
-    if wait_s and wait_s + batch_s > remaining_s * _SHARE_OF_DEADLINE[item.criticality]:
+    rows_before = queue.rows_before(item.criticality)
+    wait_s = pace.wait_s(rows_before)
+    if queue.waiting:
+        _check_caps(item, queue, limits, wait_s)
+    elif not pace.out_s:
+        return
+    own_s = pace.own_s(rows_before, item.rows)
+    if wait_s + own_s > remaining_s * _SHARE_OF_DEADLINE[item.criticality]:
         raise QueueFull(
-            f"the wait of about {wait_s * 1000:.1f} ms and {batch_s * 1000:.1f} ms in the model would miss the deadline, "
+            f"the wait of about {wait_s * 1000:.1f} ms and {own_s * 1000:.1f} ms in the model would miss the deadline, "
             f"{remaining_s * 1000:.1f} ms are left",
             max(wait_s, _LEAST_RETRY_S),
             wait_ms=f"{wait_s * 1000:.1f}",
@@ -73,15 +80,18 @@ def admit(item: Item, queue: BatchQueue, limits: QueueLimits, *, batches_out: in
 
 
 def _check_caps(item: Item, queue: BatchQueue, limits: QueueLimits, wait_s: float) -> None:
-    if queue.waiting >= limits.requests:
+    """Hold both caps exactly. One request alone is let in whatever its size: its message was not too large."""
+    most_rows = queue.policy.max_queue_rows or limits.rows
+    if queue.rows + item.rows > most_rows:
         raise QueueFull(
-            f"{queue.waiting} requests wait, the queue holds {limits.requests}",
+            f"{queue.rows} rows wait and the request has {item.rows}, the queue holds {most_rows}",
             max(wait_s, _LEAST_RETRY_S),
-            limit=str(limits.requests),
+            limit_rows=str(most_rows),
         )
-    if queue.waiting and queue.size_bytes + item.size_bytes > limits.size_bytes:
+    most_bytes = queue.policy.max_queue_bytes or limits.size_bytes
+    if queue.size_bytes + item.size_bytes > most_bytes:
         raise QueueFull(
-            f"{queue.size_bytes} bytes wait and the request has {item.size_bytes}, the queue holds {limits.size_bytes}",
+            f"{queue.size_bytes} bytes wait and the request has {item.size_bytes}, the queue holds {most_bytes}",
             max(wait_s, _LEAST_RETRY_S),
-            limit_bytes=str(limits.size_bytes),
+            limit_bytes=str(most_bytes),
         )

@@ -1,22 +1,28 @@
-"""Feeds one version's worker process with batches and hands the answers out.
+"""Feeds one version's workers with batches and hands the answers out.
 
-Two batches are out at a time: one runs, one waits in the pipe, so that the process never idles while an answer is taken
-apart here. A third would only be decided too early: what waits here can still grow, be reordered, cancelled or expire.
+Two batches are out at a time at each worker: one runs, one waits in the pipe, so that the process never idles while an
+answer is taken apart here. A third would only be decided too early: what waits here can still grow, be reordered,
+cancelled or expire.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from typing import Final
 
 from services.common.errors import ServiceError
-from services.inference.domain.admission import BatchTime, QueueLimits, admit, estimate_wait_s
+from services.inference.domain.admission import Pace, QueueLimits, admit
+from services.inference.domain.batch_time import BatchTime
 from services.inference.domain.batching import Batch, BatchQueue, Reason
 from services.inference.domain.failure import (
+    BatchTooSlow,
     DeadlinePassed,
     InvalidModelOutput,
+    ModelOutOfMemory,
     ModelRefused,
     WorkerDied,
 )
@@ -24,6 +30,7 @@ from services.inference.domain.frame import Failure, FrameTensor
 from services.inference.domain.item import BatchAnswer, Criticality, Item, Place, Stage, group_by_sink
 from services.inference.domain.ports import BatchRunner, Clock, Observer, RunFailure, Timer
 from services.inference.domain.quarantine import Quarantine
+from services.inference.domain.splitting import PartsSink, last_row, split_item
 from services.inference.domain.statistic import VersionStatistic
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
@@ -31,16 +38,37 @@ from services.inference.domain.version import BatchingPolicy, VersionKey
 BATCHES_OUT: Final = 2
 # A run that ignores its interruption holds the process: after this it is ended and replaced.
 HUNG_S: Final = 10.0
+# After a batch was too large for the memory, batches stay at half of it for so long.
+CAUTIOUS_S: Final = 30.0
+# Below this what a running batch has done already is not worth the look.
+_LONG_S: Final = 0.02
+_TARGET_SHARE: Final = 0.9
+
+
+@dataclass(slots=True, eq=False)
+class _Instance:
+    """A worker and the batches that it has, the running one first."""
+
+    runner: BatchRunner
+    last_result: float
+    running: "dict[int, _Running]" = field(default_factory=dict)
+    retired: asyncio.Event | None = None
+    """Set once a worker that is to go has answered everything; None for one that stays."""
 
 
 @dataclass(slots=True)
 class _Running:
-    """A batch at the worker."""
+    """A batch at a worker."""
 
     batch: Batch
+    instance: _Instance
+    rows: int
+    """As the model sees it, filled up to an allowed size."""
     sent: float
-    input_s: float
+    due_s: float
+    """How long it is expected to run."""
     overdue: Timer
+    input_s: float = 0.0
 
 
 class Dispatcher:
@@ -50,6 +78,7 @@ class Dispatcher:
         self,
         key: VersionKey,
         inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
         policy: BatchingPolicy,
         *,
         clock: Clock,
@@ -65,26 +94,33 @@ class Dispatcher:
         """Set while no call is in flight."""
         self.idle.set()
         self.statistic = VersionStatistic()
-        self.batch_time = BatchTime()
+        self.times = BatchTime()
         self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
         self._clock = clock
         self._observer = observer
         self._limits = limits
-        self._runner: BatchRunner | None = None
+        self._pace = Pace(self.times, self.queue.max_rows)
+        self._instances: list[_Instance] = []
         self._refusal: ServiceError | None = refusal
         self._running: dict[int, _Running] = {}
         self._retries: deque[Batch] = deque()
         self._quarantine = Quarantine()
         self._next_ident = 0
-        self._last_result = 0.0
+        self._ceiling = 0
+        self._ceiling_until = 0.0
         self._timer: Timer | None = None
         self._timer_at = 0.0
 
     @property
+    def instances(self) -> int:
+        """Workers that take batches."""
+        return sum(1 for instance in self._instances if instance.retired is None)
+
+    @property
     def queue_time_s(self) -> float:
         """Seconds that an ordinary request arriving now would wait."""
-        rows = self.queue.rows_before(Criticality.DEFAULT)
-        return estimate_wait_s(rows, len(self._running), self.queue.policy.max_batch_size, self.batch_time.seconds)
+        return self._pace.wait_s(self.queue.rows_before(Criticality.DEFAULT))
 
     def arrived(self, calls: int) -> None:
         """Count calls whose message has come; each is counted out by its answer or by `gone`."""
@@ -104,8 +140,9 @@ class Dispatcher:
             if self._refusal is not None:
                 raise self._refusal
             self._quarantine.check(item, now)
-            batch_s = self.batch_time.seconds
-            admit(item, self.queue, self._limits, batches_out=len(self._running), batch_s=batch_s, now=now)
+            if self._pace.out_s > _LONG_S:
+                self._pace.done_s = self._done_s(now)
+            admit(item, self.queue, self._limits, self._pace, now)
         except ServiceError as error:
             item.arrived = item.arrived or now
             self._count_out(item, error, now)
@@ -114,7 +151,9 @@ class Dispatcher:
 
     def cancel(self, item: Item) -> None:
         """Take a request back. Its batch-mates do not notice."""
-        if item.stage is Stage.WAITING:
+        if isinstance(item.parts, PartsSink):
+            item.parts.cancel()
+        elif item.stage is Stage.WAITING:
             self.queue.remove(item)
             self._count_out(item, None, self._clock.now(), reason="CANCELLED")
             self.pump()
@@ -126,48 +165,59 @@ class Dispatcher:
     def pump(self) -> None:
         """Send what should leave now, and set the timer for the next look."""
         now = self._clock.now()
-        if self.queue.expires_at() <= now:
+        if self.queue.waiting and self.queue.expires_at() <= now:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
-        while self._runner is not None and len(self._running) < BATCHES_OUT:
+        while (self.queue.waiting or self._retries) and (instance := self._free()) is not None:
             batch = self._next_retry(now) or self.queue.next_batch(now, self.in_flight, self._batch_due_s())
             if batch is None:
                 break
-            self._send(self._runner, batch, now)
+            self._send(instance, batch, now)
         self._arm(now)
 
-    def attach(self, runner: BatchRunner, batch_s: float) -> None:
-        """Begin to serve: the runner is warm, its largest batch takes `batch_s` seconds."""
-        self._runner = runner
+    def attach(self, runner: BatchRunner, measured: Sequence[tuple[int, float]]) -> None:
+        """Begin to use a warm worker; `measured` is what its batches took: rows and seconds."""
+        if not self._instances:
+            self.times = self._pace.times = BatchTime(measured)
+        self._instances.append(_Instance(runner, self._clock.now()))
+        self._pace.instances = max(1, self.instances)
         self._refusal = None
-        self._last_result = self._clock.now()
-        self.batch_time = BatchTime(batch_s)
+        self._adapt(self._clock.now())
         self.pump()
+
+    async def retire(self, runner: BatchRunner) -> None:
+        """Give a worker nothing more, and return once it has answered everything or is gone."""
+        for instance in self._instances:
+            if instance.runner is runner:
+                instance.retired = instance.retired or asyncio.Event()
+                self._pace.instances = max(1, self.instances)
+                if instance.running:
+                    await instance.retired.wait()
 
     def refuse(self, refusal: ServiceError) -> None:
         """Refuse new requests; what was accepted is still answered."""
         self._refusal = refusal
 
-    def detach(self, cause: str, refusal: ServiceError) -> None:
-        """The runner is gone: fail everything that was accepted, at once, and refuse what comes."""
+    def detach(self, runner: BatchRunner | None, cause: str, refusal: ServiceError) -> None:
+        """A worker is gone, or all (None): fail what it held, at once. With the last one everything accepted fails."""
         now = self._clock.now()
-        self._runner = None
-        self._refusal = refusal
-        running = list(self._running.values())
-        self._running.clear()
-        if running:
-            self._quarantine.blame(running[0].batch.items, now)
-        lost = [item for batch in self._retries for item in batch.items]
-        self._retries.clear()
-        for entry in running:
-            entry.overdue.cancel()
-            lost += entry.batch.items
-        lost += self.queue.clear()
+        gone = [instance for instance in self._instances if runner in {None, instance.runner}]
+        self._instances = [instance for instance in self._instances if instance not in gone]
+        lost: list[Item] = []
+        for instance in gone:
+            lost += self._abandon(instance, now)
+        if not self._instances:
+            self._refusal = refusal
+            lost += [item for batch in self._retries for item in batch.items]
+            self._retries.clear()
+            lost += self.queue.clear()
+        self._pace.instances = max(1, self.instances)
         self._fail(lost, WorkerDied(self.key, cause), now)
-        self._arm(now)
+        self.pump()
 
     def set_policy(self, policy: BatchingPolicy) -> None:
         """Join requests by another policy from now on."""
         self.queue.policy = policy
+        self._adapt(self._clock.now())
         self.pump()
 
     def take_result(self, ident: int, result: BatchAnswer | RunFailure) -> None:
@@ -175,18 +225,27 @@ class Dispatcher:
         entry = self._running.pop(ident, None)
         if entry is None:
             return
-        entry.overdue.cancel()
         now = self._clock.now()
+        self._forget(ident, entry)
         if isinstance(result, BatchAnswer):
             self._succeed(entry, result, now)
         else:
             self._handle_failure(entry, result, now)
-        self._last_result = now
+        entry.instance.last_result = now
         self.pump()
+
+    def _free(self) -> _Instance | None:
+        """Return the worker with the fewest batches, when it may have one more."""
+        best: _Instance | None = None
+        for instance in self._instances:
+            if instance.retired is None and len(instance.running) < (len(best.running) if best else BATCHES_OUT):
+                best = instance
+        return best
 
     def _succeed(self, entry: _Running, answer: BatchAnswer, now: float) -> None:
         batch = entry.batch
-        self.batch_time.observe(now - max(entry.sent, self._last_result))
+        self.times.observe(entry.rows, now - max(entry.sent, entry.instance.last_result))
+        self._adapt(now)
         self.statistic.batch_ran(batch.rows, len(batch.items), entry.input_s, answer.compute_s)
         self._observer.batch_ran(self.key, batch, answer.compute_s)
         started = time.perf_counter()
@@ -198,18 +257,34 @@ class Dispatcher:
         self.statistic.batch_answered(batch.rows, len(batch.items), time.perf_counter() - started)
 
     def _handle_failure(self, entry: _Running, failure: RunFailure, now: float) -> None:
-        """Halve a batch that the model refused until the request that spoils it stands alone."""
+        """Halve a batch that the model refused, or had no memory for, until what spoils it stands alone."""
         batch = entry.batch
         if failure.failure is Failure.INTERRUPTED:
             self._fail(batch.items, DeadlinePassed("while the batch ran"), now)
             return
         self.statistic.execution_count += 1
+        if failure.failure is Failure.OUT_OF_MEMORY:
+            self._ceiling, self._ceiling_until = max(1, batch.rows // 2), now + CAUTIOUS_S
+            self._adapt(now)
         if len(batch.items) > 1:
             self._retries.extendleft(reversed(batch.halves()))
-            return
-        refused = failure.failure is Failure.MODEL_REFUSED
-        error = ModelRefused(failure.text) if refused else InvalidModelOutput(failure.text)
-        self._fail(batch.items, error, now)
+        elif failure.failure is Failure.OUT_OF_MEMORY and batch.rows > 1 and not batch.items[0].unwanted:
+            self._halve_rows(batch.items[0])
+        else:
+            self._fail(batch.items, _failure(failure), now)
+
+    def _halve_rows(self, item: Item) -> None:
+        """Run one request in two parts. It was counted out of the calls in flight as one and comes back as two."""
+        sink = PartsSink(item, self._outputs, self.cancel)
+        sink.parts = split_item(item, self._inputs, -(-item.rows // 2), sink)
+        item.parts = sink
+        item.stage = Stage.DONE
+        item.inputs = ()
+        self.arrived(len(sink.parts))
+        self.gone(1)
+        for part in sink.parts:
+            part.arrived, part.started, part.stage = item.arrived, item.started, Stage.RUNNING
+        self._retries.extendleft(Batch([part], Reason.RETRY) for part in reversed(sink.parts))
 
     def _next_retry(self, now: float) -> Batch | None:
         while self._retries:
@@ -221,40 +296,93 @@ class Dispatcher:
                 return Batch(wanted, Reason.RETRY)
         return None
 
-    def _send(self, runner: BatchRunner, batch: Batch, now: float) -> None:
+    def _send(self, instance: _Instance, batch: Batch, now: float) -> None:
         ident = self._next_ident = self._next_ident + 1
-        key, items = batch.key, batch.items
+        key, items, policy = batch.key, batch.items, self.queue.policy
         trace = next((item.trace for item in items if item.trace is not None), None)
         for item in items:
             if item.trace is not None:
-                item.trace.started(batch.rows)
+                item.trace.started(batch.rows, batch.reason)
+        rows = policy.filled(batch.rows) if policy.batch_sizes else batch.rows
         tensors = [
-            FrameTensor(spec.datatype, (batch.rows, *trailing), [item.inputs[index] for item in items])
+            FrameTensor(spec.datatype, (rows, *trailing), [item.inputs[index] for item in items])
             for index, (spec, trailing) in enumerate(zip(self._inputs, key.trailing, strict=True))
         ]
-        overdue = self._clock.call_at(max(item.deadline for item in items), lambda: self._overdue(ident))
+        if rows > batch.rows:
+            self._fill(tensors, batch, rows)
+        ahead_s = policy.max_batch_time_s * (1 + len(instance.running))
+        late = min(max(item.deadline for item in items), now + ahead_s)
+        overdue = self._clock.call_at(late, partial(self._overdue, ident))
+        due_s = self.times.seconds(rows)
+        entry = _Running(batch, instance, rows, now, due_s, overdue)
+        self._running[ident] = instance.running[ident] = entry
+        self._pace.out_s += due_s
         started = time.perf_counter()
-        entry = self._running[ident] = _Running(batch, now, 0.0, overdue)
-        runner.run(ident, key.outputs, tensors, trace.traceparent if trace is not None else "")
+        instance.runner.run(ident, key.outputs, tensors, trace.traceparent if trace is not None else "")
         entry.input_s = time.perf_counter() - started
 
+    def _fill(self, tensors: list[FrameTensor], batch: Batch, rows: int) -> None:
+        """Fill the batch up with copies of its last row: whatever a model refuses, it has to refuse that one anyway."""
+        last, trailings = batch.items[-1], batch.key.trailing
+        for index, (spec, trailing) in enumerate(zip(self._inputs, trailings, strict=True)):
+            row = last_row(spec, trailing, last.rows, last.inputs[index])
+            parts = [*tensors[index].parts, row * (rows - batch.rows)]
+            tensors[index] = FrameTensor(spec.datatype, (rows, *trailing), parts)
+
+    def _forget(self, ident: int, entry: _Running) -> None:
+        """Take a batch off the books of its worker."""
+        entry.overdue.cancel()
+        instance = entry.instance
+        instance.running.pop(ident, None)
+        # Set to nothing where it is nothing: sums of floats would drift.
+        self._pace.out_s = self._pace.out_s - entry.due_s if self._running else 0.0
+        self._pace.done_s = 0.0
+        if instance.retired is not None and not instance.running:
+            instance.retired.set()
+
+    def _abandon(self, instance: _Instance, now: float) -> list[Item]:
+        """Take everything off a worker that is gone; what it was running may have ended it."""
+        lost: list[Item] = []
+        for number, (ident, entry) in enumerate(list(instance.running.items())):
+            if number == 0:
+                self._quarantine.blame(entry.batch.items, now)
+            del self._running[ident]
+            self._forget(ident, entry)
+            lost += entry.batch.items
+        if instance.retired is not None:
+            instance.retired.set()
+        return lost
+
     def _overdue(self, ident: int) -> None:
-        """The last deadline of a running batch has come: nobody waits for it any more."""
+        """The last deadline of a running batch has come, or the longest time that a batch may run."""
         entry = self._running.get(ident)
-        if entry is None or self._runner is None:
+        if entry is None:
             return
         now = self._clock.now()
         wanted = [item for item in entry.batch.items if not item.unwanted]
-        self._fail(wanted, DeadlinePassed("while the batch ran"), now)
+        late = [item for item in wanted if item.deadline <= now]
+        slow = [item for item in wanted if item.deadline > now]
+        self._fail(late, DeadlinePassed("while the batch ran"), now)
+        self._fail(slow, BatchTooSlow(self.queue.policy.max_batch_time_s), now)
         for item in wanted:
             item.unwanted = True
-        self._runner.interrupt(ident)
-        entry.overdue = self._clock.call_at(now + HUNG_S, self._runner.kill)
+        entry.instance.runner.interrupt(ident)
+        entry.overdue = self._clock.call_at(now + HUNG_S, partial(self._kill_if_stuck, ident))
+
+    def _kill_if_stuck(self, ident: int) -> None:
+        """End the worker that does not stop. One that has not come to the batch yet is not to blame for it."""
+        entry = self._running.get(ident)
+        if entry is None:
+            return
+        if next(iter(entry.instance.running)) == ident:
+            entry.instance.runner.kill()
+        else:
+            entry.overdue = self._clock.call_at(self._clock.now() + HUNG_S, partial(self._kill_if_stuck, ident))
 
     def _interrupt_unwanted(self) -> None:
         for ident, entry in self._running.items():
-            if self._runner is not None and all(item.unwanted for item in entry.batch.items):
-                self._runner.interrupt(ident)
+            if all(item.unwanted for item in entry.batch.items):
+                entry.instance.runner.interrupt(ident)
 
     def _fail(self, items: Sequence[Item], error: ServiceError, now: float) -> None:
         wanted = [item for item in items if not item.unwanted]
@@ -277,25 +405,64 @@ class Dispatcher:
         self.statistic.failed(now - item.arrived)
         self._observer.item_done(self.key, item, error.reason if error is not None else reason, now)
 
+    def _adapt(self, now: float) -> None:
+        """Set the largest batch and the longest wait by policy, latency target and memory.
+
+        With a target a request waits for company, for the batch that runs, and for its own: the batch may take half of
+        the target, the wait what two of them leave.
+        """
+        queue, policy = self.queue, self.queue.policy
+        rows, delay_s = policy.max_batch_size, policy.max_delay_s
+        if policy.latency_target_s:
+            rows = self.times.largest_within(policy.sizes(), policy.latency_target_s / 2)
+            spare_s = policy.latency_target_s * _TARGET_SHARE - 2 * self.times.seconds(rows)
+            delay_s = min(max(spare_s, 0.0), policy.latency_target_s / 2)
+        if self._ceiling:
+            self._ceiling = self._ceiling if now < self._ceiling_until else 0
+            rows = min(rows, self._ceiling or rows)
+        queue.max_rows = self._pace.max_rows = rows
+        queue.max_delay_s = delay_s
+
+    def _done_s(self, now: float) -> float:
+        """Return how much of what is out is done already."""
+        done_s = 0.0
+        for instance in self._instances:
+            entry = next(iter(instance.running.values()), None)
+            if entry is not None:
+                done_s += min(now - max(entry.sent, instance.last_result), entry.due_s)
+        return done_s
+
     def _batch_due_s(self) -> float:
         """Seconds from sending a batch now to its answer: it may stand behind another one."""
-        return self.batch_time.seconds * (1 + len(self._running))
+        rows = min(self.queue.rows, self.queue.max_rows)
+        return self._pace.out_s / self._pace.instances + self.times.seconds(rows)
 
     def _arm(self, now: float) -> None:
-        room = self._runner is not None and len(self._running) < BATCHES_OUT
-        when = self.queue.wake_at(self._batch_due_s()) if room else self.queue.expires_at()
+        when = inf
+        if self.queue.waiting:
+            room = self._free() is not None
+            when = self.queue.wake_at(self._batch_due_s()) if room else self.queue.expires_at()
         if self._timer is not None:
             if now < self._timer_at <= when:
                 return  # it comes early enough, and looking once too often is cheaper than a new timer
             self._timer.cancel()
             self._timer = None
-        if when != float("inf"):
+        if when != inf:
             self._timer_at = when
             self._timer = self._clock.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         self.pump()
+
+
+def _failure(failure: RunFailure) -> ServiceError:
+    """Return what a request is told that fails alone."""
+    if failure.failure is Failure.MODEL_REFUSED:
+        return ModelRefused(failure.text)
+    if failure.failure is Failure.OUT_OF_MEMORY:
+        return ModelOutOfMemory()
+    return InvalidModelOutput(failure.text)
 
 
 def _places_by_sink(items: Sequence[Item]) -> list[list[Place]]:

@@ -92,6 +92,22 @@ class DeadlinePassed(DeadlineExceeded):
         super().__init__(f"the deadline passed {where}", reason="DEADLINE_EXCEEDED")
 
 
+class BatchTooSlow(DeadlineExceeded):
+    """The batch ran longer than the version allows."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(
+            f"the batch ran longer than the version's max_batch_time of {limit_s:g} s", reason="BATCH_TOO_SLOW"
+        )
+
+
+class ModelOutOfMemory(ResourceExhausted):
+    """The model has not the memory for this request, even alone and row by row."""
+
+    def __init__(self) -> None:
+        super().__init__("the model ran out of memory on one row of this request", reason="OUT_OF_MEMORY")
+
+
 class ReplicaDraining(Unavailable):
     """The replica shuts down, or unloads the version: another one will answer."""
 

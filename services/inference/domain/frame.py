@@ -60,6 +60,8 @@ class Failure(IntEnum):
     """Nobody waited any more, the run was stopped."""
     BAD_OUTPUT = 3
     """The model gave something that is no tensor of the signature."""
+    OUT_OF_MEMORY = 4
+    """There was no memory for a batch of this size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,8 @@ class ItemTrace(Protocol):
     def traceparent(self) -> str:
         """The W3C context of the phase under way."""
 
-    def started(self, batch_size: int) -> None:
-        """The item left the queue in a batch of so many rows."""
+    def started(self, batch_size: int, reason: str) -> None:
+        """The item left the queue in a batch of so many rows that left for a reason."""
 
     def ended(self, error: str) -> None:
         """The item was answered; `error` is a reason or empty."""

@@ -1,74 +1,35 @@
-"""The life of one version on this replica: fetch, load, warm, check, serve, and again when its process dies.
+"""One version on this replica: its processes, and the dispatcher that feeds them.
 
-A version that cannot be loaded is tried again with growing pauses; a process that dies is replaced, the first time at
-once. Whatever happens here, other versions do not notice.
+Whatever happens here, other versions do not notice.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Final
 
 from services.common.errors import ServiceError
 from services.common.tasks import spawn
-from services.inference.domain.admission import QueueLimits
 from services.inference.domain.dispatch import Dispatcher
 from services.inference.domain.failure import ReplicaDraining, VersionNotReady
+from services.inference.domain.instance import MESSAGE_LIMIT_CHARS, HostParts, Instance
 from services.inference.domain.item import Item
-from services.inference.domain.ports import (
-    ArtifactStore,
-    ArtifactsUnavailable,
-    Clock,
-    LoadFailure,
-    LoadReport,
-    ModelProcess,
-    Observer,
-    ProcessLauncher,
-)
+from services.inference.domain.lengths import fill_lengths
+from services.inference.domain.ports import LoadFailure, WorkerExit
 from services.inference.domain.splitting import PartsSink, split_item
 from services.inference.domain.version import BatchingPolicy, LoadState, VersionKey, VersionSpec
 
-MESSAGE_LIMIT_CHARS: Final = 2_000
-# A process that has served this long did not die of being started: the next death is a first one again.
-_STABLE_S: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pauses:
-    """Seconds between tries: the first, and the longest; each is twice the one before."""
-
-    load_first_s: float = 1.0
-    load_longest_s: float = 60.0
-    restart_first_s: float = 0.5
-    restart_longest_s: float = 30.0
-    drain_s: float = 30.0
-    """How long a version that is unloaded may take for what it has accepted."""
-
-    def after_failures(self, failures: int) -> float:
-        """Return the pause after so many loads failed in a row, from 1."""
-        return min(self.load_first_s * float(1 << min(failures - 1, 30)), self.load_longest_s)
-
-    def after_deaths(self, deaths: int) -> float:
-        """Return the pause after so many processes died in a row, from 1: the first is replaced at once."""
-        if deaths <= 1:
-            return 0.0
-        return min(self.restart_first_s * float(1 << min(deaths - 2, 30)), self.restart_longest_s)
-
-
-@dataclass(frozen=True, slots=True)
-class HostParts:
-    """What every host is made of."""
-
-    artifacts: ArtifactStore
-    launcher: ProcessLauncher
-    clock: Clock
-    observer: Observer
-    limits: QueueLimits
-    pauses: Pauses
+_NEARNESS: Final = {
+    LoadState.READY: 3,
+    LoadState.LOADING: 2,
+    LoadState.FETCHING: 1,
+    LoadState.FAILED: 0,
+    LoadState.UNLOADING: 0,
+}
 
 
 class ModelHost:
-    """One version: its state, its process, and the dispatcher that feeds it."""
+    """One version: its state, its processes, and the dispatcher that feeds them."""
 
     def __init__(
         self, spec: VersionSpec, policy: BatchingPolicy, parts: HostParts, changed: Callable[["ModelHost"], None]
@@ -78,10 +39,13 @@ class ModelHost:
         self.message = ""
         self.tried = False
         """Whether it was READY or has failed once: what a replica's readiness waits for."""
+        self.last_exit: WorkerExit | None = None
+        """How the last of its processes that ended unasked has ended."""
         self.parts = parts
         self.dispatcher = Dispatcher(
             spec.key,
             spec.inputs,
+            spec.outputs,
             policy,
             clock=parts.clock,
             observer=parts.observer,
@@ -90,9 +54,10 @@ class ModelHost:
         )
         self._policy = policy
         self._changed = changed
-        self._process: ModelProcess | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._adjusting: asyncio.Task[None] | None = None
+        self._instances: list[Instance] = []
+        self._adjusting: set[asyncio.Task[None]] = set()
+        # Filled outputs of variable size could not be told from those that were asked for.
+        self._may_fill = all(-1 not in output.trailing for output in spec.outputs)
 
     @property
     def key(self) -> VersionKey:
@@ -110,24 +75,34 @@ class ModelHost:
         return self.dispatcher.queue.policy.max_batch_size
 
     @property
-    def pid(self) -> int:
-        """Process id of the worker; 0 when there is none."""
-        return self._process.pid if self._process is not None else 0
+    def memory_bytes(self) -> int:
+        """Resident memory of its processes."""
+        return sum(each.process.memory_bytes for each in self._instances if each.process is not None)
 
     def start(self) -> None:
         """Begin to load, in the background."""
-        self._task = spawn(self._run(), name=f"host {self.key}")
+        self._keep_instances()
 
     def set_policy(self, policy: BatchingPolicy) -> None:
-        """Join requests by another policy; a larger batch size counts once it is warm."""
+        """Serve by another policy; batch sizes that are new count once they are warm."""
         if policy == self._policy:
             return
-        self._policy = policy
-        grown = policy.max_batch_size > self.max_batch_size and self._process is not None
-        at_once = replace(policy, max_batch_size=self.max_batch_size) if grown else policy
-        self.dispatcher.set_policy(at_once)
-        if grown and self._process is not None:
-            self._adjusting = spawn(self._grow(self._process, policy), name=f"warm {self.key}")
+        before, self._policy = self._policy, policy
+        serving = [each for each in self._instances if each.process is not None]
+        current = self.dispatcher.queue.policy
+        if serving and not set(policy.sizes()) <= set(current.sizes()):
+            self.dispatcher.set_policy(
+                replace(policy, max_batch_size=current.max_batch_size, batch_sizes=current.batch_sizes)
+            )
+            self._adjust(self._grow(serving, policy), "warm")
+        else:
+            self.dispatcher.set_policy(policy)
+        for each in serving:
+            if each.process is not None:
+                each.process.limit_memory(policy.memory_limit_bytes)
+            if policy.inline != before.inline:
+                each.renew()
+        self._keep_instances()
 
     def check_ready(self) -> None:
         """Raise what a request to this version is told while it does not answer."""
@@ -141,6 +116,8 @@ class ModelHost:
 
         Raises a `ServiceError` when it is refused. More rows than a batch holds run in parts.
         """
+        if self._policy.length_buckets and self._may_fill:
+            fill_lengths(item, self.spec.inputs, self._policy.length_buckets)
         if item.rows <= self.max_batch_size:
             self.dispatcher.offer(item)
             return
@@ -148,14 +125,10 @@ class ModelHost:
 
     def cancel(self, item: Item) -> None:
         """Take a request back; nobody else notices."""
-        if isinstance(item.parts, PartsSink):
-            item.parts.cancel()
-        else:
-            self.dispatcher.cancel(item)
+        self.dispatcher.cancel(item)
 
     async def unload(self) -> None:
         """Refuse what comes, answer what was accepted, let the process go."""
-        self.dispatcher.refuse(self._unloading())
         self._set(LoadState.UNLOADING)
         await self.idle(self.parts.pauses.drain_s)
         await self.close()
@@ -170,79 +143,37 @@ class ModelHost:
 
     async def close(self) -> None:
         """Stop at once; what is accepted and unanswered fails."""
-        for task in (self._adjusting, self._task):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        self.dispatcher.detach("was stopped", self._unloading())
+        for task in tuple(self._adjusting):
+            task.cancel()
+        await asyncio.gather(*self._adjusting, return_exceptions=True)
+        refusal = self._unloading()
+        await asyncio.gather(*(each.close(refusal) for each in self._instances))
+        self.dispatcher.detach(None, "was stopped", refusal)
 
-    async def _run(self) -> None:
-        failures = deaths = 0
-        while True:
-            try:
-                process, report = await self._load()
-            except LoadFailure as failure:
-                failures += 1
-                self._set(LoadState.FAILED, failure.message)
-                await asyncio.sleep(self.parts.pauses.after_failures(failures))
-                continue
-            except ArtifactsUnavailable as unavailable:
-                failures += 1
-                self._set(LoadState.FETCHING, str(unavailable), tried=True)
-                await asyncio.sleep(self.parts.pauses.after_failures(failures))
-                continue
-            failures = 0
-            served_s = await self._serve(process, report)
-            deaths = 1 if served_s >= _STABLE_S else deaths + 1
-            await asyncio.sleep(self.parts.pauses.after_deaths(deaths))
+    def _keep_instances(self) -> None:
+        """Start processes, or let some go, until there are as many as the policy says."""
+        while len(self._instances) < self._policy.instances:
+            policy = lambda: self._policy  # noqa: E731 - what counts is the policy when it loads
+            self._instances.append(Instance(self.spec, self.parts, self.dispatcher, policy, self._recount))
+        while len(self._instances) > self._policy.instances:
+            self._adjust(self._let_go(self._instances.pop()), "leave")
 
-    async def _load(self) -> tuple[ModelProcess, LoadReport]:
-        """Return a process that is ready to serve. A file that turns out corrupt is fetched again once."""
-        if self.spec.defect:
-            raise LoadFailure(self.spec.defect)
+    async def _let_go(self, instance: Instance) -> None:
         try:
-            return await self._try_load()
-        except LoadFailure as failure:
-            if not failure.corrupt_digest:
-                raise
-            await self.parts.artifacts.discard(failure.corrupt_digest)
-            return await self._try_load()
-
-    async def _try_load(self) -> tuple[ModelProcess, LoadReport]:
-        if self.state is not LoadState.LOADING:
-            self._set(LoadState.FETCHING, self.message)
-        bundle = await self.parts.artifacts.fetch(self.spec.files)
-        self._set(LoadState.LOADING, self.message)
-        process = await self.parts.launcher.start(self.key, self.spec, self.dispatcher.take_result)
-        try:
-            policy = self._policy
-            report = await process.load(self.spec, bundle, policy)
-        except BaseException:
-            await process.close()
-            raise
-        self.dispatcher.set_policy(policy)
-        return process, report
-
-    async def _serve(self, process: ModelProcess, report: LoadReport) -> float:
-        """Serve until the process ends; return for how many seconds it did."""
-        started = self.parts.clock.now()
-        self._process = process
-        try:
-            self.dispatcher.statistic.memory_bytes = report.memory_bytes
-            self.dispatcher.attach(process, report.batch_s)
-            self._set(LoadState.READY)
-            cause = await process.ended()
-            message = f"its process {cause}; another one is being started"
-            self.dispatcher.detach(cause, self._not_ready(LoadState.LOADING, message))
-            self._set(LoadState.LOADING, message)
+            await instance.retire()
         finally:
-            self._process = None
-            await process.close()
-        return self.parts.clock.now() - started
+            await instance.close(self._unloading())
 
-    async def _grow(self, process: ModelProcess, policy: BatchingPolicy) -> None:
+    def _adjust(self, work: Coroutine[None, None, None], what: str) -> None:
+        task = spawn(work, name=f"{what} {self.key}")
+        self._adjusting.add(task)
+        task.add_done_callback(self._adjusting.discard)
+
+    async def _grow(self, serving: Sequence[Instance], policy: BatchingPolicy) -> None:
         try:
-            await process.warm(policy.max_batch_size)
+            for each in serving:
+                if each.process is not None:
+                    await each.process.warm(policy.sizes())
         except LoadFailure as failure:
             self.message = f"kept batches of at most {self.max_batch_size} rows: {failure.message}"
             self._changed(self)
@@ -265,19 +196,37 @@ class ModelHost:
                 sink.cancel()
                 raise
 
-    def _set(self, state: LoadState, message: str = "", *, tried: bool = False) -> None:
+    def _recount(self) -> None:
+        """Derive the state from the processes: READY with one that answers, else the state of the one that is nearest."""
         if self.state is LoadState.UNLOADING:
+            self.dispatcher.refuse(self._unloading())
             return
+        exits = [each.last_exit for each in self._instances if each.last_exit is not None]
+        self.last_exit = max([*exits, *([self.last_exit] if self.last_exit else [])], key=_when, default=None)
+        self.tried = self.tried or any(each.tried for each in self._instances)
+        ready, wanted = self.dispatcher.instances, len(self._instances)
+        if ready:
+            troubles = [each.message for each in self._instances if each.message]
+            missing = f"{ready} of {wanted} processes answer: " if ready < wanted and troubles else ""
+            self._set(LoadState.READY, f"{missing}{'; '.join(troubles)}")
+            return
+        nearest = max(self._instances, key=lambda each: _NEARNESS[each.state], default=None)
+        if nearest is not None:
+            self._set(nearest.state, nearest.message)
+
+    def _set(self, state: LoadState, message: str = "") -> None:
         self.state = state
         self.message = message[:MESSAGE_LIMIT_CHARS]
-        self.tried = self.tried or tried or state in {LoadState.READY, LoadState.FAILED}
-        if state in {LoadState.FETCHING, LoadState.LOADING, LoadState.FAILED}:
-            self.dispatcher.refuse(self._not_ready())
+        if state is not LoadState.READY:
+            self.dispatcher.refuse(self._unloading() if state is LoadState.UNLOADING else self._not_ready())
         self._changed(self)
 
-    def _not_ready(self, state: LoadState | None = None, message: str | None = None) -> VersionNotReady:
-        shown = self.state if state is None else state
-        return VersionNotReady(self.key, shown.name, self.message if message is None else message)
+    def _not_ready(self) -> VersionNotReady:
+        return VersionNotReady(self.key, self.state.name, self.message)
 
     def _unloading(self) -> ReplicaDraining:
         return ReplicaDraining(f"version {self.key.version} of model {self.key.model} is being unloaded here")
+
+
+def _when(how: WorkerExit) -> float:
+    return how.end_time

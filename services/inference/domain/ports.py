@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Protocol
 
 from services.inference.domain.batching import Batch
@@ -53,11 +54,41 @@ class BatchRunner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """How a model process ended; as text for people: "ended by signal 9 (SIGKILL)"."""
+
+    exit_code: int
+    """0 when a signal ended it."""
+    signal: int
+    """0 when none did."""
+    memory_bytes: int
+    """Resident memory when it was last looked at."""
+    lines: tuple[str, ...]
+    """Its last lines on standard error, for operators."""
+    end_time: float
+    """Seconds since 1970."""
+    cause: str = ""
+    """Why it was ended from here; empty when it ended by itself."""
+
+    def __str__(self) -> str:
+        """Return how it ended, for people."""
+        if self.cause:
+            return self.cause
+        if not self.signal:
+            return f"ended with exit code {self.exit_code}"
+        try:
+            name = f" ({Signals(self.signal).name})"
+        except ValueError:
+            name = ""
+        return f"ended by signal {self.signal}{name}"
+
+
+@dataclass(frozen=True, slots=True)
 class LoadReport:
     """What a worker says once it has loaded, warmed and checked a version."""
 
-    batch_s: float
-    """Seconds of the largest batch, warm."""
+    measured: tuple[tuple[int, float], ...]
+    """Batch sizes and their seconds, warm."""
     memory_bytes: int
     """Resident memory of the process."""
 
@@ -107,11 +138,21 @@ class ModelProcess(BatchRunner, Protocol):
     async def load(self, spec: VersionSpec, bundle: ModelBundle, batching: BatchingPolicy) -> LoadReport:
         """Load, warm and check the version. Raises `LoadFailure`."""
 
-    async def warm(self, max_batch_size: int) -> None:
-        """Warm the batch sizes up to a new largest one. Raises `LoadFailure`."""
+    async def warm(self, sizes: Sequence[int]) -> None:
+        """Warm more batch sizes. Raises `LoadFailure`."""
 
-    async def ended(self) -> str:
-        """Wait for the end of the process and return how it ended, for people: "ended by signal 9 (SIGKILL)"."""
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory, as it was lately."""
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Let `outgrown` return above so much resident memory; 0: never."""
+
+    async def outgrown(self) -> None:
+        """Wait until the process holds more memory than its limit and than when it was loaded."""
+
+    async def ended(self) -> WorkerExit:
+        """Wait for the end of the process and return how it ended."""
 
     async def close(self) -> None:
         """Let the process go: it ends by itself, or is ended."""
@@ -120,8 +161,8 @@ class ModelProcess(BatchRunner, Protocol):
 class ProcessLauncher(Protocol):
     """Starts model processes."""
 
-    async def start(self, key: VersionKey, outputs_of: VersionSpec, on_result: OnResult) -> ModelProcess:
-        """Start an empty process. Raises `LoadFailure` when the machine cannot."""
+    async def start(self, spec: VersionSpec, policy: BatchingPolicy, on_result: OnResult) -> ModelProcess:
+        """Start an empty process for a version. Raises `LoadFailure` when the machine cannot."""
 
 
 class Observer(Protocol):

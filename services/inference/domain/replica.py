@@ -8,7 +8,8 @@ from typing import Final
 
 from services.common.tasks import spawn
 from services.inference.domain.failure import VersionNotLoaded
-from services.inference.domain.model_host import HostParts, ModelHost
+from services.inference.domain.instance import HostParts
+from services.inference.domain.model_host import ModelHost
 from services.inference.domain.version import BatchingPolicy, Desired, LoadState, VersionKey
 
 _NOTHING: Final = Desired({}, {}, 0)

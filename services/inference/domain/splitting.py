@@ -83,3 +83,9 @@ def split_item(item: Item, inputs: Sequence[TensorSpec], max_rows: int, sink: Si
         )
         parts.append(part)
     return parts
+
+
+def last_row(spec: TensorSpec, trailing: Sequence[int], rows: int, data: bytes) -> bytes:
+    """Return the bytes of the last of a tensor's rows."""
+    edge = row_borders(spec.datatype, (rows, *trailing), data)
+    return data[edge[rows - 1] :]

@@ -40,7 +40,6 @@ class VersionStatistic:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
     batches: dict[int, BatchStatistic] = field(default_factory=dict)
-    memory_bytes: int = 0
 
     def batch_ran(self, rows: int, requests: int, input_s: float, infer_s: float) -> None:
         """Count one execution; each of its requests has spent the whole of it."""

@@ -9,6 +9,8 @@ from services.inference.domain.tensor import Tensor, TensorSpec
 
 DEFAULT_MAX_BATCH_SIZE: Final = 64
 DEFAULT_MAX_DELAY_S: Final = 0.002
+DEFAULT_AGEING_S: Final = 0.5
+DEFAULT_MAX_BATCH_TIME_S: Final = 30.0
 
 
 class VersionKey(NamedTuple):
@@ -67,10 +69,40 @@ class VersionSpec:
 
 @dataclass(frozen=True, slots=True)
 class BatchingPolicy:
-    """How requests are joined: most rows of a batch, and the longest wait for company in seconds."""
+    """How requests are joined into batches, and how the version's processes are kept. Times in seconds, 0 for none."""
 
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    """Most rows of a batch."""
     max_delay_s: float = DEFAULT_MAX_DELAY_S
+    """The longest wait for company."""
+    batch_sizes: tuple[int, ...] = ()
+    """The only sizes that the model may see, ascending, `max_batch_size` last; empty: all of them."""
+    latency_target_s: float = 0.0
+    """From arrival to answer; with it the wait and the largest batch follow the measured batch times."""
+    max_queue_rows: int = 0
+    """0: the replica's own limit."""
+    max_queue_bytes: int = 0
+    """0: the replica's own limit."""
+    ageing_s: float = DEFAULT_AGEING_S
+    """A request that has waited so long is old: now and then the oldest go first."""
+    max_batch_time_s: float = DEFAULT_MAX_BATCH_TIME_S
+    """The longest run of one batch."""
+    instances: int = 1
+    """Model processes."""
+    memory_limit_bytes: int = 0
+    """Resident memory above which a process is replaced; 0: none."""
+    length_buckets: tuple[int, ...] = ()
+    """Row lengths to which variable dimensions are filled up; empty: none."""
+    inline: bool = False
+    """Whether a small model may run in the front end's own process."""
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return the batch sizes to warm and to measure: the allowed ones, or powers of two up to the largest."""
+        return self.batch_sizes or warm_sizes(self.max_batch_size)
+
+    def filled(self, rows: int) -> int:
+        """Return the size of the batch that so many rows run in: the next allowed one."""
+        return next((size for size in self.batch_sizes if size >= rows), rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ def main() -> None:
     """Serve the socket until the front end closes it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--heartbeat", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     ignore_signals()
     live_with_parent(arguments.parent)
     with socket.socket(fileno=arguments.socket) as connection:
-        WorkerLoop(connection).serve()
+        WorkerLoop(connection, arguments.heartbeat).serve()
 
 
 if __name__ == "__main__":

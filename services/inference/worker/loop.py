@@ -1,12 +1,16 @@
 """The loop of the model process: a frame in, the model runs, a frame out.
 
 One thread reads, runs and writes, so a batch costs no hand-over between threads. A second one sleeps on standard input,
-over which the front end asks to stop a run; its end means that the front end is gone.
+over which the front end asks to stop a run; its end means that the front end is gone. It also shows that the process
+lives, by counting up in a page that the front end looks at.
 """
 
 import json
+import mmap
 import os
+import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -28,9 +32,8 @@ from services.inference.domain.frame import (
     failed_meta,
     parse_run_meta,
 )
-from services.inference.domain.version import warm_sizes
 from services.inference.worker.limits import background_priority, limit_memory, memory_bytes
-from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunRefused
+from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunOutOfMemory, RunRefused
 from services.inference.worker.plan import LoadPlan, LoadRefused, parse_plan
 from services.inference.worker.rehearsal import Golden, rehearse, warm
 from services.inference.worker.values import array_from_bytes, bytes_from_array
@@ -38,13 +41,16 @@ from services.inference.worker.values import array_from_bytes, bytes_from_array
 _STDIN: Final = 0
 _JOIN_BYTES: Final = 1 << 16
 _REMEMBERED: Final = 64
+_COUNTER: Final = struct.Struct("<Q")
+_BEAT_S: Final = 0.2
 
 
 class WorkerLoop:
     """Serves one socket until the other side closes it."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, heartbeat: int) -> None:
         self._connection = connection
+        self._heartbeat = mmap.mmap(heartbeat, mmap.PAGESIZE)
         self._plan: LoadPlan | None = None
         self._golden: list[Golden] = []
         self._model: OnnxModel | None = None
@@ -68,8 +74,8 @@ class WorkerLoop:
         elif frame.kind is Kind.START:
             self._answer_load(frame.ident, Kind.LOADED, self._load)
         elif frame.kind is Kind.WARM:
-            size = int(json.loads(frame.meta)["max_batch_size"])
-            self._answer_load(frame.ident, Kind.WARMED, lambda: self._warm(size))
+            sizes = json.loads(frame.meta)["sizes"]
+            self._answer_load(frame.ident, Kind.WARMED, lambda: self._warm(sizes))
 
     def _answer_load(self, ident: int, kind: Kind, work: Any) -> None:
         try:
@@ -88,14 +94,14 @@ class WorkerLoop:
         limit_memory(plan.memory_limit_bytes)
         with background_priority():
             model = OnnxModel(plan)
-            seconds = rehearse(model, self._golden, plan.max_batch_size)
+            measured = rehearse(model, self._golden, plan.batch_sizes)
         self._model = model
-        return {"batch_s": seconds, "memory_bytes": memory_bytes()}
+        return {"measured": measured, "memory_bytes": memory_bytes()}
 
-    def _warm(self, max_batch_size: int) -> dict[str, Any]:
+    def _warm(self, sizes: Sequence[int]) -> dict[str, Any]:
         if self._model is None:
             raise LoadRefused("there is nothing to warm")
-        return {"batch_s": warm(self._model, self._golden, warm_sizes(max_batch_size))}
+        return {"measured": warm(self._model, self._golden, sizes)}
 
     def _run(self, frame: Frame) -> None:
         model = self._model
@@ -113,7 +119,10 @@ class WorkerLoop:
         except RunInterrupted:
             self._fail(frame.ident, Failure.INTERRUPTED, "")
             return
-        except (RunRefused, MemoryError) as error:
+        except (RunOutOfMemory, MemoryError):
+            self._fail(frame.ident, Failure.OUT_OF_MEMORY, "")
+            return
+        except RunRefused as error:
             self._fail(frame.ident, Failure.MODEL_REFUSED, str(error))
             return
         finally:
@@ -131,19 +140,29 @@ class WorkerLoop:
         except (ValueError, TypeError, AttributeError) as error:
             self._fail(ident, Failure.BAD_OUTPUT, str(error))
             return
+        except MemoryError:
+            self._fail(ident, Failure.OUT_OF_MEMORY, "")
+            return
         self._send(Frame(Kind.DONE, ident, done_meta(compute_ns), tensors))
 
     def _fail(self, ident: int, failure: Failure, text: str) -> None:
         self._send(Frame(Kind.FAILED, ident, failed_meta(failure, text), ()))
 
     def _listen(self) -> None:
-        """Take batch numbers to stop, one a line; the end of the stream ends the process."""
-        rest = b""
-        while chunk := os.read(_STDIN, 4096):
+        """Take batch numbers to stop, one a line; the end of the stream ends the process. Count up between them."""
+        rest, beats = b"", 0
+        while True:
+            beats += 1
+            self._heartbeat[: _COUNTER.size] = _COUNTER.pack(beats)
+            readable, _, _ = select.select([_STDIN], [], [], _BEAT_S)
+            if not readable:
+                continue
+            chunk = os.read(_STDIN, 4096)
+            if not chunk:
+                os._exit(0)
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._interrupt(int(line))
-        os._exit(0)
 
     def _interrupt(self, ident: int) -> None:
         self._interrupted = [*self._interrupted[-_REMEMBERED:], ident]

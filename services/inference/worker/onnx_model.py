@@ -1,6 +1,7 @@
 """A version in ONNX Runtime: its session, one run, and how its real tensors compare with the signature."""
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ from services.inference.worker.plan import LoadPlan, LoadRefused, plain_text
 
 _BF16_NUMBER: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4
+_NO_MEMORY: Final = re.compile(
+    r"bad_alloc|[Ff]ailed to allocate|BFCArena|out of memory|OUT_OF_MEMORY|Available memory of"
+)
 _DATATYPES: Final[Mapping[str, str]] = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -37,6 +41,10 @@ class RunRefused(Exception):
     """The model raised on these values. The text is for people."""
 
 
+class RunOutOfMemory(RunRefused):
+    """There was no memory for a batch of this size."""
+
+
 class RunInterrupted(Exception):
     """The run was stopped because nobody waits for it."""
 
@@ -54,7 +62,7 @@ class OnnxModel:
         self._own_values = any(spec.datatype == "BF16" for spec in (*plan.inputs, *plan.outputs))
 
     def run(self, outputs: Sequence[int], arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the named outputs. Raises `RunRefused` or `RunInterrupted`."""
+        """Return the named outputs. Raises `RunRefused`, `RunOutOfMemory` or `RunInterrupted`."""
         names = [self.outputs[index].name for index in outputs]
         feed = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
         options = self._options = ort.RunOptions()
@@ -66,6 +74,8 @@ class OnnxModel:
         except Exception as error:  # noqa: BLE001 - the runtime raises many kinds, and a batch must not end the process
             if options.terminate:
                 raise RunInterrupted from None
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+                raise RunOutOfMemory from None
             raise RunRefused(_refusal_text(error)) from None
         finally:
             self._options = None
@@ -109,7 +119,7 @@ def _check_signature(session: ort.InferenceSession, plan: LoadPlan) -> None:
         raise LoadRefused(f"the signature does not fit the model: want inputs {wanted}, got {sorted(real_inputs)}")
     for spec in plan.inputs:
         _check_tensor("input", spec, real_inputs[spec.name])
-        _check_batch_dimension(spec, real_inputs[spec.name], plan.max_batch_size)
+        _check_batch_dimension(spec, real_inputs[spec.name], plan.batch_sizes)
     for spec in plan.outputs:
         if spec.name not in real_outputs:
             raise LoadRefused(
@@ -132,12 +142,12 @@ def _check_tensor(kind: str, spec: TensorSpec, node: Any) -> None:
         raise LoadRefused(f"{where} shape {list(spec.shape)}, got {real}")
 
 
-def _check_batch_dimension(spec: TensorSpec, node: Any, max_batch_size: int) -> None:
+def _check_batch_dimension(spec: TensorSpec, node: Any, sizes: Sequence[int]) -> None:
     size = node.shape[0]
-    if isinstance(size, int) and size != max_batch_size:
+    if isinstance(size, int) and tuple(sizes) != (size,):
         raise LoadRefused(
-            f"input {spec.name!r} takes exactly {size} rows: want a variable first dimension"
-            f"{', or max_batch_size 1' if size == 1 else ''}, got max_batch_size {max_batch_size}"
+            f"input {spec.name!r} takes exactly {size} rows: want a variable first dimension, or max_batch_size {size} "
+            f"and batch_sizes [{size}], got batches of {sizes[0]} to {sizes[-1]} rows"
         )
 
 

@@ -39,7 +39,7 @@ class LoadPlan:
     files: tuple[LocalFile, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch_size: int
+    batch_sizes: tuple[int, ...]
     intra_op_threads: int
     memory_limit_bytes: int
 
@@ -51,7 +51,7 @@ def parse_plan(meta: bytes) -> LoadPlan:
         files=tuple(LocalFile(entry["path"], Path(entry["local"]), entry["digest"]) for entry in document["files"]),
         inputs=_specs(document["inputs"]),
         outputs=_specs(document["outputs"]),
-        max_batch_size=document["max_batch_size"],
+        batch_sizes=tuple(document["batch_sizes"]),
         intra_op_threads=document["intra_op_threads"],
         memory_limit_bytes=document["memory_limit_bytes"],
     )

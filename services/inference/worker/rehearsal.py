@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.domain.tensor import TensorSpec
-from services.inference.domain.version import warm_sizes
 from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunRefused
 from services.inference.worker.plan import LoadRefused
 from services.inference.worker.values import differences, widen_bf16, zeros
@@ -36,18 +35,17 @@ class Golden:
         return len(next(iter(self.inputs.values())))
 
 
-def rehearse(model: OnnxModel, golden: Sequence[Golden], max_batch_size: int) -> float:
-    """Run every batch size; return the seconds of the largest, warm. Raises `LoadRefused` on a wrong golden answer."""
-    sizes = warm_sizes(max_batch_size)
+def rehearse(model: OnnxModel, golden: Sequence[Golden], sizes: Sequence[int]) -> list[tuple[int, float]]:
+    """Run every batch size; return each with its seconds, warm. Raises `LoadRefused` on a wrong golden answer."""
     for index, row in enumerate(golden):
-        for size in sizes if index == 0 else (1, sizes[-1]):
+        for size in sizes if index == 0 else {sizes[0], sizes[-1]}:
             _check(model, row, index, size)
     return warm(model, golden, sizes)
 
 
-def warm(model: OnnxModel, golden: Sequence[Golden], sizes: Sequence[int]) -> float:
-    """Run each size twice; return the seconds of the last run."""
-    seconds = 0.0
+def warm(model: OnnxModel, golden: Sequence[Golden], sizes: Sequence[int]) -> list[tuple[int, float]]:
+    """Run each size twice; return each with the seconds of its second run. One that the model refuses is left out."""
+    measured = []
     for size in sizes:
         arrays = [_warm_input(spec, golden, size) for spec in model.inputs]
         for _ in range(2):
@@ -57,7 +55,9 @@ def warm(model: OnnxModel, golden: Sequence[Golden], sizes: Sequence[int]) -> fl
             except (RunRefused, RunInterrupted):
                 break
             seconds = time.perf_counter() - started
-    return seconds
+        else:
+            measured.append((size, seconds))
+    return measured
 
 
 def _warm_input(spec: TensorSpec, golden: Sequence[Golden], size: int) -> NDArray[Any]:

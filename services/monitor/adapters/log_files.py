@@ -1,10 +1,11 @@
 """The files of the prediction log: `<model>/<yyyy-mm-dd-hh>/<name>.parquet`, the hour being that of the prediction, UTC.
 
-A file appears whole or not at all and never changes. A file may say that it replaces others: from the moment it is
+A file appears whole or not at all, safe on the disk, and never changes. A file may say that it replaces others: from the moment it is
 there, those do not count, whether they are deleted yet or not.
 """
 
 import json
+import os
 import tempfile
 import uuid
 from collections import OrderedDict
@@ -12,15 +13,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as arrow_fs
+
+from services.common.write_log import sync_folder
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 HOUR_US: Final = 3_600_000_000
@@ -31,10 +37,6 @@ _REPLACES: Final = b"interlock.replaces"
 _VERSION: Final = b"interlock.version"
 _ROW_GROUP_ROWS: Final = 65_536
 _FOOTER_LIMIT: Final = 20_000
-# A page that was damaged on the disk is found when it is read, not when its numbers are believed.
-_CHECKED: Final = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
 
 
 def hour_of(time_us: int) -> int:
@@ -143,9 +145,21 @@ class LogFiles:
         kept = {file.name for file in counting} | (set(names) - {file.name for file in found})
         return counting, [f"{folder}/{name}" for name in names if name not in kept]
 
-    def dataset(self, files: Sequence[LogFile], schema: pa.Schema) -> ds.Dataset:
-        """Return files as one dataset with the columns of `schema`; what a file lacks is null."""
-        return ds.dataset([file.path for file in files], schema=schema, format=_CHECKED, filesystem=self._arrow_fs)
+    def dataset(self, files: Sequence[LogFile], schema: pa.Schema, tables: Sequence[pa.Table] = ()) -> "Dataset":
+        """Return files and tables of exactly this schema as one dataset; what a file lacks is null."""
+        import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where there is one: not to start
+
+        children = [self._read([file.path for file in files], schema)] if files else []
+        children.append(ds.dataset(pa.concat_tables(tables) if tables else schema.empty_table()))
+        return ds.UnionDataset(schema, children)
+
+    def _read(self, paths: str | Sequence[str], schema: pa.Schema | None = None) -> "Dataset":
+        import pyarrow.dataset as ds  # noqa: PLC0415 - as above
+
+        # A page that was damaged on the disk is found when it is read, not when its numbers are believed.
+        options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        form = ds.ParquetFileFormat(default_fragment_scan_options=options)
+        return ds.dataset(paths, schema=schema, format=form, filesystem=self._arrow_fs)
 
     def new_name(self) -> str:
         """Return a name that no file has."""
@@ -175,7 +189,11 @@ class LogFiles:
         if self._local:
             try:
                 yield beside
-                self._fs.mv(beside, path)
+                _sync(beside)
+                Path(beside).replace(path)
+                # A model's and an hour's folder may be new.
+                for parent in (Path(path).parent, Path(path).parent.parent, Path(self._root)):
+                    sync_folder(parent)
             except BaseException:
                 self.remove(beside)
                 raise
@@ -206,7 +224,7 @@ class LogFiles:
         found = False
         for file in files:
             try:
-                for _ in ds.dataset(file.path, format=_CHECKED, filesystem=self._arrow_fs).to_batches():
+                for _ in self._read(file.path).to_batches():
                     pass
             except FileNotFoundError:
                 self._footers.pop(file.path, None)
@@ -265,6 +283,16 @@ class LogFiles:
         self._bad.add(path)
         _LOG.error("log_file_damaged", path=path, error=str(error))
         return True
+
+
+def names_held(files: Iterable[LogFile]) -> frozenset[str]:
+    """Return the names of files and of those that they replace: what any of these held is in them."""
+    return frozenset(name for file in files for name in (file.name, *file.replaces))
+
+
+def _sync(path: str) -> None:
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _is_replaced(file: LogFile, others: Iterable[LogFile]) -> bool:

@@ -5,21 +5,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import structlog
 
-from services.monitor.adapters.log_files import LogFile, LogFiles, Partition, hour_of
-from services.monitor.adapters.log_writer import LogWriter, TailPart
+from services.monitor.adapters.log_files import LogFile, LogFiles, Partition, hour_of, names_held
+from services.monitor.adapters.log_journal import TailPart
+from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.domain.columns import Bytes
 from services.monitor.domain.decode import times_of_ids
 from services.monitor.domain.failure import LogUnavailable
 from services.monitor.domain.log_table import ids_of, unified_schema
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 _T = TypeVar("_T")
@@ -70,12 +73,10 @@ class LogReader:
         tail = list(self._writer.tail(names, *hours))
         return self._with_files(self.files.partitions(names, *hours), tail)
 
-    def dataset(self, snapshot: Snapshot) -> ds.Dataset:
+    def dataset(self, snapshot: Snapshot) -> "Dataset":
         """Return a snapshot as one dataset with all columns of its schema."""
-        children = [self.files.dataset(snapshot.files, snapshot.schema)] if snapshot.files else []
         tables = [fitted(table, snapshot.schema) for part in snapshot.tail for table in part.tables]
-        children.append(ds.dataset(pa.concat_tables(tables) if tables else snapshot.schema.empty_table()))
-        return ds.UnionDataset(snapshot.schema, children)
+        return self.files.dataset(snapshot.files, snapshot.schema, tables)
 
     async def known(self, ids: Sequence[bytes]) -> list[tuple[str, str] | bool]:
         """Return model and version of each prediction; False for one that is not in the log, True for one of an hour
@@ -106,7 +107,7 @@ class LogReader:
 
     def _with_files(self, partitions: Sequence[Partition], tail: Iterable[TailPart]) -> Snapshot:
         files = self.files.files(partitions)
-        written = {file.name for file in files}.union(*(file.replaces for file in files))
+        written = names_held(files)
         rest = tuple(part for part in tail if part.name not in written)
         schemas = [file.schema for file in files] + [table.schema for part in rest for table in part.tables]
         return Snapshot(tuple(files), rest, unified_schema(schemas))

@@ -1,7 +1,7 @@
 """Gives back from the log what a crash took from memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import structlog
 
 from services.common.refusals import ResourceNotFound
-from services.monitor.adapters.log_files import LogFile, LogFiles
+from services.monitor.adapters.log_files import LogFile, LogFiles, names_held
+from services.monitor.adapters.log_journal import TailPart
 from services.monitor.domain.columns import PredictionColumns
 from services.monitor.domain.failure import RegistryUnavailable
 from services.monitor.domain.log_table import columns_of_table
@@ -29,7 +30,7 @@ _BATCH_ROWS: Final = 32_768
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    file: LogFile
+    part: LogFile | TailPart
     first_us: int
     last_us: int
 
@@ -37,8 +38,10 @@ class _Candidate:
 class LogReplay:
     """Reads what was received after a time, in the order in which it was received."""
 
-    def __init__(self, files: LogFiles, versions: VersionFinder) -> None:
+    def __init__(self, files: LogFiles, unwritten: Sequence[TailPart], versions: VersionFinder) -> None:
+        """`unwritten` is what an earlier process left that could not be written at the start."""
         self._files = files
+        self._unwritten = unwritten
         self._versions = versions
 
     async def since(self, after_us: int) -> AsyncIterator[tuple[list[PredictionColumns], int]]:
@@ -50,60 +53,73 @@ class LogReplay:
             piece = []
             for found in candidates:
                 if found.first_us <= after_us and found.last_us > begin_us:
-                    piece += await self._piece(found.file, begin_us, after_us)
+                    piece += await self._piece(found.part, begin_us, after_us)
             yield piece, min(after_us, max(found.last_us for found in candidates))
             candidates = [found for found in candidates if found.last_us > after_us]
 
     def _candidates(self, after_us: int) -> list[_Candidate]:
-        """Return the files that hold something received after a time."""
+        """Return what holds something received after a time."""
         found = []
         # A file is written after the last of its predictions was received; clocks of stores may be a little off.
         changed = (p for p in self._files.partitions() if self._files.was_changed(p, after_us - _CLOCKS_APART_US))
-        for file in self._files.files(changed):
+        files = self._files.files(changed)
+        for file in files:
             times = self._files.range_of(file, _RECEIVED)
             if times is not None and times[1] > after_us:
                 found.append(_Candidate(file, *times))
+        written = names_held(files)
+        for part in self._unwritten:
+            received = [table[_RECEIVED].cast(pa.int64()) for table in part.tables]
+            last_us = max(pc.max(times).as_py() for times in received)
+            if part.name not in written and last_us > after_us:
+                found.append(_Candidate(part, min(pc.min(times).as_py() for times in received), last_us))
         return found
 
-    def _read(self, file: LogFile, after_us: int, until_us: int) -> list[pa.Table]:
+    def _read(self, part: LogFile | TailPart, after_us: int, until_us: int) -> list[pa.Table]:
         received = pc.field(_RECEIVED)
         limits = [pa.scalar(limit, pa.timestamp("us")) for limit in (after_us, until_us)]
-        dataset = self._files.dataset([file], file.schema)
+        if isinstance(part, LogFile):
+            dataset = self._files.dataset([part], part.schema)
+        else:
+            table = pa.concat_tables(part.tables, promote_options="permissive")
+            dataset = self._files.dataset([], table.schema, [table])
         batches = dataset.to_batches(filter=(received > limits[0]) & (received <= limits[1]), batch_size=_BATCH_ROWS)
         return [pa.Table.from_batches([batch]) for batch in batches if batch.num_rows]
 
-    async def _piece(self, file: LogFile, after_us: int, until_us: int) -> list[PredictionColumns]:
-        info = await self._find(file)
+    async def _piece(self, part: LogFile | TailPart, after_us: int, until_us: int) -> list[PredictionColumns]:
+        info = await self._find(part)
         if info is None:
             return []
         try:
-            return await asyncio.to_thread(lambda: list(self._columns(file, after_us, until_us, info)))
+            return await asyncio.to_thread(lambda: list(self._columns(part, after_us, until_us, info)))
         except (OSError, pa.ArrowException) as error:
-            _LOG.error("log_file_not_replayed", path=file.path, error=str(error))
+            _LOG.error("log_file_not_replayed", file=part.name, error=str(error))
             return []
 
-    def _columns(self, file: LogFile, after_us: int, until_us: int, info: VersionInfo) -> Iterator[PredictionColumns]:
-        for table in self._read(file, after_us, until_us):
-            for part in _parts(table):
-                has_prediction = "prediction" in part.column_names
-                was_run = part["prediction"].is_valid() if has_prediction else pc.equal(part["status"], 0)
-                run, failed = part.filter(was_run), part.filter(pc.invert(was_run))
+    def _columns(
+        self, part: LogFile | TailPart, after_us: int, until_us: int, info: VersionInfo
+    ) -> Iterator[PredictionColumns]:
+        for table in self._read(part, after_us, until_us):
+            for rows in _parts(table):
+                has_prediction = "prediction" in rows.column_names
+                was_run = rows["prediction"].is_valid() if has_prediction else pc.equal(rows["status"], 0)
+                run, failed = rows.filter(was_run), rows.filter(pc.invert(was_run))
                 if run.num_rows:
                     yield columns_of_table(run, info)
                 if failed.num_rows:
                     nothing: dict[str, Any] = {"rows": np.empty(0, dtype=np.int64), "features": {}}
                     yield replace(columns_of_table(failed, info), predicted=None, probabilities=None, **nothing)
 
-    async def _find(self, file: LogFile) -> VersionInfo | None:
-        """Return the version of a file; a registry that starts at the same time as we do is waited for."""
+    async def _find(self, part: LogFile | TailPart) -> VersionInfo | None:
+        """Return the version of a part; a registry that starts at the same time as we do is waited for."""
         for _ in range(_PATIENCE_S):
             try:
-                return await self._versions.find(file.partition.model, file.version) if file.version else None
+                return await self._versions.find(part.partition.model, part.version) if part.version else None
             except ResourceNotFound:
                 return None
             except RegistryUnavailable:
                 await asyncio.sleep(1)
-        _LOG.error("log_file_not_replayed", path=file.path, error="the registry does not answer")
+        _LOG.error("log_file_not_replayed", file=part.name, error="the registry does not answer")
         return None
 
 

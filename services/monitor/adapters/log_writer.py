@@ -1,40 +1,33 @@
-"""Writes predictions into the log: gathered for seconds, then a file for each model, hour and version."""
+"""Writes predictions into the log: gathered for seconds, then a file for each model, hour and version.
+
+Meanwhile they are in memory, where they can be read, and in the journal, from which the next start has them after a crash.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import structlog
 
-from services.common.storage_failure import NO_ROOM
-from services.monitor.adapters.log_files import HOUR_US, LogFiles, Partition
+from services.common.storage_failure import NO_ROOM, StorageFull
+from services.common.tasks import to_the_end
+from services.monitor.adapters.log_files import HOUR_US, LogFiles, Partition, names_held
+from services.monitor.adapters.log_journal import LogJournal, TailPart
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.columns import PredictionColumns
+from services.monitor.domain.failure import LogNotWritten
 from services.monitor.domain.log_table import sample, table_of
 from services.monitor.domain.ports import LogPolicies
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 PART: Final = "log"
+_DISK_FULL: Final = "disk_full"
 _FACTOR_OF_LIMIT: Final = 4
 _ALL: Final = 10_000
-
-
-@dataclass(slots=True)
-class TailPart:
-    """Predictions of one model, hour and version that are in no file yet."""
-
-    partition: Partition
-    version: str
-    name: str
-    """Name of the file that will hold them: who sees that file must not count them twice."""
-    tables: list[pa.Table] = field(default_factory=list)
-    row_count: int = 0
-    closed: bool = False
-    """It is being written, so nothing is added."""
+_SEGMENTS_LIMIT: Final = 20
 
 
 class LogWriter:
@@ -43,6 +36,7 @@ class LogWriter:
     def __init__(
         self,
         files: LogFiles,
+        journal: LogJournal,
         policies: LogPolicies,
         drops: Drops,
         *,
@@ -52,6 +46,7 @@ class LogWriter:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._files = files
+        self._journal = journal
         self._policies = policies
         self._drops = drops
         self._flush_rows = flush_rows
@@ -64,6 +59,22 @@ class LogWriter:
         self._failure = "slow"
         self.row_count = 0
         """Predictions in memory."""
+
+    async def open(self) -> None:
+        """Take up what an earlier process has left in the journal; what cannot be written yet is in the tail."""
+        left = await self._journal.open()
+        partitions = sorted({part.partition for part in left})
+        written = await asyncio.to_thread(self._names_in, partitions)
+        self._parts = [part for part in left if part.name not in written]
+        self.row_count = sum(part.row_count for part in self._parts)
+        if self._parts:
+            _LOG.info("log_restored", predictions=self.row_count)
+        await self.flush()
+
+    async def close(self) -> None:
+        """Write everything; what cannot be is for the next start."""
+        await self.flush()
+        await self._journal.close()
 
     async def take(self, columns: PredictionColumns) -> None:
         """Keep the predictions that belong into the log."""
@@ -105,27 +116,47 @@ class LogWriter:
             except TimeoutError:
                 pass
             self._full.clear()
-            if not await self.flush():
+            # A flush that is cut goes on in its thread, and the next one would write the same file beside it.
+            if not await to_the_end(self.flush()):
                 await asyncio.sleep(self._flush_interval_s)
+
+    async def safe(self) -> None:
+        """Return once everything taken so far is on the disk; raises StorageFull, or LogNotWritten."""
+        await self._journal.settle()
+        if self._journal.failure is not None and not await to_the_end(self.flush()):
+            raise StorageFull("monitor") if self._failure == _DISK_FULL else LogNotWritten
 
     async def flush(self) -> bool:
         """Write everything that is in memory; returns whether it worked. What fails stays for the next time."""
         async with self._flushing:
-            worked = True
+            worked, failure = True, self._journal.failure
+            segments = await self._journal.seal()
             for part in list(self._parts):
                 part.closed = True
                 worked = await self._write(part) and worked
+            if worked:
+                self._failure = "slow"
+            if worked or (len(segments) > _SEGMENTS_LIMIT and await self._write_down_again()):
+                await self._journal.forget(segments, failure)
             return worked
+
+    async def _write_down_again(self) -> bool:
+        """Give the journal what is left: a part that cannot be written must not keep the records of all that was."""
+        failure = self._journal.failure
+        for part in self._parts:
+            for index in range(len(part.tables)):
+                self._journal.add(part, index)
+        await self._journal.settle()
+        return self._journal.failure is failure
 
     async def _write(self, part: TailPart) -> bool:
         try:
             await asyncio.to_thread(self._write_now, part)
         except (OSError, pa.ArrowException) as error:
             number = getattr(error, "errno", None)
-            self._failure = "disk_full" if number in NO_ROOM else "write_failed"
+            self._failure = _DISK_FULL if number in NO_ROOM else "write_failed"
             _LOG.error("log_not_written", folder=part.partition.folder, rows=part.row_count, error=str(error))
             return False
-        self._failure = "slow"
         self._parts.remove(part)
         self.row_count -= part.row_count
         return True
@@ -139,15 +170,20 @@ class LogWriter:
         if found is None:
             found = TailPart(partition, version, self._files.new_name())
             self._parts.append(found)
-        found.tables.append(table)
-        found.row_count += table.num_rows
+        found.add(table)
         self.row_count += table.num_rows
+        self._journal.add(found, len(found.tables) - 1)
+
+    def _names_in(self, partitions: Sequence[Partition]) -> frozenset[str]:
+        try:
+            return names_held(self._files.files(partitions))
+        except OSError as error:
+            # Readers tell by the name, too; and writing a file again gives the same file.
+            _LOG.warning("log_not_read", error=str(error))
+            return frozenset()
 
 
 def _takes(part: TailPart, partition: Partition, version: str, table: pa.Table) -> bool:
     """Whether a part is open for a table; a version's columns change once, when its signature gets known."""
-    return (
-        not part.closed
-        and (part.partition, part.version) == (partition, version)
-        and part.tables[0].column_names == table.column_names
-    )
+    is_same = (part.partition, part.version) == (partition, version)
+    return not part.closed and is_same and part.tables[0].schema.equals(table.schema)

@@ -34,8 +34,8 @@ class BoundedQueue(Generic[ItemT]):
         self._items: deque[ItemT] = deque()
         self._size = 0
         self._filled = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._offered = self._done = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def offer(self, item: ItemT) -> bool:
         """Take an item and return True, or return False when there is no room. An empty queue takes anything."""
@@ -44,8 +44,8 @@ class BoundedQueue(Generic[ItemT]):
             return False
         self._items.append(item)
         self._size += size
+        self._offered += 1
         self._filled.set()
-        self._idle.clear()
         return True
 
     async def work(self, take: Callable[[ItemT], object]) -> None:
@@ -59,10 +59,20 @@ class BoundedQueue(Generic[ItemT]):
                     await done
                 self._items.popleft()
                 self._size -= self._size_of(item)
+                self._done += 1
+                self._tell()
             self._filled.clear()
-            self._idle.set()
             await self._filled.wait()
 
     async def drained(self) -> None:
-        """Return once everything offered so far is worked off."""
-        await self._idle.wait()
+        """Return once everything taken so far is worked off, whatever comes after it."""
+        if self._done < self._offered:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((self._offered, done))
+            await done
+
+    def _tell(self) -> None:
+        while self._waiting and self._waiting[0][0] <= self._done:
+            done = self._waiting.popleft()[1]
+            if not done.done():
+                done.set_result(None)

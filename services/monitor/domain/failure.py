@@ -123,12 +123,27 @@ class QueryTooLarge(ResourceExhausted):
         super().__init__(description, reason="QUERY_TOO_LARGE")
 
 
+class MaybeDamaged(Exception):
+    """A query failed for a reason that a damaged file can have."""
+
+
 class LogUnavailable(Unavailable):
     """The log cannot be read."""
 
     def __init__(self) -> None:
         super().__init__(
             "the prediction log cannot be read now; try again",
+            reason="LOG_UNAVAILABLE",
+            retry_after_s=_NEXT_ATTEMPT_S,
+        )
+
+
+class LogNotWritten(Unavailable):
+    """Predictions are in memory, and the disk does not take them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prediction log cannot be written now; what came is in memory and is written once it can be",
             reason="LOG_UNAVAILABLE",
             retry_after_s=_NEXT_ATTEMPT_S,
         )

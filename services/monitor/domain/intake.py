@@ -63,11 +63,11 @@ class Intake:
         for name, queue in self._sink_queues.items():
             yield f"{PART}-{name}", queue.work(partial(self._give, name, self._sinks[name]))
 
-    async def drained(self) -> None:
-        """Return once every sink has taken everything offered so far."""
+    async def drained(self, *sinks: str) -> None:
+        """Return once every sink, or these, have taken everything offered so far."""
         await self._queue.drained()
-        for queue in self._sink_queues.values():
-            await queue.drained()
+        for name in sinks or self._sink_queues:
+            await self._sink_queues[name].drained()
 
     async def _spread(self, batch: RawBatch) -> None:
         info = await self._versions.get(batch.key.model, batch.key.version) if batch.key.version else None

@@ -120,7 +120,7 @@ def columns_of_table(table: pa.Table, info: VersionInfo | None) -> PredictionCol
         entity_keys={},
         feature_event_times_us={},
         feature_read_times_us=_whole(pc.fill_null(table["feature_read_time"].cast(pa.int64()), 0)),
-        redacted=frozenset(),
+        redacted=_redacted(table),
     )
 
 
@@ -252,6 +252,12 @@ def _whole(column: pa.ChunkedArray) -> Ints:
 
 def _event_times(times: Mapping[str, Ints]) -> Mapping[str, pa.Array]:
     return {name: pa.array(found, _TIME, mask=found == 0) for name, found in times.items()}
+
+
+def _redacted(table: pa.Table) -> frozenset[str]:
+    """Return what the route kept back; tables of earlier releases do not say."""
+    lists = table["redacted_features"] if "redacted_features" in table.column_names else ()
+    return frozenset(lists[0].as_py() or ()) if len(lists) else frozenset()
 
 
 def _repeated(names: Sequence[str], count: int) -> pa.Array:

@@ -1,7 +1,7 @@
 """Prediction events come in, counts go out."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from interlock.monitor.v1 import monitor_service_pb2 as pb
 
@@ -21,16 +21,25 @@ from services.monitor.servicer.drain import until_drained
 class MonitorServicer:
     """Takes prediction events, hands them on, and tells what it has counted."""
 
-    def __init__(self, counts: PredictionCounts, totals: StreamTotals, intake: Intake, draining: asyncio.Event) -> None:
+    def __init__(
+        self,
+        counts: PredictionCounts,
+        totals: StreamTotals,
+        intake: Intake,
+        on_disk: Callable[[], Awaitable[None]],
+        draining: asyncio.Event,
+    ) -> None:
+        """`on_disk` returns once what was offered to the intake is on the disk."""
         self._counts = counts
         self._totals = totals
         self._intake = intake
+        self._on_disk = on_disk
         self._draining = draining
 
     async def RecordPredictions(
         self, requests: AsyncIterator[pb.RecordPredictionsRequest], call: Call
     ) -> pb.RecordPredictionsResponse:
-        """Take batches until the router ends the stream, or the process drains."""
+        """Take batches until the router ends the stream, or the process drains; acknowledge what a crash cannot take."""
         stream = EventStream(self._totals)
         self._totals.open_stream_count += 1
         try:
@@ -38,6 +47,7 @@ class MonitorServicer:
                 self._take(stream, request)
         finally:
             self._totals.open_stream_count -= 1
+        await self._on_disk()
         return pb.RecordPredictionsResponse(prediction_count=stream.prediction_count)
 
     async def GetPredictionCounts(

@@ -15,15 +15,15 @@ from services.common.errors import INVALID_NAME, Violation, echo
 from services.common.refusals import InvalidRequest
 from services.common.stamp import enum_from_proto, time_from_proto
 from services.common.text_check import check_pairs, check_text
+from services.registry.convert.batching import batching_from_proto, batching_violations
 from services.registry.convert.resource import (
     DEVICE_PREFIX,
-    batching_from_proto,
     failure_policy_from_proto,
     fallback_from_proto,
     variant_from_proto,
 )
 from services.registry.domain.catalog import MODEL_FIELDS, ModelUpdate
-from services.registry.domain.deploying import BATCH_SIZE_LIMIT, REPLICA_LIMIT, DeployOrder
+from services.registry.domain.deploying import REPLICA_LIMIT, DeployOrder
 from services.registry.domain.failure import NotActedUpon, refuse
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import DEFAULT_ENVIRONMENT, DEFAULT_POOL, DeviceClass, Variant
@@ -36,7 +36,6 @@ OWNER_LIMIT_CHARS: Final = 200
 LABEL_LIMIT: Final = 64
 LABEL_LIMIT_CHARS: Final = 128
 ENVIRONMENT_DESCRIPTION_LIMIT_CHARS: Final = 1_000
-LONGEST_DELAY_S: Final = 1
 _BASIS_POINTS: Final = 100
 _PERCENT_PRECISION: Final = 1e-6
 _ALL_MODELS: Final = "models/-"
@@ -150,7 +149,9 @@ def _order_violations(request: pb.DeployModelRequest, order: DeployOrder) -> lis
         wrong.append(Violation("replicas", f"want 1 to {REPLICA_LIMIT}, got {order.replicas}"))
     if _device_class(request.device_class) is None:
         wrong.append(Violation("device_class", "want DEVICE_CLASS_CPU or DEVICE_CLASS_GPU, got neither"))
-    return [*wrong, *_percent_violations(request), *_batching_violations(order)]
+    if order.batching is not None:
+        wrong += batching_violations(order.batching)
+    return [*wrong, *_percent_violations(request)]
 
 
 def _percent_violations(request: pb.DeployModelRequest) -> list[Violation]:
@@ -160,18 +161,6 @@ def _percent_violations(request: pb.DeployModelRequest) -> list[Violation]:
     if abs(percent * _BASIS_POINTS - round(percent * _BASIS_POINTS)) > _PERCENT_PRECISION:
         return [Violation("traffic_percent", f"want at most two decimals, got {percent!r}")]
     return []
-
-
-def _batching_violations(order: DeployOrder) -> list[Violation]:
-    if order.batching is None:
-        return []
-    wrong = []
-    size, delay = order.batching.max_batch_size, order.batching.max_delay
-    if not 0 <= size <= BATCH_SIZE_LIMIT:
-        wrong.append(Violation("batching.max_batch_size", f"want 0 to {BATCH_SIZE_LIMIT}, got {size}"))
-    if delay is not None and not 0 <= delay.total_seconds() <= LONGEST_DELAY_S:
-        wrong.append(Violation("batching.max_delay", f"want 0 to 1 s, got {delay.total_seconds():g} s"))
-    return wrong
 
 
 def deployment_selection(request: pb.ListDeploymentsRequest) -> Selection:

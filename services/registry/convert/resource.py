@@ -7,17 +7,15 @@ from google.protobuf.message import Message
 from interlock.registry.v1 import deployment_pb2, environment_pb2, model_pb2, model_version_pb2, route_pb2
 
 from services.common.stamp import (
-    duration_from_proto,
-    duration_to_proto,
     enum_from_proto,
     enum_to_proto,
     time_from_proto,
     time_to_proto,
 )
+from services.registry.convert.batching import batching_from_proto, batching_to_proto
 from services.registry.domain.bucket import BucketRange
 from services.registry.domain.replica import ReplicaStatus, State, derive_state
 from services.registry.domain.resource import (
-    Batching,
     Deployment,
     DeviceClass,
     Environment,
@@ -132,7 +130,7 @@ def deployment_to_proto(deployment: Deployment) -> deployment_pb2.Deployment:
             "deployment_pb2.DeviceClass.ValueType",
             enum_to_proto(deployment.device_class, deployment_pb2.DeviceClass, DEVICE_PREFIX),
         ),
-        batching=_batching_to_proto(deployment.batching),
+        batching=batching_to_proto(deployment.batching),
         pending_weight_basis_points=deployment.pending_weight,
         creator=deployment.creator,
         create_time=time_to_proto(deployment.create_time),
@@ -183,19 +181,6 @@ def deployment_from_proto(message: deployment_pb2.Deployment) -> Deployment:
         etag=message.etag,
         feature_view_digests=dict(message.feature_view_digests),
     )
-
-
-def _batching_to_proto(batching: Batching | None) -> deployment_pb2.BatchingPolicy | None:
-    if batching is None:
-        return None
-    max_delay = None if batching.max_delay is None else duration_to_proto(batching.max_delay)
-    return deployment_pb2.BatchingPolicy(max_batch_size=batching.max_batch_size, max_delay=max_delay)
-
-
-def batching_from_proto(message: deployment_pb2.BatchingPolicy) -> Batching:
-    """Return how requests are joined into batches."""
-    max_delay = duration_from_proto(message.max_delay) if message.HasField("max_delay") else None
-    return Batching(message.max_batch_size, max_delay)
 
 
 def route_to_proto(route: Route) -> route_pb2.Route:

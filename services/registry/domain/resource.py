@@ -89,12 +89,29 @@ class DeviceClass(Enum):
     GPU = "GPU"
 
 
-@dataclass(frozen=True, slots=True)
+class ModelPlacement(Enum):
+    """Where a model runs: in processes of its own, or in the replica's."""
+
+    PROCESS = "PROCESS"
+    INLINE = "INLINE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
-    """How requests are joined into batches; 0 and None mean the default of inference."""
+    """How requests are joined into batches and processes are kept; 0, empty and None mean the default of inference."""
 
     max_batch_size: int = 0
     max_delay: timedelta | None = None
+    batch_sizes: tuple[int, ...] = ()
+    latency_target: timedelta | None = None
+    max_queue_rows: int = 0
+    max_queue_bytes: int = 0
+    ageing: timedelta | None = None
+    max_batch_time: timedelta | None = None
+    instances: int = 0
+    memory_limit_bytes: int = 0
+    length_buckets: tuple[int, ...] = ()
+    placement: ModelPlacement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from services.common.call import Call
-from services.common.errors import ServiceError, Unavailable
+from services.common.errors import InvalidArgument, ServiceError, Unavailable
 from services.router.domain.answer import (
     FALLBACK,
     FEATURES_DEFAULT,
@@ -211,6 +211,14 @@ class RowsRun:
         hope_s = _LADDER_HOPE_S if choice.rules.ladder else None
         try:
             seen.outputs, readings = await self._steps.read(plan, choice.target, seen.inputs, self._call, hope_s)
+        except InvalidArgument as error:
+            if len(block) == 1:
+                self._fail(block, seen, error)
+                return
+            # The model refused some of them. Found by halves, they fail alone.
+            half = len(block) // 2
+            await together([self._run_block(block[:half]), self._run_block(block[half:])])
+            return
         except ServiceError as error:
             self._fail(block, seen, error)
             return

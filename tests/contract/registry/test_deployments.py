@@ -14,6 +14,7 @@ from interlock.registry.v1.deployment_pb2 import (
     DEPLOYMENT_STATE_READY,
     DEVICE_CLASS_CPU,
     DEVICE_CLASS_GPU,
+    MODEL_PLACEMENT_INLINE,
     BatchingPolicy,
 )
 
@@ -51,7 +52,19 @@ async def test_a_version_is_deployed_with_the_defaults(fraud: Registry) -> None:
 
 async def test_a_version_is_deployed_as_wanted(fraud: Registry) -> None:
     await fraud.api.SetModelAlias(pb.SetModelAliasRequest(model="models/fraud", alias="best", version="2"))
-    batching = BatchingPolicy(max_batch_size=128, max_delay=Duration(nanos=500_000))
+    batching = BatchingPolicy(
+        max_batch_size=128,
+        batch_sizes=[1, 16, 128],
+        latency_target=Duration(nanos=20_000_000),
+        max_queue_rows=1_000,
+        max_queue_bytes=1 << 20,
+        ageing=Duration(seconds=1),
+        max_batch_time=Duration(seconds=5),
+        instances=2,
+        memory_limit_bytes=1 << 30,
+        length_buckets=[32, 64],
+        placement=MODEL_PLACEMENT_INLINE,
+    )
     deployment = await fraud.deploy(
         "best",
         environment="staging",
@@ -77,7 +90,16 @@ async def test_a_wrong_order_is_refused_with_every_field(fraud: Registry) -> Non
         replicas=1_001,
         device_class=77,  # type: ignore[arg-type]
         traffic_percent=100.5,
-        batching=BatchingPolicy(max_batch_size=9_000, max_delay=Duration(seconds=2)),
+        batching=BatchingPolicy(
+            max_batch_size=9_000,
+            max_delay=Duration(seconds=2),
+            batch_sizes=[8, 4],
+            latency_target=Duration(),
+            max_queue_rows=-1,
+            ageing=Duration(seconds=61),
+            instances=65,
+            length_buckets=[0],
+        ),
         deployment_id="..",
     )
     with refused(INVALID, "INVALID_FIELD") as seen:
@@ -92,6 +114,12 @@ async def test_a_wrong_order_is_refused_with_every_field(fraud: Registry) -> Non
         "traffic_percent",
         "batching.max_batch_size",
         "batching.max_delay",
+        "batching.batch_sizes",
+        "batching.latency_target",
+        "batching.max_queue_rows",
+        "batching.ageing",
+        "batching.instances",
+        "batching.length_buckets",
         "deployment_id",
     }
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.common.write_log import MAGIC, WriteLog
 from services.features.adapters.history import FeatureHistory
 from services.features.adapters.metrics import HistoryMetrics
-from services.features.adapters.write_log import MAGIC, WriteLog
 from services.features.domain.catalog import CompiledView, compile_view
 from services.features.domain.definitions import Entity, Feature, FeatureType, FeatureView, PushSource
 from services.features.domain.failure import HistoryUnavailable

@@ -2,23 +2,16 @@
 
 import asyncio
 import errno
-import os
-import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
-from interlock.monitor.v1 import feedback_service_pb2 as feedback_pb
-from interlock.monitor.v1 import feedback_service_pb2_grpc as feedback_rpc
 from prometheus_client import generate_latest
 from sqlalchemy import select
 
@@ -31,6 +24,7 @@ from services.monitor.adapters.label_reader import LabelReader
 from services.monitor.adapters.label_store import LabelStore
 from services.monitor.adapters.log_compaction import LogCompaction
 from services.monitor.adapters.log_files import LogFiles
+from services.monitor.adapters.log_journal import LogJournal
 from services.monitor.adapters.log_reader import LogReader
 from services.monitor.adapters.log_writer import LogWriter
 from services.monitor.adapters.migrations import MIGRATIONS
@@ -45,9 +39,7 @@ from services.monitor.domain.log_question import EVER_US
 from services.monitor.domain.ports import LogPolicy
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
-from tests.fakes.ports import free_offset
-from tests.fakes.registry_postgres import postgres_server
-from tests.integration.monitor.asking import label, logged, query, record, until
+from tests.integration.monitor.asking import logged, query, record, until
 from tests.integration.monitor.conftest import running_monitor
 
 INFO = version_from_proto(model_version())
@@ -73,11 +65,27 @@ def columns(traffic: Traffic) -> PredictionColumns:
     return columns_of(batch, INFO)
 
 
-def parts_of(folder: Path, **changes: Any) -> Any:
-    files, drops = LogFiles(f"file://{folder}"), Drops()
-    options = {"flush_rows": 1000, "flush_interval_s": 0.05, "clock_tolerance_s": 60, **changes}
-    writer = LogWriter(files, Policies(), drops, **options)
-    return SimpleNamespace(files=files, drops=drops, writer=writer, reader=LogReader(files, writer))
+OpenLog = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+async def open_log() -> AsyncIterator[OpenLog]:
+    """Opens the parts of the log in a folder, as a start does it; what was opened before stays as a crash would leave it."""
+    opened: list[LogJournal] = []
+
+    async def open_in(folder: Path, **changes: Any) -> Any:
+        for journal in opened:
+            await journal.close()
+        opened[:] = [LogJournal(folder / "journal")]
+        files, drops = LogFiles(f"file://{folder / 'log'}"), Drops()
+        options = {"flush_rows": 1000, "flush_interval_s": 0.05, "clock_tolerance_s": 60, **changes}
+        writer = LogWriter(files, opened[0], Policies(), drops, **options)
+        await writer.open()
+        return SimpleNamespace(files=files, drops=drops, writer=writer, reader=LogReader(files, writer))
+
+    yield open_in
+    for journal in opened:
+        await journal.close()
 
 
 def stored(folder: Path) -> list[str]:
@@ -92,8 +100,10 @@ def count_of(log: Any) -> tuple[int, int]:
     return len(ids), len(set(ids))
 
 
-async def test_closed_hours_are_merged_with_every_id_once_and_old_ones_forgotten(tmp_path: Path) -> None:
-    log = parts_of(tmp_path)
+async def test_closed_hours_are_merged_with_every_id_once_and_old_ones_forgotten(
+    tmp_path: Path, open_log: OpenLog
+) -> None:
+    log = await open_log(tmp_path)
     traffic = draw_traffic(1, hour_times(500, 2))
     for _ in range(3):
         await log.writer.take(columns(traffic))
@@ -117,7 +127,7 @@ async def test_closed_hours_are_merged_with_every_id_once_and_old_ones_forgotten
     await log.writer.flush()
     await compaction.look()
     assert count_of(log) == (503, 503)
-    assert count_of(parts_of(tmp_path)) == (503, 503)
+    assert count_of(await open_log(tmp_path)) == (503, 503)
     clock.now_s += 31 * 24 * HOUR_S
     await compaction.look()
     assert not stored(tmp_path)
@@ -154,9 +164,9 @@ async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path
 
 
 async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_log: OpenLog
 ) -> None:
-    log = parts_of(tmp_path, flush_rows=100)
+    log = await open_log(tmp_path, flush_rows=100)
     real = LogFiles.write
 
     def full(*_: Any, **__: Any) -> None:
@@ -178,8 +188,8 @@ async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
     assert not [name for name in stored(tmp_path) if name.startswith(".")]
 
 
-async def test_times_outside_of_the_log_and_the_unsampled_are_left_out(tmp_path: Path) -> None:
-    log = parts_of(tmp_path)
+async def test_times_outside_of_the_log_and_the_unsampled_are_left_out(tmp_path: Path, open_log: OpenLog) -> None:
+    log = await open_log(tmp_path)
     now_s = time.time()
     strange = [now_s + 3600, now_s - 366 * 24 * HOUR_S, 0.0]
     await log.writer.take(columns(draw_traffic(1, [*strange, *[now_s - 1] * 97])))
@@ -220,14 +230,10 @@ class Accumulator:
             raise Unavailable("killed here", reason="TEST")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    with ExitStack() as stack:
-        url = f"sqlite:///{tmp_path / 'labels.db'}"
-        if request.param == "postgresql":
-            url = await stack.enter_context(postgres_server()).create_database("labels")
-        async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as opened:
-            yield opened
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with open_database(database_url, MIGRATIONS, service="monitor", statement_timeout_s=5) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -240,9 +246,9 @@ async def store(database: Database) -> AsyncIterator[LabelStore]:
 
 
 async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
-    database: Database, store: LabelStore, tmp_path: Path
+    database: Database, store: LabelStore, tmp_path: Path, open_log: OpenLog
 ) -> None:
-    log = parts_of(tmp_path / "log")
+    log = await open_log(tmp_path / "log")
     traffic = draw_traffic(5, [time.time() - 10] * 50)
     await log.writer.take(columns(traffic))
     sink = Accumulator()
@@ -274,9 +280,9 @@ async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
 
 
 async def test_two_monitors_on_one_database_join_every_label_once(
-    database: Database, store: LabelStore, tmp_path: Path
+    database: Database, store: LabelStore, tmp_path: Path, open_log: OpenLog
 ) -> None:
-    log = parts_of(tmp_path / "log")
+    log = await open_log(tmp_path / "log")
     traffic = draw_traffic(6, [time.time() - 10] * 300)
     await log.writer.take(columns(traffic))
     sink = Accumulator()
@@ -311,48 +317,3 @@ async def test_labels_and_rewards_are_read_in_parts_each_once(
     assert len(tables) == 2
     feedback = await reader.of_predictions(ids)
     assert {(one.number, tuple(one.rewards)) for one in feedback.values()} == {(1.0, ("a", "b"))}
-
-
-async def test_labels_that_were_acknowledged_outlive_a_kill(tmp_path: Path) -> None:
-    offset = free_offset()
-    environment = {
-        **os.environ,
-        "INTERLOCK_STATE_DIR": str(tmp_path),
-        "INTERLOCK_PORT_OFFSET": str(offset),
-        "INTERLOCK_REGISTRY_ADDRESS": "127.0.0.1:1",
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.monitor", env=environment, stdout=asyncio.subprocess.DEVNULL
-    )
-    ids = draw_traffic(8, [time.time() - 1] * 5000).ids
-    acknowledged = 0
-    try:
-        often = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 200)]
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{9005 + offset}", often) as channel:
-            stub = feedback_rpc.FeedbackServiceStub(channel)
-
-            async def send_some() -> None:
-                nonlocal acknowledged
-                for start in range(0, len(ids), 50):
-                    batch = [label(one, 1) for one in ids[start : start + 50]]
-                    await stub.SendFeedback(feedback_pb.SendFeedbackRequest(feedback=batch), wait_for_ready=True)
-                    acknowledged = start + 50
-                    if acknowledged == 500:
-                        process.send_signal(signal.SIGKILL)
-
-            with pytest.raises(grpc.aio.AioRpcError):
-                await send_some()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-    assert 500 <= acknowledged < len(ids)
-    url = f"sqlite:///{tmp_path / 'monitor' / 'monitor.db'}"
-    async with (
-        open_database(
-            url, MIGRATIONS, service="monitor", statement_timeout_s=5, version_table="alembic_version_monitor"
-        ) as database,
-        database.read() as connection,
-    ):
-        kept = set(await connection.scalars(select(LABEL.c.prediction_id)))
-    assert set(ids[:acknowledged]) <= kept

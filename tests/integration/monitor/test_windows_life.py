@@ -1,26 +1,15 @@
 """Windows outlive restarts, crashes and a registry that is away; what they hold is bounded."""
 
 import asyncio
-import os
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pyarrow.parquet as pq
 import pytest
-from interlock.monitor.v1 import monitor_service_pb2_grpc
 from prometheus_client import generate_latest
 
-from interlock_cli.stack.ready_socket import ReadySocket
-from services.common.settings import PORTS
-from tests.contract.descriptors import ROOT
-from tests.fakes.monitor_registry import FakeRegistry, serve_registry
+from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import draw_traffic, hour_times, requests
-from tests.fakes.ports import free_offset
-from tests.fakes.registry_postgres import postgres_server
 from tests.integration.monitor.conftest import Monitor, running_monitor
 from tests.integration.monitor.test_analysis import drift_when, record, scope_of, trained_version
 
@@ -48,22 +37,18 @@ async def test_late_predictions_join_their_window_also_after_a_restart(tmp_path:
         await _count(monitor, 175)
 
 
-async def test_two_monitors_share_a_postgres(tmp_path: Path) -> None:
+async def test_two_monitors_share_a_database(tmp_path: Path, database_url: str) -> None:
     registry = FakeRegistry([trained_version()])
-    with postgres_server() as postgres:
-        often = {
-            "monitor_database_url": await postgres.create_database("monitor"),
-            "monitor_window_interval_s": 0.05,
-        }
-        async with (
-            running_monitor(tmp_path / "one", registry, **often) as one,
-            running_monitor(tmp_path / "other", registry, **often) as other,
-        ):
-            await asyncio.gather(
-                record(one, requests(draw_traffic(1, hour_times(300, 0)), rows=50)),
-                record(other, requests(draw_traffic(2, hour_times(200, 0)), rows=50)),
-            )
-            await _count(one, 500)
+    often = {"monitor_database_url": database_url, "monitor_window_interval_s": 0.05}
+    async with (
+        running_monitor(tmp_path / "one", registry, **often) as one,
+        running_monitor(tmp_path / "other", registry, **often) as other,
+    ):
+        await asyncio.gather(
+            record(one, requests(draw_traffic(1, hour_times(300, 0)), rows=50)),
+            record(other, requests(draw_traffic(2, hour_times(200, 0)), rows=50)),
+        )
+        await _count(one, 500)
 
 
 async def test_predictions_wait_for_a_registry_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,70 +94,3 @@ async def test_many_windows_and_features_are_bounded(tmp_path: Path) -> None:
         wanted = b'predictions_not_taken_total{part="windows",reason="out_of_range"} 30.0'
         while wanted not in generate_latest(monitor.serving.runtime.registry):
             await asyncio.sleep(0.02)
-
-
-async def test_a_crash_loses_nothing_that_the_log_has(tmp_path: Path) -> None:
-    registry = FakeRegistry([trained_version()])
-    async with serve_registry(registry) as address, _process(tmp_path, address) as (process, channel):
-        stub = monitor_service_pb2_grpc.MonitorServiceStub(channel)
-
-        async def batches() -> AsyncIterator[Any]:
-            for request in requests(draw_traffic(1, hour_times(1000, 0)), rows=100):
-                yield request
-            for request in requests(draw_traffic(2, hour_times(30, 0)), rows=30, statuses=14):
-                request.sequence += 10
-                yield request
-
-        await stub.RecordPredictions(batches())
-        while _logged(tmp_path) < 1030:
-            await asyncio.sleep(0.02)
-        process.kill()
-        await process.wait()
-    async with running_monitor(tmp_path, registry) as monitor:
-        times = hour_times(1, 0)
-        scope = scope_of(start_s=times[0], end_s=times[0] + 1)
-        report = await drift_when(monitor, lambda found: found.prediction_count >= 1030, scope)
-        assert report.prediction_count == 1030
-        await record(monitor, requests(draw_traffic(3, hour_times(10, 0))))
-        await drift_when(monitor, lambda found: found.prediction_count == 1040, scope)
-    # What has come back once does not come back again.
-    async with running_monitor(tmp_path, registry) as monitor:
-        report = await drift_when(monitor, lambda found: found.prediction_count >= 1040, scope)
-        assert report.prediction_count == 1040
-
-
-def _logged(folder: Path) -> int:
-    files = [path for path in (folder / "monitor" / "log").rglob("*.parquet") if not path.name.startswith(".")]
-    return sum(pq.read_metadata(path).num_rows for path in files)
-
-
-@asynccontextmanager
-async def _process(
-    folder: Path, registry_address: str
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, grpc.aio.Channel]]:
-    """Run a monitor as a process of its own that logs at once and keeps windows in memory."""
-    offset = free_offset()
-    notifications = ReadySocket(folder / "notify")
-    environment = {
-        **os.environ,
-        "INTERLOCK_STATE_DIR": str(folder),
-        "INTERLOCK_PORT_OFFSET": str(offset),
-        "INTERLOCK_REGISTRY_ADDRESS": registry_address,
-        "INTERLOCK_MONITOR_LOG_FLUSH_INTERVAL_S": "0.1",
-        "INTERLOCK_MONITOR_WINDOW_INTERVAL_S": "3600",
-        "NOTIFY_SOCKET": str(notifications.path),
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen"))),
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.monitor", env=environment, stdout=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(40):
-            await notifications.ready.wait()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{PORTS['monitor'] + offset}") as channel:
-            yield process, channel
-    finally:
-        notifications.close()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()

@@ -14,6 +14,10 @@ from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
+from services.common.channels import open_stream_channel
+from services.common.tasks import spawn
+from services.router.adapters.inference_client.replica import Replica
+from services.router.adapters.inference_client.stream import StreamOptions
 from tests.fakes.router_inference import FakeReplica, serve_replica, status_of
 from tests.fakes.router_models import FLIGHT, PAIR
 from tests.fakes.router_world import STANDARD_READY, World, error_of, eventually, reason_of, reasons
@@ -227,6 +231,36 @@ async def test_a_replica_that_is_replaced_on_its_port_fails_no_call(world: World
 
 def _more_than(count: Callable[[], int], limit: int) -> bool:
     return count() > limit
+
+
+@pytest.mark.parametrize("what", ["replica drains", "version leaves", "replica dies"])
+async def test_a_call_at_the_moment_of_a_loss_knows_that_the_version_was_ready(what: str) -> None:
+    """It must wait like those before it; to be refused it had only to come before the router's next turn."""
+    fake, key = FakeReplica(ready={(PAIR, "1")}), (PAIR, "1")
+    server, port = await serve_replica(fake)
+    hopes: list[float] = []
+
+    def look() -> None:
+        if replica.stream(key) is None:
+            hopes.append(replica.last_hope(key))
+
+    options = StreamOptions("test", 0.0, 1 << 20, lambda _: None)
+    replica = Replica(f"127.0.0.1:{port}", open_stream_channel, options, look)
+    running = spawn(replica.run(), "replica")
+    await eventually(lambda: replica.stream(key) is not None)
+    hopes.clear()
+    before = time.monotonic()
+    if what == "replica drains":
+        fake.drain()
+    elif what == "version leaves":
+        fake.set_ready([])
+    else:
+        await server.stop(0)
+    await eventually(lambda: bool(hopes))
+    assert hopes[0] >= before
+    running.cancel()
+    await asyncio.gather(running, replica.close(), return_exceptions=True)
+    await server.stop(0)
 
 
 async def test_a_replica_that_comes_back_is_waited_for(world: World) -> None:

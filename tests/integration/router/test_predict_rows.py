@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc.status_pb2 import Status
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
@@ -67,7 +68,7 @@ async def test_rows_are_assigned_each_by_its_user(world: World) -> None:
 
 
 async def test_a_failure_of_inference_is_an_error_of_its_rows_alone(world: World) -> None:
-    refused = status_of(grpc.StatusCode.INVALID_ARGUMENT, "MODEL_REFUSED", "the model refused")
+    refused = status_of(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", "the queue is full")
     seen: list[int] = []
 
     def refuse_second(item: object) -> object:
@@ -79,6 +80,20 @@ async def test_a_failure_of_inference_is_an_error_of_its_rows_alone(world: World
     kinds = [result.WhichOneof("result") for result in answer.results]
     assert set(kinds) == {"error", "prediction"}
     assert kinds.count("error") == 64
+
+
+async def test_a_row_that_the_model_refuses_fails_alone(world: World) -> None:
+    refused = status_of(grpc.StatusCode.INVALID_ARGUMENT, "MODEL_REFUSED", "the model refused")
+    alone: list[object] = []
+
+    def refuse_many_and_the_third_alone(item: Any) -> Status | None:
+        alone.extend([item] if item.rows == 1 else [])
+        return refused if item.rows > 1 or len(alone) == 3 else None
+
+    world.replica.refuse = refuse_many_and_the_third_alone
+    answer = await world.router.PredictRows(pb.PredictRowsRequest(model=PAIR, rows=pair_rows(8)), timeout=5)
+    assert [result.WhichOneof("result") for result in answer.results].count("error") == 1
+    assert len(alone) == 8
 
 
 @pytest.mark.rpc(ROWS, "error")

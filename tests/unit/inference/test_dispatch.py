@@ -1,62 +1,18 @@
 """Batching, admission and failure of one version, with a clock that stands still."""
 
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.domain.admission import QueueLimits
-from services.inference.domain.dispatch import HUNG_S, Dispatcher
+from services.inference.domain.dispatch import HUNG_S
 from services.inference.domain.failure import QueueFull, VersionNotReady
 from services.inference.domain.frame import Failure
 from services.inference.domain.item import BatchKey, Criticality, Item
 from services.inference.domain.quarantine import Quarantined
 from services.inference.domain.splitting import PartsSink, split_item
-from services.inference.domain.version import BatchingPolicy, VersionKey
-from tests.fakes.inference_runner import ANSWER, SPEC, FakeCaller, FakeClock, FakeObserver, FakeRunner, item
-
-VERSION = VersionKey("oracle", "1")
-NOT_READY = VersionNotReady(VERSION, "LOADING", "")
-
-
-@dataclass
-class Rig:
-    """A dispatcher with everything around it faked."""
-
-    policy: BatchingPolicy = field(default_factory=lambda: BatchingPolicy(max_batch_size=8, max_delay_s=0.002))
-    limits: QueueLimits = field(default_factory=QueueLimits)
-    batch_s: float = 0.0
-    clock: FakeClock = field(default_factory=FakeClock)
-    observer: FakeObserver = field(default_factory=FakeObserver)
-    caller: FakeCaller = field(default_factory=FakeCaller)
-
-    def __post_init__(self) -> None:
-        self.dispatcher = Dispatcher(
-            VERSION,
-            [SPEC],
-            self.policy,
-            clock=self.clock,
-            observer=self.observer,
-            limits=self.limits,
-            refusal=NOT_READY,
-        )
-        self.runner = FakeRunner(self.dispatcher)
-        self.dispatcher.attach(self.runner, self.batch_s)
-
-    def send(self, *items: Item) -> None:
-        """One message with these items."""
-        self.dispatcher.arrived(len(items))
-        for each in items:
-            self.dispatcher.offer(each)
-        self.dispatcher.pump()
-
-    def values(self, *values: int, **changes: float) -> list[Item]:
-        return [item(self.caller, value, **changes) for value in values]  # type: ignore[arg-type]
-
-    def drain(self) -> None:
-        while self.runner.out:
-            self.runner.answer()
+from services.inference.domain.version import BatchingPolicy
+from tests.fakes.inference_runner import ANSWER, NOT_READY, SPEC, FakeRunner, Rig, item
 
 
 async def test_a_lone_request_never_waits() -> None:
@@ -203,7 +159,7 @@ async def test_a_model_that_answers_other_rows_is_its_makers_fault() -> None:
 async def test_a_dead_worker_fails_everything_at_once_and_refuses_what_comes() -> None:
     rig = Rig(policy=BatchingPolicy(1, 0.002))
     rig.send(*rig.values(1, 2, 3, 4))
-    rig.dispatcher.detach("ended by signal 9 (SIGKILL)", NOT_READY)
+    rig.die()
     assert {tag: error.reason for tag, error in rig.caller.errors.items()} == dict.fromkeys((1, 2, 3, 4), "WORKER_DIED")
     assert "SIGKILL" in rig.caller.errors[1].message
     with pytest.raises(VersionNotReady):
@@ -214,14 +170,14 @@ async def test_a_dead_worker_fails_everything_at_once_and_refuses_what_comes() -
 async def test_the_same_payload_kills_at_most_two_workers_and_nobody_goes_with_it() -> None:
     rig = Rig()
     rig.send(*rig.values(1, 66))
-    rig.dispatcher.detach("ended by signal 11 (SIGSEGV)", NOT_READY)
-    rig.dispatcher.attach(rig.runner, 0.0)
+    rig.die()
+    rig.attach(rig.runner)
     rig.send(*rig.values(2), item(rig.caller, 66, tag="again"))
     assert [data for _, data in rig.runner.sent[1:]] in ([b"\x02", b"\x42"], [b"\x42", b"\x02"])
     while rig.runner.out[0][1] != b"\x42":
         rig.runner.answer()
-    rig.dispatcher.detach("ended by signal 11 (SIGSEGV)", NOT_READY)
-    rig.dispatcher.attach(rig.runner, 0.0)
+    rig.die()
+    rig.attach(rig.runner)
     with pytest.raises(Quarantined):
         rig.send(item(rig.caller, 66, tag="third"))
     rig.clock.advance(61)
@@ -238,7 +194,7 @@ async def test_a_request_that_would_miss_its_deadline_is_refused_at_once() -> No
     rig.send(*rig.values(8, deadline=1000.5))
     with pytest.raises(QueueFull):  # a sheddable request may use 60 % of its deadline only
         rig.send(item(rig.caller, 9, deadline=1000.6, criticality=Criticality.SHEDDABLE))
-    assert rig.dispatcher.queue_time_s == pytest.approx(0.4)
+    assert rig.dispatcher.queue_time_s == pytest.approx(0.3)  # it would share a batch with the third
 
 
 async def test_an_idle_version_never_refuses_by_an_old_estimate() -> None:
@@ -250,10 +206,10 @@ async def test_an_idle_version_never_refuses_by_an_old_estimate() -> None:
         rig.drain()
         rig.send(item(rig.caller, 1, tag=f"turn {turn}", deadline=1100.0))
         rig.clock.advance(0.01)
-    assert rig.dispatcher.batch_time.seconds < 0.1
+    assert rig.dispatcher.times.seconds(1) < 0.1
 
 
-@pytest.mark.parametrize("limits", [QueueLimits(requests=3), QueueLimits(size_bytes=3)])
+@pytest.mark.parametrize("limits", [QueueLimits(rows=3), QueueLimits(size_bytes=3)])
 async def test_the_caps_hold_exactly(limits: QueueLimits) -> None:
     rig = Rig(policy=BatchingPolicy(1, 0.002), limits=limits)
     rig.send(*rig.values(1))
@@ -295,10 +251,10 @@ async def test_a_failed_part_fails_the_whole_once_and_takes_the_others_back() ->
 
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("send"), st.integers(1, 5), st.floats(0.001, 0.2)),
+        st.tuples(st.just("send"), st.integers(1, 4), st.floats(0.001, 0.2)),
         st.tuples(st.just("cancel"), st.integers(0, 200), st.just(0.0)),
-        st.tuples(st.just("answer"), st.just(0), st.just(0.0)),
-        st.tuples(st.just("die"), st.just(0), st.just(0.0)),
+        st.tuples(st.just("answer"), st.integers(0, 1), st.just(0.0)),
+        st.tuples(st.just("die"), st.integers(0, 1), st.just(0.0)),
         st.tuples(st.just("wait"), st.just(0), st.floats(0.0, 0.05)),
     ),
     max_size=80,
@@ -306,18 +262,23 @@ STEPS = st.lists(
 
 
 class Storm:
-    """Does random things to a rig and remembers what it must not answer."""
+    """Does random things to a rig with two workers and remembers what it must not answer."""
 
-    def __init__(self) -> None:
-        self.rig = Rig(policy=BatchingPolicy(4, 0.002))
-        self.rig.runner.poison = {13}
+    def __init__(self, policy: BatchingPolicy) -> None:
+        self.rig = Rig(policy=policy)
+        self.runners = [self.rig.runner, FakeRunner(self.rig.dispatcher)]
+        self.rig.attach(self.runners[1])
+        for runner in self.runners:
+            runner.poison = {13}
+            runner.most_rows = 3
         self.items: list[Item] = []
         self.given_up: set[object] = set()
 
     def send(self, number: int, seconds: float) -> None:
         first = len(self.items)
         values = [(first + n) % 100 for n in range(number)]
-        made = item(self.rig.caller, *values, deadline=self.rig.clock.now() + seconds, tag=first)
+        level = Criticality(1 + first % 3)
+        made = item(self.rig.caller, *values, deadline=self.rig.clock.now() + seconds, tag=first, criticality=level)
         self.items.append(made)
         try:
             self.rig.send(made)
@@ -331,13 +292,15 @@ class Storm:
             self.given_up.add(chosen.tag)
 
     def answer(self, number: int, seconds: float) -> None:
-        if self.rig.runner.out:
-            self.rig.runner.answer()
+        runner = self.runners[number % 2]
+        if runner.out:
+            runner.answer()
 
     def die(self, number: int, seconds: float) -> None:
-        self.rig.runner.out.clear()
-        self.rig.dispatcher.detach("ended by signal 9", NOT_READY)
-        self.rig.dispatcher.attach(self.rig.runner, 0.0)
+        runner = self.runners[number % 2]
+        runner.out.clear()
+        self.rig.dispatcher.detach(runner, "ended by signal 9", NOT_READY)
+        self.rig.attach(runner)
 
     def wait(self, number: int, seconds: float) -> None:
         self.rig.clock.advance(seconds)
@@ -347,20 +310,34 @@ class Storm:
         return set(self.rig.caller.answers) | set(self.rig.caller.errors)
 
 
+POLICIES = st.sampled_from(
+    [
+        BatchingPolicy(4, 0.002),
+        BatchingPolicy(5, 0.002, batch_sizes=(2, 5), ageing_s=0.01),
+        BatchingPolicy(5, 0.0, latency_target_s=0.02, max_queue_rows=20),
+    ]
+)
+
+
 @settings(max_examples=150, deadline=None)
-@given(STEPS)
+@given(POLICIES, STEPS)
 async def test_every_accepted_request_is_answered_exactly_once_with_its_own_answer(
-    steps: list[tuple[str, int, float]],
+    policy: BatchingPolicy, steps: list[tuple[str, int, float]]
 ) -> None:
-    storm = Storm()
+    storm = Storm(policy)
     for act, number, seconds in steps:
         getattr(storm, act)(number, seconds)
+        assert storm.rig.dispatcher.queue.rows <= (policy.max_queue_rows or 1_000)
     rig = storm.rig
-    while rig.runner.out:
-        rig.runner.answer()
+    while any(runner.out for runner in storm.runners):
+        for runner in storm.runners:
+            if runner.out:
+                runner.answer()
         rig.clock.advance(0.01)
     rig.clock.advance(1)
-    rig.drain()
+    assert not any(runner.out for runner in storm.runners)
+    sizes = {size for runner in storm.runners for size in runner.sizes}
+    assert sizes <= set(policy.batch_sizes or range(1, policy.max_batch_size + 1))
     assert storm.answered | storm.given_up == {each.tag for each in storm.items}
     assert not set(rig.caller.answers) & set(rig.caller.errors)
     assert rig.dispatcher.in_flight == 0

@@ -19,7 +19,7 @@ from services.inference.domain.frame import (
     parse_run_meta,
     run_meta,
 )
-from services.inference.domain.model_host import Pauses
+from services.inference.domain.instance import Pauses
 from services.inference.domain.tensor import BrokenTensor, bytes_row_borders, element_count, row_borders
 from services.inference.domain.version import warm_sizes
 from services.inference.worker.plan import plain_text

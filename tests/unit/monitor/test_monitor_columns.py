@@ -65,7 +65,8 @@ def test_what_the_route_redacts_is_missing_whatever_stands_in_the_tensors() -> N
         assert [table[f"features.{name}"].null_count for name in ("country", "items", "member")] == [40] * 3
         assert table["features.amount"].null_count == 0
         assert table["redacted_features"].to_pylist() == [["country", "items", "member", "who"]] * 40
-        assert set(BatchView(found, INFO, form_of(INFO, 100)).features) == {"amount"}
+        for columns in (found, columns_of_table(table, INFO)):
+            assert set(BatchView(columns, INFO, form_of(INFO, 100)).features) == {"amount"}
 
 
 def test_without_a_signature_columns_are_named_after_their_tensors() -> None:

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -115,6 +116,10 @@ class _InferenceErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     """NOT_FOUND: ModelInfer asked for an output that the version does not have. In a coalesced message it is one of
     INVALID_TENSORS, for the router has checked the names.
     """
+    INFERENCE_ERROR_REASON_OUT_OF_MEMORY: _InferenceErrorReason.ValueType  # 11
+    """RESOURCE_EXHAUSTED: the model ran out of memory on this request alone."""
+    INFERENCE_ERROR_REASON_BATCH_TOO_SLOW: _InferenceErrorReason.ValueType  # 12
+    """DEADLINE_EXCEEDED: the batch ran longer than the version's max_batch_time."""
 
 class InferenceErrorReason(_InferenceErrorReason, metaclass=_InferenceErrorReasonEnumTypeWrapper):
     """Lists why inference refuses or fails a request, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -143,6 +148,10 @@ INFERENCE_ERROR_REASON_OUTPUT_NOT_FOUND: InferenceErrorReason.ValueType  # 10
 """NOT_FOUND: ModelInfer asked for an output that the version does not have. In a coalesced message it is one of
 INVALID_TENSORS, for the router has checked the names.
 """
+INFERENCE_ERROR_REASON_OUT_OF_MEMORY: InferenceErrorReason.ValueType  # 11
+"""RESOURCE_EXHAUSTED: the model ran out of memory on this request alone."""
+INFERENCE_ERROR_REASON_BATCH_TOO_SLOW: InferenceErrorReason.ValueType  # 12
+"""DEADLINE_EXCEEDED: the batch ran longer than the version's max_batch_time."""
 Global___InferenceErrorReason: _TypeAlias = InferenceErrorReason  # noqa: Y015
 
 @_typing.final
@@ -553,6 +562,8 @@ class VersionState(_message.Message):
     QUEUED_ROWS_FIELD_NUMBER: _builtins.int
     EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
     INFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    READY_INSTANCES_FIELD_NUMBER: _builtins.int
+    LAST_EXIT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     version: _builtins.str
@@ -569,6 +580,12 @@ class VersionState(_message.Message):
     """Batches run by the model since it was loaded. Requests refused beforehand do not count."""
     inference_count: _builtins.int
     """Rows run by the model since it was loaded."""
+    ready_instances: _builtins.int
+    """Model processes that answer."""
+    @_builtins.property
+    def last_exit(self) -> Global___WorkerExit:
+        """How the last of its processes that ended unasked has ended. Absent: none has."""
+
     def __init__(
         self,
         *,
@@ -580,11 +597,55 @@ class VersionState(_message.Message):
         queued_rows: _builtins.int = ...,
         execution_count: _builtins.int = ...,
         inference_count: _builtins.int = ...,
+        ready_instances: _builtins.int = ...,
+        last_exit: Global___WorkerExit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_exit", b"last_exit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_count", b"execution_count", "inference_count", b"inference_count", "message", b"message", "model", b"model", "queue_time_us", b"queue_time_us", "queued_rows", b"queued_rows", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_count", b"execution_count", "inference_count", b"inference_count", "last_exit", b"last_exit", "message", b"message", "model", b"model", "queue_time_us", b"queue_time_us", "queued_rows", b"queued_rows", "ready_instances", b"ready_instances", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
+
+@_typing.final
+class WorkerExit(_message.Message):
+    """Holds how a model process ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    LOG_LINES_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    exit_code: _builtins.int
+    """Exit code. 0 when a signal ended it."""
+    signal: _builtins.int
+    """Signal that ended it. 0 when none did."""
+    memory_bytes: _builtins.int
+    """Resident memory when it was last looked at, in bytes."""
+    @_builtins.property
+    def log_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its last lines on standard error, for operators; at most 20."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        exit_code: _builtins.int = ...,
+        signal: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        log_lines: _abc.Iterable[_builtins.str] | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "exit_code", b"exit_code", "log_lines", b"log_lines", "memory_bytes", b"memory_bytes", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerExit: _TypeAlias = WorkerExit  # noqa: Y015

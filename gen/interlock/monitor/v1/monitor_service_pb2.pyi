@@ -138,13 +138,16 @@ Global___RecordPredictionsRequest: _TypeAlias = RecordPredictionsRequest  # noqa
 
 @_typing.final
 class RecordPredictionsResponse(_message.Message):
-    """Ends the stream."""
+    """Acknowledges the stream: a crash of the monitor loses nothing of it any more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PREDICTION_COUNT_FIELD_NUMBER: _builtins.int
     prediction_count: _builtins.int
-    """Predictions taken from this stream."""
+    """Predictions that came in this stream, with those that the monitor has left out: what a policy does not log, what lies
+    too far in the past or the future, what was malformed, and what did not fit into its queues. All but the first are
+    counted in the metric interlock_monitor_predictions_not_taken_total.
+    """
     def __init__(
         self,
         *,

@@ -53,8 +53,10 @@ class MonitorServiceServicer:
 
     def RecordPredictions(self, request_iterator, context):
         """Takes batches of prediction events for as long as the stream lasts. Telemetry: routers never wait for it and count
-        what they drop. The answer comes when the caller ends the stream; a batch whose columns disagree ends it with
-        INVALID_ARGUMENT. The stream has no deadline.
+        what they drop. A batch whose columns disagree ends it with INVALID_ARGUMENT. The answer comes when the caller ends
+        the stream, once what the log is to have of it is on the disk. Where that cannot be, it is RESOURCE_EXHAUSTED
+        (STORAGE_FULL) or UNAVAILABLE (LOG_UNAVAILABLE); the predictions are then kept in memory for a while and written when
+        the disk takes them. The stream has no deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

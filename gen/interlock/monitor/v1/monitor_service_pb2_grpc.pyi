@@ -35,8 +35,10 @@ class MonitorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MonitorServiceAsyncStub: ...
     RecordPredictions: _grpc.StreamUnaryMultiCallable[_monitor_service_pb2.RecordPredictionsRequest, _monitor_service_pb2.RecordPredictionsResponse]
     """Takes batches of prediction events for as long as the stream lasts. Telemetry: routers never wait for it and count
-    what they drop. The answer comes when the caller ends the stream; a batch whose columns disagree ends it with
-    INVALID_ARGUMENT. The stream has no deadline.
+    what they drop. A batch whose columns disagree ends it with INVALID_ARGUMENT. The answer comes when the caller ends
+    the stream, once what the log is to have of it is on the disk. Where that cannot be, it is RESOURCE_EXHAUSTED
+    (STORAGE_FULL) or UNAVAILABLE (LOG_UNAVAILABLE); the predictions are then kept in memory for a while and written when
+    the disk takes them. The stream has no deadline.
     """
     GetPredictionCounts: _grpc.UnaryUnaryMultiCallable[_monitor_service_pb2.GetPredictionCountsRequest, _monitor_service_pb2.GetPredictionCountsResponse]
     """Tells how many predictions came in, by model, version and variant, since the process started. Budget: 1 s."""
@@ -48,8 +50,10 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RecordPredictions: _aio.StreamUnaryMultiCallable[_monitor_service_pb2.RecordPredictionsRequest, _monitor_service_pb2.RecordPredictionsResponse]  # type: ignore[assignment]
     """Takes batches of prediction events for as long as the stream lasts. Telemetry: routers never wait for it and count
-    what they drop. The answer comes when the caller ends the stream; a batch whose columns disagree ends it with
-    INVALID_ARGUMENT. The stream has no deadline.
+    what they drop. A batch whose columns disagree ends it with INVALID_ARGUMENT. The answer comes when the caller ends
+    the stream, once what the log is to have of it is on the disk. Where that cannot be, it is RESOURCE_EXHAUSTED
+    (STORAGE_FULL) or UNAVAILABLE (LOG_UNAVAILABLE); the predictions are then kept in memory for a while and written when
+    the disk takes them. The stream has no deadline.
     """
     GetPredictionCounts: _aio.UnaryUnaryMultiCallable[_monitor_service_pb2.GetPredictionCountsRequest, _monitor_service_pb2.GetPredictionCountsResponse]  # type: ignore[assignment]
     """Tells how many predictions came in, by model, version and variant, since the process started. Budget: 1 s."""
@@ -64,8 +68,10 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_service_pb2.RecordPredictionsResponse, _abc.Awaitable[_monitor_service_pb2.RecordPredictionsResponse]]:
         """Takes batches of prediction events for as long as the stream lasts. Telemetry: routers never wait for it and count
-        what they drop. The answer comes when the caller ends the stream; a batch whose columns disagree ends it with
-        INVALID_ARGUMENT. The stream has no deadline.
+        what they drop. A batch whose columns disagree ends it with INVALID_ARGUMENT. The answer comes when the caller ends
+        the stream, once what the log is to have of it is on the disk. Where that cannot be, it is RESOURCE_EXHAUSTED
+        (STORAGE_FULL) or UNAVAILABLE (LOG_UNAVAILABLE); the predictions are then kept in memory for a while and written when
+        the disk takes them. The stream has no deadline.
         """
 
     @_abc_1.abstractmethod

@@ -21,6 +21,36 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ModelPlacement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelPlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelPlacement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_PLACEMENT_UNSPECIFIED: _ModelPlacement.ValueType  # 0
+    """Not given: as PROCESS."""
+    MODEL_PLACEMENT_PROCESS: _ModelPlacement.ValueType  # 1
+    """In processes of its own."""
+    MODEL_PLACEMENT_INLINE: _ModelPlacement.ValueType  # 2
+    """In the replica's own process, as long as its largest batch takes less than 2 ms; else as PROCESS. Saves the hop to
+    another process, and gives up what that protects from: a model that crashes takes the replica along. Only for small
+    models whose maker is trusted.
+    """
+
+class ModelPlacement(_ModelPlacement, metaclass=_ModelPlacementEnumTypeWrapper):
+    """Names where a model runs. May receive new values."""
+
+MODEL_PLACEMENT_UNSPECIFIED: ModelPlacement.ValueType  # 0
+"""Not given: as PROCESS."""
+MODEL_PLACEMENT_PROCESS: ModelPlacement.ValueType  # 1
+"""In processes of its own."""
+MODEL_PLACEMENT_INLINE: ModelPlacement.ValueType  # 2
+"""In the replica's own process, as long as its largest batch takes less than 2 ms; else as PROCESS. Saves the hop to
+another process, and gives up what that protects from: a model that crashes takes the replica along. Only for small
+models whose maker is trusted.
+"""
+Global___ModelPlacement: _TypeAlias = ModelPlacement  # noqa: Y015
+
 class _DeploymentState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -197,27 +227,90 @@ Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
 @_typing.final
 class BatchingPolicy(_message.Message):
-    """Says how requests are joined into batches."""
+    """Says how requests are joined into batches, and how the version's processes are kept. Changes take effect without a
+    reload.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     MAX_DELAY_FIELD_NUMBER: _builtins.int
+    BATCH_SIZES_FIELD_NUMBER: _builtins.int
+    LATENCY_TARGET_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_ROWS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    AGEING_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_TIME_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    LENGTH_BUCKETS_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     max_batch_size: _builtins.int
     """Most rows in a batch. 0 = default, 64. 1 turns batching off. At most 8,192."""
+    max_queue_rows: _builtins.int
+    """Most rows that wait in one replica. 0 = the replica's setting. At most 1,048,576."""
+    max_queue_bytes: _builtins.int
+    """Most bytes that wait in one replica. 0 = the replica's setting. At most 4 GiB."""
+    instances: _builtins.int
+    """Model processes in each replica. 0 = 1. At most 64."""
+    memory_limit_bytes: _builtins.int
+    """Resident memory above which a process counts as leaking: its successor is loaded, then it goes. 0 = no limit."""
+    placement: Global___ModelPlacement.ValueType
+    """Where the model runs."""
     @_builtins.property
     def max_delay(self) -> _duration_pb2.Duration:
         """Longest wait for more requests. Absent: 2 ms. At most 1 s. A lone request never waits."""
+
+    @_builtins.property
+    def batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The only batch sizes that the model may see, ascending, at most 32; the last is max_batch_size. A smaller batch is
+        filled up with copies of its last row, which nobody is answered. Empty: every size up to max_batch_size.
+        """
+
+    @_builtins.property
+    def latency_target(self) -> _duration_pb2.Duration:
+        """Time from arrival to answer that the version should keep, up to 60 s. With it, the wait for company and the largest
+        batch follow the batch times as they are measured; max_delay must be absent then. Absent: max_delay counts.
+        """
+
+    @_builtins.property
+    def ageing(self) -> _duration_pb2.Duration:
+        """After this long a waiting request is old: every fourth batch takes the oldest first, whatever their criticality and
+        deadline, so that nothing waits for ever. Absent: 500 ms. 1 ms to 60 s.
+        """
+
+    @_builtins.property
+    def max_batch_time(self) -> _duration_pb2.Duration:
+        """Longest run of one batch. Past it the batch is interrupted and its members fail DEADLINE_EXCEEDED; a process that
+        does not stop is replaced. Absent: 30 s. 1 ms to 1 h.
+        """
+
+    @_builtins.property
+    def length_buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Row lengths that requests of variable length are filled up to, ascending, at most 32, so that they share batches: each
+        variable dimension of an input is filled with zeros, or empty texts, up to the next of them. Only for models that
+        ignore such filling, and whose outputs have no variable dimension. Empty: only requests of equal length share a batch.
+        """
 
     def __init__(
         self,
         *,
         max_batch_size: _builtins.int = ...,
         max_delay: _duration_pb2.Duration | None = ...,
+        batch_sizes: _abc.Iterable[_builtins.int] | None = ...,
+        latency_target: _duration_pb2.Duration | None = ...,
+        max_queue_rows: _builtins.int = ...,
+        max_queue_bytes: _builtins.int = ...,
+        ageing: _duration_pb2.Duration | None = ...,
+        max_batch_time: _duration_pb2.Duration | None = ...,
+        instances: _builtins.int = ...,
+        memory_limit_bytes: _builtins.int = ...,
+        length_buckets: _abc.Iterable[_builtins.int] | None = ...,
+        placement: Global___ModelPlacement.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_delay", b"max_delay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ageing", b"ageing", "latency_target", b"latency_target", "max_batch_time", b"max_batch_time", "max_delay", b"max_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_delay", b"max_delay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ageing", b"ageing", "batch_sizes", b"batch_sizes", "instances", b"instances", "latency_target", b"latency_target", "length_buckets", b"length_buckets", "max_batch_size", b"max_batch_size", "max_batch_time", b"max_batch_time", "max_delay", b"max_delay", "max_queue_bytes", b"max_queue_bytes", "max_queue_rows", b"max_queue_rows", "memory_limit_bytes", b"memory_limit_bytes", "placement", b"placement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

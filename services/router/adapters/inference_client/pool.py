@@ -94,7 +94,7 @@ class InferencePools:
                 if runs >= _RUNS_LIMIT or tries >= _TRIES_LIMIT or call.remaining_s() < _LEAST_LEFT_S:
                     raise
                 avoid = replica
-                replica.suspect(_key(target))
+                replica.suspect(_key(target), stream)
                 self._on_retry()
 
     async def _pick(

@@ -22,7 +22,8 @@ _LOG: Final = structlog.get_logger("replica")
 # The contract promises word once a second; a peer that is silent for this long has a blocked loop or a dead host.
 _SILENCE_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 2.0
+# Well inside the time that a request hopes for a replica: it dials a few times before that is over.
+_LONGEST_PAUSE_S: Final = 0.5
 # The longest deadline that a caller may have.
 _RETIRE_S: Final = 60.0
 
@@ -31,12 +32,23 @@ Dial = Callable[[str], grpc.aio.Channel]
 
 
 class Connection:
-    """One channel to one process: its state as it tells it, and a stream for each version that is READY there."""
+    """One channel to one process: its state as it tells it, and a stream for each version that is READY there.
 
-    def __init__(self, channel: grpc.aio.Channel, options: StreamOptions, on_change: Callable[[], None]) -> None:
+    `on_lost` hears of a version at the moment from which it is not to be had here any more: a request that comes right
+    then must already know that it was READY until now, and wait for it.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        options: StreamOptions,
+        on_change: Callable[[], None],
+        on_lost: Callable[[VersionKey], None],
+    ) -> None:
         self._channel = channel
         self._options = options
         self._on_change = on_change
+        self._on_lost = on_lost
         self._stub = InferenceServiceStub(channel)
         self._work: set[asyncio.Task[None]] = set()
         self._suspects: set[VersionKey] = set()
@@ -68,15 +80,22 @@ class Connection:
         usable = found is not None and not found.closed and key not in self._suspects and not self.over.is_set()
         return found if usable else None
 
-    def suspect(self, key: VersionKey) -> None:
-        """Hold requests for a version back until the process says again that it is READY."""
-        self._suspects.add(key)
+    def suspect(self, key: VersionKey, stream: InferStream) -> None:
+        """Hold requests for a version back until the process says again that it is READY.
+
+        Unless the stream that failed is not the one in use any more: its successor has done nothing wrong.
+        """
+        if self.streams.get(key) is stream:
+            self._on_lost(key)
+            self._suspects.add(key)
 
     def finish(self) -> None:
         """Send nothing new here."""
-        self.over.set()
-        for stream in self.streams.values():
-            stream.close()
+        if not self.over.is_set():
+            self.over.set()
+            for key, stream in self.streams.items():
+                self._on_lost(key)
+                stream.close()
         self._on_change()
 
     async def retire(self) -> None:
@@ -106,6 +125,7 @@ class Connection:
         for key, version in ready.items():
             self._stream_of(key).queue_time_us = version.queue_time_us
         for key in self.streams.keys() - ready.keys():
+            self._on_lost(key)
             self.streams.pop(key).close()
         self._on_change()
 
@@ -113,10 +133,17 @@ class Connection:
         stream = self.streams.get(key)
         if stream is None or stream.closed:
             stream = self.streams[key] = InferStream(*key, self._options, self.finish)
-            task = spawn(stream.run(self._stub), f"infer-stream {key[0]}/{key[1]}")
+            task = spawn(self._run(key, stream), f"infer-stream {key[0]}/{key[1]}")
             self._work.add(task)
             task.add_done_callback(self._work.discard)
         return stream
+
+    async def _run(self, key: VersionKey, stream: InferStream) -> None:
+        try:
+            await stream.run(self._stub)
+        finally:
+            if self.streams.get(key) is stream and not self.over.is_set():
+                self._on_lost(key)
 
 
 class Replica:
@@ -136,12 +163,11 @@ class Replica:
         """Keep a connection to whatever process is behind the address."""
         failures = 0
         while True:
-            connection = Connection(self._dial(self.address), self._options, self._on_change)
+            connection = Connection(self._dial(self.address), self._options, self._on_change, self._lost)
             self._connection = connection
             self._connections.add(connection)
             spawn(connection.watch(), f"watch {self.address}")
             await connection.over.wait()
-            self._remember_ready()
             spawn(self._retire(connection), f"retire {self.address}")
             failures = 0 if connection.answered else failures + 1
             await asyncio.sleep(_pause_s(failures))
@@ -155,11 +181,10 @@ class Replica:
         """Return the stream for a version that is READY here, or None."""
         return None if self._connection is None else self._connection.stream(key)
 
-    def suspect(self, key: VersionKey) -> None:
-        """Hold requests for a version back until the process says again that it is READY."""
-        self._last_ready[key] = time.monotonic()
+    def suspect(self, key: VersionKey, stream: InferStream) -> None:
+        """Hold requests for a version back until the process says again that it is READY; `stream` has failed."""
         if self._connection is not None:
-            self._connection.suspect(key)
+            self._connection.suspect(key, stream)
 
     def last_hope(self, key: VersionKey) -> float:
         """Return when the version was last READY here, or when the replica was first dialled; `time.monotonic()`."""
@@ -171,10 +196,8 @@ class Replica:
         await connection.retire()
         self._connections.discard(connection)
 
-    def _remember_ready(self) -> None:
-        if self._connection is not None:
-            now = time.monotonic()
-            self._last_ready.update(dict.fromkeys(self._connection.streams, now))
+    def _lost(self, key: VersionKey) -> None:
+        self._last_ready[key] = time.monotonic()
 
 
 def _pause_s(failures: int) -> float:

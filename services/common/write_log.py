@@ -1,4 +1,4 @@
-"""The history's write-ahead log: records in segment files, each safe on disk before it is reported so.
+"""A write-ahead log: records in segment files, each safe on disk before it is reported so.
 
 A segment is `<created, Unix microseconds>-<id>.log`: eight bytes that say what it is, then records of a length and a
 CRC-32 (4 bytes each, little-endian) and the payload. What a crash left half-written at the end is not read. Nothing here
@@ -21,12 +21,12 @@ from typing import BinaryIO, Final
 
 import structlog
 
-MAGIC: Final = b"ILHIST1\n"
+MAGIC: Final = b"ILWLOG1\n"
 LOG_SUFFIX: Final = ".log"
 DONE_SUFFIX: Final = ".done"
 _NEW_SUFFIX: Final = ".new"
 _HEAD: Final = Struct("<II")
-_LOG: Final = structlog.get_logger(part="history")
+_LOG: Final = structlog.get_logger(part="write-log")
 
 
 @dataclass(slots=True)
@@ -115,9 +115,12 @@ class WriteLog:
         """Take note that a sealed segment is Parquet."""
         done = segment.path.with_suffix(DONE_SUFFIX)
         segment.path.rename(done)
-        with self._moving:
-            self.sealed.remove(segment)
-        os.close(self._locks.pop(segment.id))
+        self._let_go(segment)
+
+    def drop(self, segment: Segment) -> None:
+        """Delete a sealed segment: what it holds is safe elsewhere."""
+        segment.path.unlink(missing_ok=True)
+        self._let_go(segment)
 
     def unfinished(self) -> list[Segment]:
         """Return all segments that are not Parquet yet, the oldest first, each as long as it is now.
@@ -151,7 +154,7 @@ class WriteLog:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(descriptor, MAGIC)
             hidden.rename(path)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError:
             os.close(descriptor)
             hidden.unlink(missing_ok=True)
@@ -172,6 +175,11 @@ class WriteLog:
         if empty:
             segment.path.unlink(missing_ok=True)
             os.close(self._locks.pop(segment.id))
+
+    def _let_go(self, segment: Segment) -> None:
+        with self._moving:
+            self.sealed.remove(segment)
+        os.close(self._locks.pop(segment.id))
 
     def _leave(self, segment: Segment, *, keep: bool) -> None:
         with self._moving:
@@ -211,7 +219,8 @@ def _lock(path: Path) -> int | None:
     return None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed into a folder survive a loss of power; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

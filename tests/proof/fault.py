@@ -1,0 +1,136 @@
+"""What is broken while the load runs. Each fault says whether requests may be refused meanwhile, and waits until all is whole."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import psutil
+
+from tests.proof.fleet import Fleet, Service
+from tests.proof.history import OK, FaultBegan, FaultEnded
+from tests.proof.load import Load
+
+Fault = Callable[[Fleet, Load], Awaitable[None]]
+
+_LONGEST_S: Final = 90.0
+# Answers without a refusal after which what was broken counts as whole.
+_QUIET_COUNT: Final = 100
+# Answers that come while a process stands still. What was asked of it is open meanwhile, or refused.
+_FROZEN_COUNT: Final = 200
+
+
+async def kill_worker(fleet: Fleet, load: Load) -> None:
+    """A model process dies with requests inside."""
+    replica = _next(fleet.replicas, load)
+    victim = replica.workers()[0]
+    async with _window(fleet, load, "worker killed"):
+        victim.kill()
+        await _until(lambda: victim.pid not in {one.pid for one in replica.workers()})
+
+
+async def freeze_worker(fleet: Fleet, load: Load) -> None:
+    """A model process stands still, and goes on if nobody has replaced it by then."""
+    replica = _next(fleet.replicas, load)
+    victim = replica.workers()[-1]
+    async with _window(fleet, load, "worker frozen"):
+        victim.suspend()
+        load.clear()
+        await _until(lambda: load.ended_since >= _FROZEN_COUNT or not victim.is_running())
+        try:
+            victim.resume()
+        except psutil.NoSuchProcess:
+            return
+
+
+async def freeze_replica(fleet: Fleet, load: Load) -> None:
+    """A whole replica stands still, model processes and all."""
+    replica = _next(fleet.replicas, load)
+    frozen = replica.processes()
+    async with _window(fleet, load, "replica frozen"):
+        for process in frozen:
+            process.suspend()
+        load.clear()
+        await _until(lambda: load.ended_since >= _FROZEN_COUNT)
+        for process in reversed(frozen):
+            if process.is_running():
+                process.resume()
+
+
+async def reload_version(fleet: Fleet, load: Load) -> None:
+    """Version 2 is taken from the traffic, unloaded, loaded again, and given its traffic back: nobody may notice."""
+    load.pinned = ("1",)
+    await fleet.split(10_000, 0)
+    await _until_unused("2", load)
+    await fleet.undeploy("2")
+    await fleet.deploy("2")
+    await fleet.until_whole()
+    await fleet.split(5_000, 5_000)
+    load.pinned = ("1", "2")
+    await _until_answers(load, _QUIET_COUNT)
+
+
+async def restart_router(fleet: Fleet, load: Load) -> None:
+    """A router is replaced: nobody may notice."""
+    await _next(fleet.routers, load).restart()
+    await _until_answers(load, _QUIET_COUNT)
+
+
+async def restart_replica(fleet: Fleet, load: Load) -> None:
+    """A replica of inference is replaced: nobody may notice."""
+    await _next(fleet.replicas, load).restart()
+    await fleet.until_whole()
+    await _until_answers(load, _QUIET_COUNT)
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "worker-kill": kill_worker,
+    "worker-freeze": freeze_worker,
+    "replica-freeze": freeze_replica,
+    "reload": reload_version,
+    "router-restart": restart_router,
+    "replica-restart": restart_replica,
+}
+
+
+@asynccontextmanager
+async def _window(fleet: Fleet, load: Load, name: str) -> AsyncIterator[None]:
+    """Tell the judge that something is broken, until all is whole and nothing has been refused for a while."""
+    load.tell(FaultBegan(load.now(), name))
+    yield
+    await fleet.until_whole()
+    await _until_answers(load, _QUIET_COUNT, without="UNAVAILABLE")
+    load.tell(FaultEnded(load.now(), name))
+
+
+async def _until_answers(load: Load, count: int, *, without: str = "") -> None:
+    """Return when so many requests in a row have been answered OK, by surface too, with none refused in this way."""
+    async with asyncio.timeout(_LONGEST_S):
+        load.clear()
+        while load.since[OK] < count or not all(load.since[f"{surface.name} {OK}"] for surface in load.surfaces):
+            await asyncio.sleep(0.02)
+            if without and load.since[without]:
+                load.clear()
+
+
+async def _until_unused(version: str, load: Load) -> None:
+    """Return when no answer comes from a version any more and none of its requests is open."""
+    async with asyncio.timeout(_LONGEST_S):
+        load.clear()
+        while load.since[OK] < _QUIET_COUNT or not all(load.since[f"{one.name} {OK}"] for one in load.surfaces):
+            await asyncio.sleep(0.02)
+            if load.since[f"version {version}"]:
+                load.clear()
+        await _until(lambda: load.judge.oldest_open_at() >= load.cleared_at)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_LONGEST_S):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def _next(services: list[Service], load: Load) -> Service:
+    """Return each service in turn."""
+    load.turn += 1
+    return services[load.turn % len(services)]
