@@ -109,7 +109,7 @@ class Live:
     def push(self, view: str, keys: Mapping[str, str], *, at: datetime | None = None, **values: float) -> None:
         row = {
             "entities": keys,
-            "values": {name: {"double_value": value} for name, value in values.items()},
+            "values": values,
             "event_time": (at or datetime.now(UTC)).isoformat(),
         }
         url = f"http://{self.stack.edge}/v1/featureViews/{view}:push"
