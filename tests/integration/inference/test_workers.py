@@ -25,8 +25,8 @@ async def test_batches_of_any_size_come_back_right_side_by_side(
     async with open_stream(running.own, "oracle", "1") as stream:
         counts = [1, 5_000, 3, 1_023, 1_024, 1_025, 8_192, 2, 20_000, 700]
         wanted = [row(*range(count)) + float(count) for count in counts]
-        answers = await asyncio.gather(*(stream.infer(each, timeout_s=20) for each in wanted))
-    for each, (answer,) in zip(wanted, answers, strict=True):
+        answers = await stream.infer(*wanted, timeout_s=20)
+    for each, answer in zip(wanted, answers, strict=True):
         assert answer == (each * 2 + 1).tobytes()
 
 
