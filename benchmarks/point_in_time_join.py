@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.features.adapters.batch_reader import BatchReader
-from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+from services.features.adapters.engine_limits import EngineLimits
+from services.features.adapters.join_engine import JoinEngine, open_engine
 from services.features.domain.definitions import Aggregate, AggregateFunction, EventField, FeatureType
 from services.features.domain.point_in_time import (
     AggregateView,

@@ -6,13 +6,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from interlock_cli.commands.running import AsJson, run, settings, state_folder
-from interlock_cli.doctor.examination import examine
 from interlock_cli.doctor.report import print_findings
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import print_json, say
 from interlock_cli.stack.control import ask
 from interlock_cli.stack.log_file import Follower, tail
-from interlock_cli.stack.run import run_stack
 from interlock_cli.stack.state_folder import StateFolder, lock_holder
 from interlock_cli.stack.status_table import print_status
 from interlock_cli.stack.supervisor import ServiceStatus
@@ -25,6 +23,8 @@ Names = Annotated[list[str], typer.Argument(metavar="SERVICE...", help="Services
 
 def up(demo: Annotated[bool, typer.Option("--demo", help="Then run the demo.")] = False) -> None:
     """Start Redis, the services and the edge, and serve until Ctrl-C."""
+    from interlock_cli.stack.run import run_stack  # noqa: PLC0415 - other commands need not wait for it
+
     raise typer.Exit(run_stack(settings(), demo=demo))
 
 
@@ -86,6 +86,8 @@ def logs(
 
 def doctor(as_json: AsJson = False) -> None:
     """Tell what is wrong on this machine, and what to do about it; exit code 1 when something is."""
+    from interlock_cli.doctor.examination import examine  # noqa: PLC0415 - as above
+
     findings = examine(settings())
     if as_json:
         print_json([finding.as_json() for finding in findings])

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from interlock_cli.doctor.finding import Finding
 from interlock_cli.settings import StackSettings
 from interlock_cli.stack.redis import find_redis
-from services.common.edge.launcher import descriptor_path, shared_libpython
+from services.common.edge.installation import descriptor_path, shared_libpython
 from services.common.edge.settings import EdgeSettings
 
 _SUPPORTED: Final = ((3, 11), (3, 12))

@@ -8,7 +8,7 @@ from interlock_cli.settings import StackSettings
 from interlock_cli.stack.redis import redis_spec
 from interlock_cli.stack.spec import Port, ServiceSpec, StackPlan
 from interlock_cli.stack.state_folder import StateFolder
-from services.common.edge.launcher import shared_libpython
+from services.common.edge.installation import shared_libpython
 from services.common.settings import join_host_port
 
 DRAIN_ORDER: Final = ("edge", "router", "inference", "features", "registry", "monitor", "redis")

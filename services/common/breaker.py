@@ -1,7 +1,7 @@
 """A circuit breaker for async calls: who is known to be down is not asked, and is tried again soon.
 
-pybreaker keeps the state and tells listeners; its own gate is not used, as it lets coroutines pass uncounted, admits any
-number of probes, and only ever counts failures in a row.
+Our own: pybreaker's gate lets coroutines pass uncounted, admits any number of probes, and only ever counts failures in a
+row; and it imports redis.
 """
 
 import random
@@ -9,12 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import structlog
-from pybreaker import STATE_CLOSED, STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker, CircuitBreakerListener
 
 _LOG: Final = structlog.get_logger(part="breaker")
+_CLOSED: Final = "closed"
+_OPEN: Final = "open"
+_HALF_OPEN: Final = "half-open"
 _WINDOW_S: Final = 10.0
 _LEAST_CALLS: Final = 20
 _FAILURE_SHARE: Final = 0.5
@@ -47,6 +49,7 @@ class AsyncBreaker:
         on_state: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._name = name
         self._judge = judge
         self._first_open_s = first_open_s
         self._longest_open_s = longest_open_s
@@ -57,18 +60,19 @@ class AsyncBreaker:
         self._retry_at = 0.0
         self._probing = False
         self._good_probes = 0
-        self._holder = CircuitBreaker(name=name, listeners=[_Listener(on_state)], throw_new_error_on_trip=False)
-        on_state(self.state)
+        self._on_state = on_state
+        self._state = _CLOSED
+        on_state(_CLOSED)
 
     @property
     def state(self) -> str:
         """Return "closed", "open" or "half-open"."""
-        return str(self._holder.current_state)
+        return self._state
 
     @property
     def refuses(self) -> bool:
         """Whether a call would be refused now."""
-        if self.state == STATE_OPEN:
+        if self._state == _OPEN:
             return self._clock() < self._retry_at
         return self._probing
 
@@ -76,10 +80,10 @@ class AsyncBreaker:
     def guard(self) -> Iterator[None]:
         """Let one call pass and learn from how the block ends; raises CircuitOpen instead where the peer is down."""
         if self.refuses:
-            raise CircuitOpen(self._holder.name)
-        if self.state == STATE_OPEN:
-            self._holder.half_open()
-        probing = self.state == STATE_HALF_OPEN
+            raise CircuitOpen(self._name)
+        if self._state == _OPEN:
+            self._change(_HALF_OPEN)
+        probing = self._state == _HALF_OPEN
         self._probing = probing
         try:
             yield
@@ -99,14 +103,14 @@ class AsyncBreaker:
             self._good_probes += 1
             if self._good_probes >= _PROBES_TO_CLOSE:
                 self._close()
-        elif self.state == STATE_CLOSED:
+        elif self._state == _CLOSED:
             self._remember(failed=False)
 
     def _failed(self, *, probing: bool) -> None:
         self._in_a_row += 1
         if probing:
             self._open()
-        elif self.state == STATE_CLOSED:
+        elif self._state == _CLOSED:
             # Any other call began before the peer was known to be down, and tells nothing new.
             self._remember(failed=True)
             if self._in_a_row >= _FAILURES_IN_A_ROW or self._mostly_failing():
@@ -127,20 +131,16 @@ class AsyncBreaker:
         self._retry_at = self._clock() + open_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
         self._reopened = min(self._reopened + 1, 30)
         self._good_probes = 0
-        self._holder.open()
+        self._change(_OPEN)
 
     def _close(self) -> None:
         self._outcomes.clear()
         self._reopened = 0
-        self._holder.close()
+        self._change(_CLOSED)
 
-
-class _Listener(CircuitBreakerListener):
-    def __init__(self, on_state: Callable[[str], None]) -> None:
-        self._on_state = on_state
-
-    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
-        if new_state.name == STATE_CLOSED or (old_state is not None and old_state.name == STATE_CLOSED):
+    def _change(self, state: str) -> None:
+        before, self._state = self._state, state
+        if _CLOSED in (before, state):
             # Not each probe of a peer that stays down.
-            _LOG.warning("breaker", name=cb.name, state=new_state.name)
-        self._on_state(new_state.name)
+            _LOG.warning("breaker", name=self._name, state=state)
+        self._on_state(state)

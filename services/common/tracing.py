@@ -8,16 +8,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _EXPORT_TIMEOUT_S: Final = 2.0
@@ -96,7 +94,14 @@ class Tracing:
             return
 
 
-def _provider(service: str, endpoint: str, sample_ratio: float) -> TracerProvider:
+def _provider(service: str, endpoint: str, sample_ratio: float) -> "TracerProvider":
+    # A sixth of a second of processor time, and most processes send no spans.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
+
     resource = Resource.create({"service.name": f"interlock-{service}", "service.namespace": "interlock"})
     provider = TracerProvider(resource=resource, sampler=ParentBasedTraceIdRatio(sample_ratio), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(

@@ -125,7 +125,7 @@ class Live:
     def push(self, view: str, keys: Mapping[str, str], *, at: datetime | None = None, **values: float) -> None:
         row = {
             "entities": keys,
-            "values": {name: {"double_value": value} for name, value in values.items()},
+            "values": values,
             "event_time": (at or datetime.now(UTC)).isoformat(),
         }
         url = f"http://{self.stack.edge}/v1/featureViews/{view}:push"
@@ -208,7 +208,7 @@ def test_the_trace_of_a_request_goes_through_the_features_service(live: Live, sp
     body = {"model": live.model, "features": {"hour": 9}, "entities": ENTITIES}
     url, headers = f"http://{live.stack.edge}/v1/predict", {"traceparent": f"00-{trace_id}-{span_id}-01"}
     assert httpx.post(url, json=body, headers=headers, timeout=10).is_success
-    found = spans.wait_for(trace_id, {"interlock-router", "interlock-features", "interlock-inference"})
+    found = spans.wait_for(trace_id, span_id, {"interlock-router", "interlock-features", "interlock-inference"})
     by_name = {span.name: span for span in found}
     read, fetch = by_name["interlock.features.v1.FeatureService/ReadFeatures"], by_name["interlock.router/features"]
     assert read.parent_id == fetch.span_id

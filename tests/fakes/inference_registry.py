@@ -87,6 +87,15 @@ class FakeRegistry:
         self._resources[deployment.name] = pb.WatchedResource(deployment=deployment)
         self._push()
 
+    def put(self, name: str, resource: pb.WatchedResource) -> None:
+        """Push any other resource."""
+        self._resources[name] = resource
+        self._push()
+
+    def resource(self, name: str) -> pb.WatchedResource:
+        """What is pushed under a name; changes to it travel with the next push."""
+        return self._resources[name]
+
     def remove(self, *names: str) -> None:
         for name in names:
             del self._resources[name]

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from services.common.edge.areas import area_services, edge_areas
 from services.common.edge.config import Area, Door, EdgeConfig, Upstream, render
+from services.common.edge.installation import descriptor_path, shared_libpython
 from services.common.edge.probe import HealthProbe
 from services.common.edge.process import EnvoyProcess, Launch, Probe
 from services.common.edge.settings import EdgeSettings, door_environment, plain_environment
@@ -111,29 +111,6 @@ def edge_config(
         drain_time_s=settings.edge_drain_time_s,
         origins=settings.edge_origins,
     )
-
-
-def descriptor_path(settings: EdgeSettings) -> Path:
-    """Return where the descriptor set of the contract is: beside the generated stubs, unless a setting says else."""
-    if settings.edge_descriptor_path is not None:
-        return settings.edge_descriptor_path.absolute()
-    spec = find_spec("interlock")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    for folder in folders:
-        for path in (Path(folder).parent / "interlock.binpb", Path(folder) / "interlock.binpb"):
-            if path.is_file():
-                return path.absolute()
-    raise FileNotFoundError("interlock.binpb is not beside the stubs: run `make gen`")
-
-
-def shared_libpython() -> Path | None:
-    """Return the shared library of this interpreter, None when it was built without one."""
-    if find_spec("find_libpython") is None:
-        return None
-    from find_libpython import find_libpython  # noqa: PLC0415 - comes with the optional pyvoy
-
-    found = find_libpython()
-    return Path(found) if found and Path(found).is_file() else None
 
 
 def _run(

@@ -5,7 +5,6 @@ Runs in a process of its own (`services.features.worker`): it blocks, and it may
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import duckdb
@@ -18,6 +17,7 @@ from services.features.adapters import join_sql as sql
 from services.features.adapters.aggregate_join import join_aggregates
 from services.features.adapters.arrow_values import WrongColumn, check_zone, keys_of, times_of
 from services.features.adapters.batch_reader import BatchReader
+from services.features.adapters.engine_limits import EngineLimits
 from services.features.adapters.history_table import HistoryTable
 from services.features.adapters.on_demand_join import OnDemandColumns
 from services.features.domain.failure import INVALID_ENTITY_KEY, INVALID_EVENT_TIME
@@ -35,16 +35,6 @@ from services.features.domain.point_in_time import (
 
 ROWS_A_PIECE: Final = 65_536
 _TIME: Final = pa.timestamp("us", "UTC")
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What DuckDB may use; `temp_dir` is where it goes when the memory is full."""
-
-    temp_dir: str
-    memory_mib: int = 2048
-    temp_mib: int = 65_536
-    threads: int = 1
 
 
 @contextmanager

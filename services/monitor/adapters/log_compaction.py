@@ -10,17 +10,19 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import structlog
 
 from services.monitor.adapters.log_files import HOUR_US, LogFile, LogFiles, Partition
 from services.monitor.domain.log_table import ids_of, unified_schema
 from services.monitor.domain.ports import LogPolicies
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 _SLICE_ROWS: Final = 131_072
@@ -108,7 +110,7 @@ def _version(file: LogFile) -> str:
     return file.version
 
 
-def _slices(dataset: ds.Dataset, cuts: Sequence[int]) -> Iterator[pa.Table]:
+def _slices(dataset: "Dataset", cuts: Sequence[int]) -> Iterator[pa.Table]:
     """Yield the rows between the cuts, sorted by id, each id once."""
     when = pc.field("prediction_time")
     for first_us, end_us in pairwise(cuts):

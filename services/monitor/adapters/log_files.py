@@ -14,17 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as arrow_fs
 
 from services.common.write_log import sync_folder
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 HOUR_US: Final = 3_600_000_000
@@ -35,10 +37,6 @@ _REPLACES: Final = b"interlock.replaces"
 _VERSION: Final = b"interlock.version"
 _ROW_GROUP_ROWS: Final = 65_536
 _FOOTER_LIMIT: Final = 20_000
-# A page that was damaged on the disk is found when it is read, not when its numbers are believed.
-_CHECKED: Final = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
 
 
 def hour_of(time_us: int) -> int:
@@ -147,9 +145,21 @@ class LogFiles:
         kept = {file.name for file in counting} | (set(names) - {file.name for file in found})
         return counting, [f"{folder}/{name}" for name in names if name not in kept]
 
-    def dataset(self, files: Sequence[LogFile], schema: pa.Schema) -> ds.Dataset:
-        """Return files as one dataset with the columns of `schema`; what a file lacks is null."""
-        return ds.dataset([file.path for file in files], schema=schema, format=_CHECKED, filesystem=self._arrow_fs)
+    def dataset(self, files: Sequence[LogFile], schema: pa.Schema, tables: Sequence[pa.Table] = ()) -> "Dataset":
+        """Return files and tables of exactly this schema as one dataset; what a file lacks is null."""
+        import pyarrow.dataset as ds  # noqa: PLC0415 - imports pandas where there is one: not to start
+
+        children = [self._read([file.path for file in files], schema)] if files else []
+        children.append(ds.dataset(pa.concat_tables(tables) if tables else schema.empty_table()))
+        return ds.UnionDataset(schema, children)
+
+    def _read(self, paths: str | Sequence[str], schema: pa.Schema | None = None) -> "Dataset":
+        import pyarrow.dataset as ds  # noqa: PLC0415 - as above
+
+        # A page that was damaged on the disk is found when it is read, not when its numbers are believed.
+        options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        form = ds.ParquetFileFormat(default_fragment_scan_options=options)
+        return ds.dataset(paths, schema=schema, format=form, filesystem=self._arrow_fs)
 
     def new_name(self) -> str:
         """Return a name that no file has."""
@@ -214,7 +224,7 @@ class LogFiles:
         found = False
         for file in files:
             try:
-                for _ in ds.dataset(file.path, format=_CHECKED, filesystem=self._arrow_fs).to_batches():
+                for _ in self._read(file.path).to_batches():
                     pass
             except FileNotFoundError:
                 self._footers.pop(file.path, None)

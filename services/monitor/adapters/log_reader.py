@@ -5,13 +5,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import structlog
 
 from services.monitor.adapters.log_files import LogFile, LogFiles, Partition, hour_of, names_held
@@ -21,6 +20,9 @@ from services.monitor.domain.columns import Bytes
 from services.monitor.domain.decode import times_of_ids
 from services.monitor.domain.failure import LogUnavailable
 from services.monitor.domain.log_table import ids_of, unified_schema
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 _T = TypeVar("_T")
@@ -71,12 +73,10 @@ class LogReader:
         tail = list(self._writer.tail(names, *hours))
         return self._with_files(self.files.partitions(names, *hours), tail)
 
-    def dataset(self, snapshot: Snapshot) -> ds.Dataset:
+    def dataset(self, snapshot: Snapshot) -> "Dataset":
         """Return a snapshot as one dataset with all columns of its schema."""
-        children = [self.files.dataset(snapshot.files, snapshot.schema)] if snapshot.files else []
         tables = [fitted(table, snapshot.schema) for part in snapshot.tail for table in part.tables]
-        children.append(ds.dataset(pa.concat_tables(tables) if tables else snapshot.schema.empty_table()))
-        return ds.UnionDataset(snapshot.schema, children)
+        return self.files.dataset(snapshot.files, snapshot.schema, tables)
 
     async def known(self, ids: Sequence[bytes]) -> list[tuple[str, str] | bool]:
         """Return model and version of each prediction; False for one that is not in the log, True for one of an hour

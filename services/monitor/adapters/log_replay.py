@@ -8,7 +8,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import structlog
 
 from services.common.refusals import ResourceNotFound
@@ -82,7 +81,8 @@ class LogReplay:
         if isinstance(part, LogFile):
             dataset = self._files.dataset([part], part.schema)
         else:
-            dataset = ds.dataset(pa.concat_tables(part.tables, promote_options="permissive"))
+            table = pa.concat_tables(part.tables, promote_options="permissive")
+            dataset = self._files.dataset([], table.schema, [table])
         batches = dataset.to_batches(filter=(received > limits[0]) & (received <= limits[1]), batch_size=_BATCH_ROWS)
         return [pa.Table.from_batches([batch]) for batch in batches if batch.num_rows]
 

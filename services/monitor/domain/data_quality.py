@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
-from scipy.stats import betabinom
+import numpy.typing as npt
+import scipy
 
 from services.monitor.domain.drift import FALSE_DISCOVERY_RATE, benjamini_hochberg
 from services.monitor.domain.interval import LEVEL, Interval
@@ -129,8 +129,8 @@ def check_volume(count: float, past: Sequence[float]) -> VolumeVerdict:
     spread = math.sqrt(max(float(roots.var(ddof=1)), 0.25) * (1 + 1 / roots.size))
     centre = float(roots.mean())
     score = (math.sqrt(count + 0.375) - centre) / spread
-    p_value = 2 * float(stdtr(freedom, -abs(score)))
-    half = float(stdtrit(freedom, 0.5 + LEVEL / 2)) * spread
+    p_value = 2 * float(scipy.special.stdtr(freedom, -abs(score)))
+    half = float(scipy.special.stdtrit(freedom, 0.5 + LEVEL / 2)) * spread
     expected = Interval(
         estimate=max(centre**2 - 0.375, 0.0),
         lower=max(max(centre - half, 0.0) ** 2 - 0.375, 0.0),
@@ -142,6 +142,22 @@ def check_volume(count: float, past: Sequence[float]) -> VolumeVerdict:
     smaller = min(count, expected.estimate) + 0.5
     is_unusual = p_value < FALSE_DISCOVERY_RATE and larger / smaller >= VOLUME_FACTOR
     return VolumeVerdict(expected, p_value, is_unusual)
+
+
+def beta_binomial_tail(count: int, total: int, wrong: float, right: float) -> float:
+    """Return the probability of `count` or more of `total` whose rate has the distribution Beta(wrong, right)."""
+    if count <= 0:
+        return 1.0
+    if count <= total / 2:
+        return max(1.0 - float(_beta_binomial(np.arange(count), total, wrong, right).sum()), 0.0)
+    return min(float(_beta_binomial(np.arange(count, total + 1), total, wrong, right).sum()), 1.0)
+
+
+def _beta_binomial(counts: npt.NDArray[np.int64], total: int, wrong: float, right: float) -> npt.NDArray[np.float64]:
+    """Return the probability of each count."""
+    log_beta = scipy.special.betaln
+    choose = -log_beta(total - counts + 1, counts + 1) - math.log(total + 1)
+    return np.asarray(np.exp(choose + log_beta(counts + wrong, total - counts + right) - log_beta(wrong, right)))
 
 
 def volume_finding(count: float, verdict: VolumeVerdict) -> DataQualityFinding | None:
@@ -173,7 +189,7 @@ def _rate_p_value(check: RateCheck) -> float:
     if check.baseline_total <= 0:
         # It should never happen: as if a thousand had been looked at and none was wrong.
         right = 1_000.5
-    return float(betabinom.sf(count - 1, total, wrong, right)) if count > 0 else 1.0
+    return beta_binomial_tail(count, total, wrong, right)
 
 
 def _design_effect(check: RateCheck) -> float:

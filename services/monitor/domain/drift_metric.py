@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from services.monitor.domain.profile import FloatArray, Histogram, profile_numbers
 
@@ -143,8 +143,8 @@ def compare_samples(reference: npt.ArrayLike, current: npt.ArrayLike) -> dict[Dr
     return {
         DriftMetric.PSI: float(population_stability(bins, counts)),
         DriftMetric.JENSEN_SHANNON: float(jensen_shannon(bins, counts)),
-        DriftMetric.WASSERSTEIN: float(stats.wasserstein_distance(first, second)),
-        DriftMetric.KOLMOGOROV_SMIRNOV: float(stats.ks_2samp(first, second, method="asymp").statistic),
+        DriftMetric.WASSERSTEIN: float(scipy.stats.wasserstein_distance(first, second)),
+        DriftMetric.KOLMOGOROV_SMIRNOV: float(scipy.stats.ks_2samp(first, second, method="asymp").statistic),
     }
 
 

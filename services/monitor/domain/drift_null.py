@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+import scipy
 
 from services.monitor.domain.drift_metric import DriftMetric, measure_counts
 from services.monitor.domain.profile import FloatArray, Histogram, merge_histograms
@@ -62,11 +62,13 @@ class Null:
     def p_value(self, value: float) -> float:
         """Return the probability of a value at least as large."""
         score = (float(scale(self.metric, np.array(value))) - self.centre) / self.spread
-        return float(stdtr(self.degrees_of_freedom, -score))
+        return float(scipy.special.stdtr(self.degrees_of_freedom, -score))
 
     def quantile(self, level: float) -> float:
         """Return the value that is exceeded with probability 1 - level."""
-        return _unscale(self.metric, self.centre + self.spread * float(stdtrit(self.degrees_of_freedom, level)))
+        return _unscale(
+            self.metric, self.centre + self.spread * float(scipy.special.stdtrit(self.degrees_of_freedom, level))
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,10 @@ class QueryTooLarge(ResourceExhausted):
         super().__init__(description, reason="QUERY_TOO_LARGE")
 
 
+class MaybeDamaged(Exception):
+    """A query failed for a reason that a damaged file can have."""
+
+
 class LogUnavailable(Unavailable):
     """The log cannot be read."""
 

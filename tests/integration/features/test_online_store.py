@@ -1,4 +1,4 @@
-"""The online store on real servers: one rule whatever the order, a cluster, a Sentinel, and URLs."""
+"""The online store on real servers: one rule whatever the order, a Sentinel, and URLs."""
 
 import asyncio
 import random
@@ -156,34 +156,6 @@ async def test_a_row_says_whether_it_changed_something() -> None:
         assert await store.write(Row(("k",), {"number": None}, 11, 1)) == [Outcome.WRITTEN]
 
 
-async def test_a_cluster_holds_keys_on_any_slot_and_learns_the_script() -> None:
-    async with redis_server("--cluster-enabled", "yes", port=True) as server:
-        async with server.client() as client:
-            await client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-            while b"cluster_state:ok" not in await _info(client):
-                await asyncio.sleep(0.02)
-        async with online(f"redis+cluster://127.0.0.1:{server.port}") as store:
-            rows = [Row((f"k{number}",), {"whole": number}, 10, 10) for number in range(500)]
-            assert await store.write(*rows) == [Outcome.WRITTEN] * 500
-            assert await store.write(*rows[:3]) == [Outcome.DUPLICATE] * 3
-            found = await store.read(*[f"k{number}" for number in range(500)], "nobody")
-            assert [decode(value) for value in found["whole"].values] == [*range(500), None]
-            await store.store.delete_view(make_view())
-            assert set((await store.read("k1", "k2"))["whole"].statuses) == {3}
-            await store.write(rows[1])
-            await server.kill()
-            with pytest.raises(OnlineStoreUnavailable):
-                await store.read("k1")
-            await server.start()
-            while True:
-                try:
-                    found = await store.read("k1")
-                    break
-                except OnlineStoreUnavailable:
-                    await asyncio.sleep(0.05)
-            assert decode(found["whole"].values[0]) == 1
-
-
 async def test_a_sentinel_says_who_the_master_is() -> None:
     async with redis_server(port=True) as first, redis_server(port=True) as second:
         async with second.client() as client:
@@ -336,8 +308,3 @@ def test_any_other_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(InvalidRedisUrl, match="want redis://") as caught:
         open_link(url, connect_timeout_s=1, on_reconnect=lambda: None)
     assert "secret" not in str(caught.value)
-
-
-async def _info(client: Any) -> bytes:
-    found: Any = await client.execute_command("CLUSTER INFO")
-    return found if isinstance(found, bytes) else str(found).replace("'", "").replace(": ", ":").encode()

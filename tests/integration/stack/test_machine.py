@@ -18,7 +18,7 @@ from interlock_cli.stack.redis import answers_ping, find_redis, redis_spec
 from interlock_cli.stack.service import Patience, Service, State
 from interlock_cli.stack.spec import Port
 from interlock_cli.stack.state_folder import StateFolder, stack_lock
-from services.common.edge.launcher import shared_libpython
+from services.common.edge.installation import shared_libpython
 from tests.fakes.ports import free_offset
 
 

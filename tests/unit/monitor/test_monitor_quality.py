@@ -14,6 +14,7 @@ from sklearn import metrics as sk
 from services.monitor.domain.data_quality import (
     DataQualityCheck,
     RateCheck,
+    beta_binomial_tail,
     check_rates,
     check_volume,
     volume_finding,
@@ -271,6 +272,14 @@ def test_more_nulls_than_usual_are_found_and_the_usual_ones_are_not() -> None:
     ]
     assert found[1].examples == ("XNA",)
     assert found[0].share == 0.08
+
+
+@given(total=st.integers(1, 3_000), share=st.floats(0, 1), wrong=st.floats(0.5, 2_000), right=st.floats(0.5, 100_000))
+@settings(max_examples=50, deadline=None)
+def test_the_beta_binomial_tail_is_scipys(total: int, share: float, wrong: float, right: float) -> None:
+    count = round(share * total)
+    expected = stats.betabinom.sf(count - 1, total, wrong, right)
+    assert beta_binomial_tail(count, total, wrong, right) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_usual_rates_give_few_findings() -> None:

@@ -17,8 +17,10 @@ _WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in tens
 
 def event_bytes(event: PredictionEvent) -> int:
     """Return about how much memory an event holds."""
-    tensors = sum(len(tensor.data) for tensor in (*event.inputs, *event.outputs))
-    return 256 * len(event.ids) + tensors + sum(_read_bytes(read) for read in event.reads)
+    size_bytes = 256 * len(event.ids)
+    for tensor in (*event.inputs, *event.outputs):
+        size_bytes += len(tensor.data)
+    return size_bytes + sum([_read_bytes(read) for read in event.reads]) if event.reads else size_bytes
 
 
 def to_batches(
@@ -75,6 +77,7 @@ def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_ev
         inputs=_joined([event.inputs for event in events]),
         outputs=_joined([event.outputs for event in events]),
         principal_names=names,
+        redacted_features=sorted(first.choice.rules.redacted),
     )
     for event in events:
         rows = len(event.ids)
