@@ -39,7 +39,7 @@ from services.router.domain.routing import Configuration, Deployment, Route, Var
 from services.router.domain.signature import FeatureSpec, FeatureType, PredictionSpec, Signature, TensorSpec
 from services.router.domain.tensor import Tensor
 
-IN_FLIGHT, PER_ROUND = 64, 640
+IN_FLIGHT, PER_ROUND = 64, 128
 GRPC_HEADERS = [
     (b":authority", b"x"),
     (b"content-type", b"application/grpc"),
@@ -223,7 +223,7 @@ async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=list(PATHS), choices=list(PATHS))
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--in-flight", nargs="+", type=int, default=[64])
     parser.add_argument("--profile", default="")
     arguments = parser.parse_args()

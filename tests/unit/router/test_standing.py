@@ -19,7 +19,7 @@ def clock() -> Clock:
 
 
 def ends(standing: Standing, started: float, *, failed: bool | None) -> None:
-    standing.left(started, probing=standing.breaker.enter(), failed=failed)
+    standing.left(started, probing=standing.enter(), failed=failed)
 
 
 def test_requests_that_fail_together_are_one_failure(clock: Clock) -> None:
@@ -29,7 +29,7 @@ def test_requests_that_fail_together_are_one_failure(clock: Clock) -> None:
     for _ in range(64):
         ends(standing, started, failed=True)
     assert standing.away_until == clock.now + 0.5
-    assert not standing.breaker.refuses
+    assert not standing.refuses
 
 
 def test_each_further_failure_keeps_it_away_longer_until_it_answers_again(clock: Clock) -> None:
@@ -55,10 +55,43 @@ def test_five_failures_open_the_breaker_and_callers_who_leave_do_not(clock: Cloc
         ends(standing, clock.now, failed=None)
     assert standing.away_until == 0.0
     for _ in range(5):
-        assert not standing.breaker.refuses
+        assert not standing.refuses
         clock.now += 1
         ends(standing, clock.now - 0.5, failed=True)
-    assert standing.breaker.refuses
+    assert standing.refuses
+
+
+def test_a_breaker_lets_one_probe_through_at_a_time_and_closes_after_three(clock: Clock) -> None:
+    standing = Standing("v at r", clock)
+    for _ in range(5):
+        clock.now += 1
+        ends(standing, clock.now, failed=True)
+    for longest_s in (1.2, 2.4, 4.8, 9.6, 19.2, 36.0, 36.0):
+        clock.now += 0.5
+        assert standing.refuses
+        clock.now += longest_s
+        assert not standing.refuses
+        probing = standing.enter()
+        assert standing.refuses, "one at a time"
+        standing.left(clock.now, probing=probing, failed=True)
+    clock.now += 36.0
+    for _ in range(3):
+        assert not standing.refuses
+        ends(standing, clock.now, failed=False)
+    standing.enter()
+    assert not standing.refuses
+
+
+def test_half_of_twenty_opens_the_breaker(clock: Clock) -> None:
+    standing = Standing("v at r", clock)
+    for number in range(22):
+        assert not standing.refuses
+        clock.now += 0.1
+        ends(standing, clock.now - 0.01, failed=number % 2 == 0)
+        if standing.refuses:
+            break
+    assert standing.refuses
+    assert number >= 19
 
 
 def test_patience_is_what_is_usual_and_more(clock: Clock) -> None:

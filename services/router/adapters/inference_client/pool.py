@@ -179,7 +179,7 @@ async def _try(asked: _Asked, place: Place, attempt: int, patience_s: float | No
     replica, stream = place
     standing = replica.standing(asked.key)
     started = time.monotonic()
-    probing = standing.breaker.enter()
+    probing = standing.enter()
     failed: bool | None = None
     try:
         outputs = await stream.infer(asked.job, asked.call, attempt, asked.traceparent, patience_s)
@@ -205,7 +205,7 @@ def _best(key: VersionKey, ready: list[Place], tried: Sequence[Replica]) -> tupl
 
     None when a breaker keeps requests from all of them.
     """
-    allowed = [place for place in ready if not place[0].standing(key).breaker.refuses]
+    allowed = [place for place in ready if not place[0].standing(key).refuses]
     if len(allowed) <= 1:
         return (allowed[0], False) if allowed else None
     now = time.monotonic()

@@ -77,6 +77,7 @@ def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_ev
         inputs=_joined([event.inputs for event in events]),
         outputs=_joined([event.outputs for event in events]),
         principal_names=names,
+        redacted_features=sorted(first.choice.rules.redacted),
     )
     for event in events:
         rows = len(event.ids)
