@@ -139,6 +139,7 @@ async def _open_online(base: Base) -> Online:
         metrics=StoreMetrics(registry),
         on_back=behind,
     )
+    base.stack.push_async_callback(store.close)
     writer = RedisOnlineWriter(store, now_us)
     for work, name in (
         (history.run(), "history-parts"),

@@ -256,7 +256,7 @@ def _event_times(times: Mapping[str, Ints]) -> Mapping[str, pa.Array]:
 
 def _redacted(table: pa.Table) -> frozenset[str]:
     """Return what the route kept back; tables of earlier releases do not say."""
-    if not len(table) or "redacted_features" not in table.column_names:
+    if "redacted_features" not in table.column_names or not table.num_rows:
         return frozenset()
     return frozenset(table["redacted_features"][0].as_py() or ())
 

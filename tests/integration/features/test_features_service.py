@@ -38,8 +38,8 @@ async def test_every_service_of_the_contract_is_healthy(tmp_path: Path) -> None:
     ("setting", "uri"), [("features_history_uri", "nowhere://lake"), ("redis_url", "redis+cluster://")]
 )
 async def test_an_address_that_is_none_is_told_in_one_line(tmp_path: Path, setting: str, uri: str) -> None:
+    settings: dict[str, Any] = {setting: uri}
     with pytest.raises(InvalidSettings, match=f"INTERLOCK_{setting.upper()}: ") as caught:
-        settings: dict[str, Any] = {setting: uri}
         async with running_features(tmp_path, **settings):
             pass
     assert "\n" not in str(caught.value)
