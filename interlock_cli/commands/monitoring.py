@@ -326,7 +326,7 @@ def _show_quality(report: pb.QualityReport) -> None:
     rows = [
         (
             metric.name,
-            "estimated" if metric.estimated else "measured",
+            _how(metric),
             amount(metric.value.estimate),
             f"{amount(metric.value.lower)} to {amount(metric.value.upper)}",
             amount(metric.baseline_value) if metric.HasField("baseline_value") else "",
@@ -335,6 +335,13 @@ def _show_quality(report: pb.QualityReport) -> None:
         for metric in report.metrics
     ]
     print_table(("metric", "how", "value", "95 %", "baseline", "better is"), rows, empty="no labels yet")
+
+
+def _how(metric: pb.QualityMetric) -> str:
+    if not metric.estimated:
+        return "measured"
+    held = f"held against {_counted(metric.checked_count, 'past label window')}"
+    return f"estimated, {held if metric.checked_count else 'assumes no concept drift'}"
 
 
 def _show_fairness(report: pb.FairnessReport) -> None:

@@ -17,11 +17,12 @@ from services.monitor.domain.drift_analysis import (
     drift_from_windows,
     drifted_names,
 )
+from services.monitor.domain.estimate_check import CHECKED_LIMIT
 from services.monitor.domain.failure import NoBaseline, UnknownMetric
 from services.monitor.domain.fairness_analysis import measure_groups
 from services.monitor.domain.interval import rate_interval
 from services.monitor.domain.policy import DAY_US, SECOND_US
-from services.monitor.domain.quality_analysis import METRICS, estimate, measure, pending_count
+from services.monitor.domain.quality_analysis import METRICS, EstimateInput, estimate, measure, pending_count
 from services.monitor.domain.quality_window import QualityWindow
 from services.monitor.domain.report import (
     DataQualityReport,
@@ -32,7 +33,7 @@ from services.monitor.domain.report import (
 )
 from services.monitor.domain.scope import Scope, ScopeRequest, Scopes
 from services.monitor.domain.version_info import VersionInfo
-from services.monitor.domain.window import WindowSketch
+from services.monitor.domain.window import WindowSketch, scores_from_bytes
 from services.monitor.domain.window_ports import Selection, VerdictKey, WindowStore
 from services.monitor.domain.window_series import Placed, decoded, merged, recent, usual
 
@@ -115,9 +116,8 @@ class Analyses:
         labelled = await self._labelled(scope.selection())
         metrics, calibration, labelled_count = await self._work(lambda: measure(labelled, scope.info))
         if request.include_estimates:
-            before = await self._labelled(scope.selection(scope.start_us - PAST_US, scope.start_us))
-            references = before or labelled
-            metrics += await self._work(lambda: estimate(windows, references, scope.info))
+            given = await self._estimate_input(scope)
+            metrics += await self._work(lambda: estimate(given))
         return QualityReport(
             scope=scope,
             prediction_count=_count(windows),
@@ -190,6 +190,12 @@ class Analyses:
             verdicts,
             names,
         )
+
+    async def _estimate_input(self, scope: Scope) -> EstimateInput:
+        before_us = min(CHECKED_LIMIT * (scope.end_us - scope.start_us), PAST_US)
+        encoded = await self._store.read(scope.selection(scope.start_us - before_us, scope.end_us))
+        scores = await self._work(lambda: decoded(encoded, scores_from_bytes))
+        return EstimateInput(scope, scores, await self._labelled(scope.selection(scope.start_us - PAST_US)))
 
     async def _past(
         self, scope: Scope, choose: Callable[[Sequence[tuple[int, int]], Scope], Sequence[int]]
