@@ -4,8 +4,9 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from services.common.errors import Violation, echo
 from services.common.refusals import refuse
@@ -33,7 +34,7 @@ from services.monitor.domain.report import (
 )
 from services.monitor.domain.scope import Scope, ScopeRequest, Scopes
 from services.monitor.domain.version_info import VersionInfo
-from services.monitor.domain.window import WindowSketch, scores_from_bytes
+from services.monitor.domain.window import WindowKey, WindowSketch, scores_from_bytes
 from services.monitor.domain.window_ports import Selection, VerdictKey, WindowStore
 from services.monitor.domain.window_series import Placed, decoded, merged, recent, usual
 
@@ -42,6 +43,7 @@ PAST_US: Final = 28 * DAY_US
 _JUDGED_BEFORE_US: Final = 2 * DAY_US
 _AT_ONCE: Final = 2
 _ResultT = TypeVar("_ResultT")
+_WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,13 @@ class Analyses:
         self._clock = clock
         # Sums of many windows take a core for a second; ingest needs one too.
         self._working = asyncio.Semaphore(_AT_ONCE)
+        self._kept: dict[tuple[str, Selection], list[Placed[Any]]] | None = None
+
+    def for_one_report(self) -> "Analyses":
+        """Return the same with a memory, for one who asks many questions about one scope: windows are read once."""
+        found = copy(self)
+        found._kept = {}  # noqa: SLF001 - its own
+        return found
 
     async def resolve(self, request: ScopeRequest) -> Scope:
         """Return which windows a request means; everything that came in before is in them."""
@@ -235,12 +244,26 @@ class Analyses:
         return found
 
     async def _windows(self, selection: Selection) -> list[Placed[WindowSketch]]:
-        encoded = await self._store.read(selection)
-        return await self._work(lambda: decoded(encoded, WindowSketch.from_bytes))
+        return await self._once("windows", selection, self._store.read, WindowSketch.from_bytes)
 
     async def _labelled(self, selection: Selection) -> list[Placed[QualityWindow]]:
-        encoded = await self._store.read_labelled(selection)
-        return await self._work(lambda: decoded(encoded, QualityWindow.from_bytes))
+        return await self._once("labelled", selection, self._store.read_labelled, QualityWindow.from_bytes)
+
+    async def _once(
+        self,
+        kind: str,
+        selection: Selection,
+        read: Callable[[Selection], Awaitable[Sequence[tuple[WindowKey, bytes]]]],
+        decode: Callable[[bytes], _WindowT],
+    ) -> list[Placed[_WindowT]]:
+        """Return windows; with a memory, those that were read before. Nobody changes them: `merge` copies."""
+        if self._kept is not None and (kind, selection) in self._kept:
+            return self._kept[kind, selection]
+        encoded = await read(selection)
+        found = await self._work(lambda: decoded(encoded, decode))
+        if self._kept is not None:
+            self._kept[kind, selection] = found
+        return found
 
     async def _work(self, work: Callable[[], _ResultT]) -> _ResultT:
         async with self._working:
