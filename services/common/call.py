@@ -4,6 +4,7 @@ A handler is `async def Predict(self, request, call)`: it knows no transport. A 
 contract and the object that has one handler per RPC; `methods_of` turns bindings into the table that doors walk.
 """
 
+import asyncio
 import inspect
 import math
 import time
@@ -42,6 +43,8 @@ class Call:
     """Sent before the answer; set it before the first message goes out."""
     trailers: dict[str, str] = field(default_factory=dict)
     """Sent after the answer."""
+    task: asyncio.Task[Any] | None = None
+    """What answers, for those who must cancel it: the deadline, and the door when the caller is gone."""
     abandoned: bool = False
     """Set by the chain once the caller is gone; handlers read `cancelled`."""
 
@@ -84,21 +87,18 @@ class Method:
     hot: bool
     rest_path: str = ""
     """Of an HttpBody twin: its first REST path, whose errors are bodies too; empty for every other RPC."""
+    full_name: str = field(init=False)
+    """`package.Service/Method`."""
+    path: str = field(init=False)
+    """The HTTP/2 path: `/package.Service/Method`."""
+    streaming: bool = field(init=False)
+    """Whether either side streams; such a call has neither a default deadline nor a cap."""
 
-    @property
-    def full_name(self) -> str:
-        """`package.Service/Method`."""
-        return f"{self.service}/{self.name}"
-
-    @property
-    def path(self) -> str:
-        """The HTTP/2 path: `/package.Service/Method`."""
-        return f"/{self.service}/{self.name}"
-
-    @property
-    def streaming(self) -> bool:
-        """Whether either side streams; such a call has neither a default deadline nor a cap."""
-        return self.client_streaming or self.server_streaming
+    def __post_init__(self) -> None:
+        # Once and for all: every call asks for them.
+        object.__setattr__(self, "full_name", f"{self.service}/{self.name}")
+        object.__setattr__(self, "path", f"/{self.service}/{self.name}")
+        object.__setattr__(self, "streaming", self.client_streaming or self.server_streaming)
 
 
 def raw(handler: _HandlerT) -> _HandlerT:

@@ -9,8 +9,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import Token
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,11 +18,12 @@ from typing import Any, Final, Self
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from services.common.call import CURRENT_CALL, Call, Method
+from services.common.deadlines import Deadlines, Watched
 from services.common.errors import (
     BYTES_IN_FLIGHT_EXCEEDED,
     DEADLINE_PASSED,
@@ -37,7 +38,7 @@ from services.common.errors import (
 )
 from services.common.metrics import MethodMetrics, RequestMetrics
 from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
-from services.common.tracing import Tracing
+from services.common.tracing import OpenSpan, Tracing
 
 REQUEST_ID_KEY: Final = "x-correlation-id"
 PRINCIPAL_KEY: Final = "x-interlock-principal"
@@ -67,11 +68,15 @@ class Limits:
     """A unary call's deadline is cut to this."""
 
 
-@dataclass(frozen=True, slots=True)
+# Made for each call; a frozen one costs twice the time.
+@dataclass(slots=True)
 class Answer:
-    """A unary call's outcome: `body` when `status` is None, else the status and no body."""
+    """A unary call's outcome: `body` when `status` is None, else the status and no body.
 
-    body: bytes
+    `body` is the message itself instead of its bytes where the call came as a message.
+    """
+
+    body: Any
     status: Status | None
     initial_metadata: dict[str, str] = field(default_factory=dict)
     trailers: dict[str, str] = field(default_factory=dict)
@@ -87,6 +92,14 @@ class ByteBudget:
     @contextmanager
     def hold(self, size_bytes: int) -> Iterator[None]:
         """Count `size_bytes` while the block runs; raises ResourceExhausted with a retry delay when they do not fit."""
+        self.take(size_bytes)
+        try:
+            yield
+        finally:
+            self.used_bytes -= size_bytes
+
+    def take(self, size_bytes: int) -> None:
+        """Count `size_bytes` until somebody subtracts them from `used_bytes`; raises ResourceExhausted as `hold`."""
         if self.used_bytes + size_bytes > self.limit_bytes:
             raise ResourceExhausted(
                 f"the process holds {self.used_bytes} bytes of requests and may hold {self.limit_bytes}",
@@ -95,10 +108,6 @@ class ByteBudget:
                 retry_after_s=_BUDGET_RETRY_S,
             )
         self.used_bytes += size_bytes
-        try:
-            yield
-        finally:
-            self.used_bytes -= size_bytes
 
 
 class Chain:
@@ -107,42 +116,50 @@ class Chain:
     def __init__(self, *, limits: Limits, metrics: RequestMetrics, tracing: Tracing) -> None:
         self.limits = limits
         self.budget = ByteBudget(limits.bytes_in_flight)
+        self.deadlines = Deadlines()
         self._metrics = metrics
         self._tracing = tracing
         self._log = structlog.get_logger(part="access")
 
-    def accept(self, method: Method, metadata: Iterable[tuple[str, str | bytes]], timeout_s: float | None) -> Call:
-        """Return the call for an arriving request; `timeout_s` is what the caller allows, None when it names nothing."""
-        known = {key.lower(): value for key, value in metadata if isinstance(value, str)}
+    def accept(self, method: Method, metadata: dict[str, str], timeout_s: float | None) -> Call:
+        """Return the call for an arriving request; `timeout_s` is what the caller allows, None when it names nothing.
+
+        `metadata`, with lower-case keys, is the call's from now on.
+        """
         # Identity comes from the door, never from the caller: a forged header is as if it were not there.
-        known.pop(PRINCIPAL_KEY, None)
-        if known.pop(CLIENT_TIMEOUT_KEY, "named") == "":
+        metadata.pop(PRINCIPAL_KEY, None)
+        if metadata.pop(CLIENT_TIMEOUT_KEY, "named") == "":
             # The edge writes its cap into every call; a caller that named no time gets the default all the same.
             timeout_s = None
-        wanted_id = known.get(REQUEST_ID_KEY, "")
+        wanted_id = metadata.get(REQUEST_ID_KEY, "")
+        traceparent = metadata.get(TRACEPARENT_KEY, "")
         request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else secrets.token_hex(16)
         return Call(
             method=method.full_name,
-            metadata=known,
+            metadata=metadata,
             deadline=time.monotonic() + self._allowed_s(method, timeout_s),
             request_id=request_id,
-            traceparent=_traceparent(known),
+            traceparent=traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else "",
             initial_metadata={REQUEST_ID_KEY: request_id},
+            task=asyncio.current_task(),
         )
 
-    async def unary(self, method: Method, payload: bytes, call: Call) -> Answer:
-        """Answer a unary call. Raises only CancelledError, when the door cancels because the caller is gone."""
+    async def unary(self, method: Method, payload: bytes | Message, call: Call) -> Answer:
+        """Answer a unary call. Raises only CancelledError, when the door cancels because the caller is gone.
+
+        Bytes are answered with bytes, and a message, which a door has made of something else, with a message.
+        """
         with self._record(method, call) as record:
             try:
                 body = await self._answer(method, payload, call)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
-                return _failure(method, record.fail(error), call)
+                return _failure(method, record.fail(error), call, encoded=isinstance(payload, bytes))
             return Answer(body, None, call.initial_metadata, call.trailers)
 
-    def refuse(self, method: Method, call: Call, error: ServiceError) -> Answer:
+    def refuse(self, method: Method, call: Call, error: ServiceError, *, encoded: bool) -> Answer:
         """Answer a call that a door could not even read: counted and logged like every other."""
         with self._record(method, call) as record:
-            return _failure(method, record.fail(error), call)
+            return _failure(method, record.fail(error), call, encoded=encoded)
 
     async def stream(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> Status | None:
         """Answer a streaming call through `send`; returns None for success, else the status to close it with.
@@ -151,7 +168,7 @@ class Chain:
         """
         with self._record(method, call) as record:
             try:
-                async with _deadline(call):
+                with self._deadline(call):
                     await self._exchange(method, payloads, call, send)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
                 return record.fail(error)
@@ -165,12 +182,25 @@ class Chain:
             return math.inf if timeout_s is None else timeout_s
         return min(self.limits.default_deadline_s if timeout_s is None else timeout_s, self.limits.deadline_cap_s)
 
-    async def _answer(self, method: Method, payload: bytes, call: Call) -> bytes:
-        with self._admit(payload):
-            request = _parse(method, payload)
-            async with _deadline(call):
+    async def _answer(self, method: Method, payload: bytes | Message, call: Call) -> Any:
+        encoded = isinstance(payload, bytes)
+        size_bytes = len(payload) if isinstance(payload, bytes) else payload.ByteSize()
+        self._admit(size_bytes)
+        try:
+            request = _parse(method, payload) if isinstance(payload, bytes) else payload
+            with self._deadline(call):
                 response = await method.handler(request, call)
-        return self._encode(method, response)
+        finally:
+            self.budget.used_bytes -= size_bytes
+        _check_type(method, response)
+        body = response if isinstance(response, bytes) or not encoded else response.SerializeToString()
+        _check_size("the answer", len(body) if isinstance(body, bytes) else body.ByteSize(), self.limits.message_bytes)
+        return body
+
+    def _deadline(self, call: Call) -> Watched:
+        if call.remaining_s() < _LEAST_USEFUL_S:
+            raise DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
+        return self.deadlines.watch(call)
 
     async def _exchange(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> None:
         async with aclosing(self._requests(method, payloads)) as requests:
@@ -184,18 +214,19 @@ class Chain:
 
     async def _requests(self, method: Method, payloads: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
         async for payload in payloads:
-            with self._admit(payload):
+            self._admit(len(payload))
+            try:
                 yield _parse(method, payload)
+            finally:
+                self.budget.used_bytes -= len(payload)
 
-    @contextmanager
-    def _admit(self, payload: bytes) -> Iterator[None]:
-        _check_size("the request", len(payload), self.limits.message_bytes)
-        with self.budget.hold(len(payload)):
-            yield
+    def _admit(self, size_bytes: int) -> None:
+        _check_size("the request", size_bytes, self.limits.message_bytes)
+        self.budget.take(size_bytes)
 
     def _encode(self, method: Method, response: Any) -> bytes:
         _check_type(method, response)
-        body: bytes = response if method.raw else response.SerializeToString()
+        body: bytes = response if isinstance(response, bytes) else response.SerializeToString()
         _check_size("the answer", len(body), self.limits.message_bytes)
         return body
 
@@ -213,13 +244,15 @@ class _Record:
         self._code = "OK"
         self._reason = ""
         self._started = time.perf_counter()
-        self._span = tracing.begin(method.full_name, call.traceparent, server=True)
-        call.traceparent = self._span.traceparent
+        self._span: OpenSpan | None = None
+        if tracing.enabled:
+            self._span = tracing.begin(method.full_name, call.traceparent, server=True)
+            call.traceparent = self._span.traceparent
         self._token: Token[Call | None] | None = None
 
     def __enter__(self) -> Self:
         self._token = CURRENT_CALL.set(self._call)
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         return self
 
     def fail(self, error: BaseException) -> Status:
@@ -246,57 +279,29 @@ class _Record:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         seconds = time.perf_counter() - self._started
-        self._metrics.in_flight.dec()
+        self._metrics.in_flight -= 1
         self._metrics.seconds.observe(seconds)
         self._metrics.count(self._code)
-        self._span.end("" if self._code == "OK" else self._reason or self._code)
-        self._write_line(seconds)
+        if self._span is not None:
+            self._span.end("" if self._code == "OK" else self._reason or self._code)
+        # A line per good answer would cost the hot methods a third of their speed; their metrics count each.
+        if self._code != "OK" or not self._method.hot:
+            self._write_line(seconds)
         if self._token is not None:
             CURRENT_CALL.reset(self._token)
 
     def _write_line(self, seconds: float) -> None:
-        # A line per good answer would cost the hot methods a third of their speed; their metrics count each.
-        if self._method.hot and self._code == "OK":
-            return
         fields = {"reason": self._reason} if self._reason else {}
         self._log.info("call", method=self._method.full_name, code=self._code, ms=round(seconds * 1000, 3), **fields)
 
 
-@asynccontextmanager
-async def _deadline(call: Call) -> AsyncIterator[None]:
-    """Cancel the block at the call's deadline and raise DeadlineExceeded instead."""
-    if call.deadline == math.inf:
-        yield
-        return
-    remaining_s = call.remaining_s()
-    if remaining_s < _LEAST_USEFUL_S:
-        raise _deadline_exceeded()
-    scope = asyncio.timeout(remaining_s)
-    try:
-        async with scope:
-            yield
-    except TimeoutError:
-        if scope.expired():
-            raise _deadline_exceeded() from None
-        raise
-
-
-def _failure(method: Method, status: Status, call: Call) -> Answer:
+def _failure(method: Method, status: Status, call: Call, *, encoded: bool) -> Answer:
     """Return a failed call's answer; an HttpBody twin answers OK with the error as its body, on every door."""
     if not method.rest_path:
         return Answer(b"", status, call.initial_metadata, call.trailers)
     http, body = error_answer(status, method.rest_path)
     call.initial_metadata[HTTP_STATUS_KEY] = str(http)
-    return Answer(body.SerializeToString(), None, call.initial_metadata, call.trailers)
-
-
-def _traceparent(metadata: Mapping[str, str]) -> str:
-    given = metadata.get(TRACEPARENT_KEY, "")
-    return given if _TRACEPARENT.fullmatch(given) else ""
-
-
-def _deadline_exceeded() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
+    return Answer(body.SerializeToString() if encoded else body, None, call.initial_metadata, call.trailers)
 
 
 def _is_own_cancellation(error: BaseException) -> bool:
@@ -319,9 +324,10 @@ def _parse(method: Method, payload: bytes) -> Any:
 
 
 def _check_type(method: Method, response: object) -> None:
-    wanted: type = bytes if method.raw else method.response
-    if not isinstance(response, wanted):
-        raise TypeError(f"handler of {method.full_name} returned {type(response).__name__}, not {wanted.__name__}")
+    # What is not raw may be answered in wire form all the same: a hot handler that has most of it prepared.
+    if not isinstance(response, bytes) and (method.raw or not isinstance(response, method.response)):
+        wanted = "bytes" if method.raw else method.response.__name__
+        raise TypeError(f"handler of {method.full_name} returned {type(response).__name__}, not {wanted}")
 
 
 def _check_size(what: str, size_bytes: int, limit_bytes: int) -> None:

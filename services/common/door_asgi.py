@@ -7,14 +7,14 @@ bytes and metadata; everything else is the chain's, as on the grpcio door.
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from google.api.httpbody_pb2 import HttpBody
 from google.rpc.status_pb2 import Status
 
-from services.common.call import Method
+from services.common.call import Call, Method
 from services.common.chain import Answer, Chain
-from services.common.door_request import ClientGone, metadata_of, read_body, twin_request
+from services.common.door_request import ClientGone, Head, Heads, read_body, twin_request
 from services.common.door_sweeper import Receive, Sweeper
 from services.common.errors import (
     MALFORMED_REQUEST,
@@ -32,7 +32,6 @@ from services.common.grpc_wire import (
     STATUS_OK,
     Header,
     frame,
-    is_grpc_content_type,
     parse_timeout,
     status_headers,
     unframe,
@@ -42,18 +41,7 @@ from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Incoming:
-    """A request that found its method."""
-
-    method: Method
-    headers: Headers
-    receive: Receive
-    envelope_bytes: int
-    """What the body may have beyond the message itself."""
+_GOOD_END: Final = [STATUS_OK]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +53,16 @@ class _RestRoute:
     method: Method
 
 
+@dataclass(slots=True)
+class _Incoming:
+    """A request that found its method; `refusal` is what its headers earn it."""
+
+    method: Method
+    head: Head
+    call: Call
+    refusal: ServiceError | None
+
+
 class AsgiDoor:
     """Answers HTTP requests for the hot methods of a table."""
 
@@ -72,78 +70,83 @@ class AsgiDoor:
         hot = [method for method in methods if method.hot]
         self._chain = chain
         self._sweeper = sweeper
+        self._heads = Heads()
         self._grpc = {method.path: method for method in hot}
         self._rest = tuple(route for method in hot for route in _rest_routes(method))
+        self._rest_paths = {
+            (route.rule.verb, route.rule.template.text): route for route in self._rest if not route.rule.template.fields
+        }
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Only a cancellation and a lost connection (OSError) pass through."""
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        head, metadata, timeout = self._heads.read(scope["headers"])
         path = scope["path"]
         method = self._grpc.get(path)
         try:
             if method is not None:
-                await self._answer_grpc(method, headers, receive, send)
-            elif is_grpc_content_type(headers.get("content-type", "")):
+                await self._answer_grpc(self._accept(method, head, metadata, timeout), receive, send)
+            elif head.is_grpc:
                 await _send_grpc_error(send, _status(_no_method(path)), [])
+            elif (found := self._find_rest(scope["method"], path)) is not None:
+                route, values = found
+                incoming = self._accept(route.method, head, metadata, timeout)
+                await self._answer_rest(route, values, incoming, receive, send)
             else:
-                await self._answer_rest(scope, headers, receive, send)
+                await _send_no_path(send, path)
         except ClientGone:
             return
 
-    async def _answer_grpc(self, method: Method, headers: Headers, receive: Receive, send: Send) -> None:
-        if not is_grpc_content_type(headers.get("content-type", "")):
+    def _accept(self, method: Method, head: Head, metadata: dict[str, str], timeout: str) -> _Incoming:
+        timeout_s, refusal = None, None
+        try:
+            timeout_s = parse_timeout(timeout)
+        except ServiceError as error:
+            refusal = error
+        return _Incoming(method, head, self._chain.accept(method, metadata, timeout_s), refusal)
+
+    async def _answer_grpc(self, incoming: _Incoming, receive: Receive, send: Send) -> None:
+        chain, method, call, head = self._chain, incoming.method, incoming.call, incoming.head
+        if not head.is_grpc:
             await _send_http(send, 415, [], b"")
             return
-        limit_bytes = self._chain.limits.message_bytes
-
-        def payload_of(body: bytes) -> bytes:
-            return unframe(body, headers.get("grpc-encoding", ""), limit_bytes)
-
-        refusal = None if "trailers" in headers.get("te", "") else _no_trailers()
-        incoming = _Incoming(method, headers, receive, FRAME_HEADER_BYTES)
-        answer = await self._exchange(incoming, payload_of, refusal)
+        limit_bytes = chain.limits.message_bytes
+        try:
+            if incoming.refusal is not None or not head.takes_trailers:
+                raise incoming.refusal or _no_trailers()
+            body = await read_body(receive, chain, call, limit_bytes + FRAME_HEADER_BYTES)
+            payload = unframe(body, head.grpc_encoding, limit_bytes)
+        except ServiceError as error:
+            answer = chain.refuse(method, call, error, encoded=True)
+        else:
+            with self._sweeper.watch(call, receive):
+                answer = await chain.unary(method, payload, call)
         await _send_grpc(send, answer)
 
-    async def _answer_rest(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        found = self._find_rest(scope["method"], scope["path"])
-        if found is None:
-            await _send_no_path(send, scope["path"])
-            return
-        route, values = found
-
-        def payload_of(body: bytes) -> bytes:
-            content_type = headers.get("content-type", "")
-            request = twin_request(route.rule, route.method.request, values, content_type, body)
-            return request.SerializeToString()
-
-        incoming = _Incoming(route.method, headers, receive, 0)
-        await _send_rest(send, await self._exchange(incoming, payload_of, None))
+    async def _answer_rest(
+        self, route: _RestRoute, values: Mapping[str, str], incoming: _Incoming, receive: Receive, send: Send
+    ) -> None:
+        chain, method, call = self._chain, incoming.method, incoming.call
+        try:
+            if incoming.refusal is not None:
+                raise incoming.refusal
+            body = await read_body(receive, chain, call, chain.limits.message_bytes)
+            request = twin_request(route.rule, method.request, values, incoming.head.content_type, body)
+        except ServiceError as error:
+            answer = chain.refuse(method, call, error, encoded=False)
+        else:
+            with self._sweeper.watch(call, receive):
+                answer = await chain.unary(method, request, call)
+        await _send_rest(send, answer)
 
     def _find_rest(self, verb: str, path: str) -> tuple[_RestRoute, dict[str, str]] | None:
+        plain = self._rest_paths.get((verb, path))
+        if plain is not None:
+            return plain, {}
         for route in self._rest:
             match = route.path.fullmatch(path)
             if match is not None and verb == route.rule.verb:
                 return route, dict(zip(route.rule.template.fields, match.groups(), strict=True))
         return None
-
-    async def _exchange(
-        self, incoming: _Incoming, payload_of: Callable[[bytes], bytes], refusal: ServiceError | None
-    ) -> Answer:
-        chain, method = self._chain, incoming.method
-        try:
-            timeout_s = parse_timeout(incoming.headers.get("grpc-timeout", ""))
-        except ServiceError as error:
-            timeout_s, refusal = None, error
-        call = chain.accept(method, metadata_of(incoming.headers), timeout_s)
-        if refusal is not None:
-            return chain.refuse(method, call, refusal)
-        try:
-            limit_bytes = chain.limits.message_bytes + incoming.envelope_bytes
-            payload = payload_of(await read_body(incoming.receive, chain, call, limit_bytes))
-        except ServiceError as error:
-            return chain.refuse(method, call, error)
-        with self._sweeper.watch(incoming.receive):
-            return await chain.unary(method, payload, call)
 
 
 def _rest_routes(method: Method) -> Iterator[_RestRoute]:
@@ -157,14 +160,14 @@ def _rest_routes(method: Method) -> Iterator[_RestRoute]:
 
 async def _send_grpc(send: Send, answer: Answer) -> None:
     initial = _headers(answer.initial_metadata)
-    trailers = _headers(answer.trailers)
     if answer.status is not None:
-        await _send_grpc_error(send, answer.status, [*initial, *trailers])
+        await _send_grpc_error(send, answer.status, [*initial, *_headers(answer.trailers)])
         return
     headers = [CONTENT_TYPE, ACCEPT_ENCODING, *initial]
     await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
     await send({"type": "http.response.body", "body": frame(answer.body)})
-    await send({"type": "http.response.trailers", "headers": [STATUS_OK, *trailers]})
+    trailers = [STATUS_OK, *_headers(answer.trailers)] if answer.trailers else _GOOD_END
+    await send({"type": "http.response.trailers", "headers": trailers})
 
 
 async def _send_grpc_error(send: Send, status: Status, metadata: Sequence[Header]) -> None:
@@ -173,8 +176,8 @@ async def _send_grpc_error(send: Send, status: Status, metadata: Sequence[Header
 
 
 async def _send_rest(send: Send, answer: Answer) -> None:
-    body = HttpBody.FromString(answer.body)
-    metadata = dict(answer.initial_metadata)
+    body: HttpBody = answer.body
+    metadata = answer.initial_metadata
     http = int(metadata.pop(HTTP_STATUS_KEY, "200"))
     headers = [(b"content-type", body.content_type.encode()), *_headers(metadata)]
     await _send_http(send, http, headers, body.data)

@@ -105,20 +105,21 @@ def _rpc_handler(chain: Chain, method: Method) -> Any:
 
 def _unary(chain: Chain, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
     async def answer(payload: bytes, context: _Context) -> bytes:
-        call = chain.accept(method, context.invocation_metadata() or (), context.time_remaining())
+        call = chain.accept(method, _metadata(context), context.time_remaining())
         outcome = await chain.unary(method, payload, call)
         if outcome.status is not None:
             await _fail(context, outcome.status, outcome.initial_metadata | outcome.trailers)
         await context.send_initial_metadata(tuple(outcome.initial_metadata.items()))
         context.set_trailing_metadata(tuple(outcome.trailers.items()))
-        return outcome.body
+        body: bytes = outcome.body
+        return body
 
     return answer
 
 
 def _stream(chain: Chain, method: Method) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
     async def answer(payloads: AsyncIterator[bytes], context: _Context) -> None:
-        call = chain.accept(method, context.invocation_metadata() or (), context.time_remaining())
+        call = chain.accept(method, _metadata(context), context.time_remaining())
         out = _Outgoing(context, call)
         status = await chain.stream(method, payloads, call, out.send)
         if status is not None:
@@ -136,6 +137,10 @@ def _single_request(
         await answer(_one(payload), context)
 
     return answer_one
+
+
+def _metadata(context: _Context) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 async def _one(payload: bytes) -> AsyncIterator[bytes]:

@@ -7,9 +7,10 @@ and again, until the client went. So one sweeper per loop asks now and then, and
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
+
+from services.common.call import Call
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -18,37 +19,38 @@ _INTERVAL_S: Final = 0.010
 _YOUNG_S: Final = 0.020
 
 
-class _Watch:
-    """One call under watch: who answers it, and the question that is still open."""
+class Watch:
+    """One call under watch while its block runs: who answers it, and the question that is still open."""
 
-    __slots__ = ("asked", "receive", "since", "task")
+    __slots__ = ("_watched", "asked", "receive", "since", "task")
 
-    def __init__(self, task: asyncio.Task[Any], receive: Receive) -> None:
+    def __init__(self, watched: "dict[int, Watch]", task: asyncio.Task[Any], receive: Receive) -> None:
+        self._watched = watched
         self.task = task
         self.receive = receive
         self.since = time.monotonic()
         self.asked: asyncio.Future[Any] | None = None
+
+    def __enter__(self) -> None:
+        self._watched[id(self)] = self
+
+    def __exit__(self, *_: object) -> None:
+        del self._watched[id(self)]
 
 
 class Sweeper:
     """Cancels the task of every watched call whose client went away."""
 
     def __init__(self) -> None:
-        self._watched: dict[int, _Watch] = {}
+        self._watched: dict[int, Watch] = {}
         self._filled = asyncio.Event()
 
-    @contextmanager
-    def watch(self, receive: Receive) -> Iterator[None]:
-        """Watch the current task's call while the block runs; call it after the body has been read."""
-        task = asyncio.current_task()
-        assert task is not None, "an ASGI application runs in a task"
-        watch = _Watch(task, receive)
-        self._watched[id(watch)] = watch
-        self._filled.set()
-        try:
-            yield
-        finally:
-            del self._watched[id(watch)]
+    def watch(self, call: Call, receive: Receive) -> Watch:
+        """Return a block that watches a call; enter it after the body has been read."""
+        assert call.task is not None, "a call is answered in a task"
+        if not self._watched:
+            self._filled.set()
+        return Watch(self._watched, call.task, receive)
 
     async def run(self) -> None:
         """Sweep until cancelled; asleep while nothing is watched."""

@@ -1,52 +1,122 @@
-"""Prometheus metrics of a process: what the call chain counts about every method.
+"""Prometheus metrics of a process: what the call chain counts about every method, and collectors for the hot path.
 
 Names are `interlock_<service>_<noun>_<unit>`. Each process owns one registry; nothing is global.
+
+prometheus_client takes a lock for each number that changes, and a call changes six. On a request's path plain numbers are
+kept instead, by the loop's own thread alone, and made into samples when somebody asks for them.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 # From a lookup in memory (1 ms) to the deadline cap (60 s); design 6 sets goals at 10 and 100 ms.
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BUCKET_NAMES: Final = (*map(str, LATENCY_BUCKETS_S), "+Inf")
+
+
+class Durations:
+    """Durations of one label set: how many fell into each bucket, and their sum in seconds."""
+
+    __slots__ = ("_counts", "sum_s")
+
+    def __init__(self) -> None:
+        self._counts = [0] * len(_BUCKET_NAMES)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return each bucket's upper limit with how many are not above it."""
+        total, found = 0, []
+        for name, count in zip(_BUCKET_NAMES, self._counts, strict=True):
+            total += count
+            found.append((name, float(total)))
+        return found
+
+
+class HotHistogram(Collector):
+    """A histogram of durations with labels."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._durations: dict[tuple[str, ...], Durations] = {}
+        registry.register(self)
+
+    def of(self, *labels: str) -> Durations:
+        """Return the durations of one label set."""
+        found = self._durations.get(labels)
+        if found is None:
+            found = self._durations[labels] = Durations()
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the samples of now."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, durations in list(self._durations.items()):
+            family.add_metric(labels, durations.buckets(), durations.sum_s)
+        yield family
+
+
+class HotCounter(Collector):
+    """A counter with labels."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._counts: dict[tuple[str, ...], int] = {}
+        registry.register(self)
+
+    def add(self, labels: tuple[str, ...], count: int = 1) -> None:
+        """Count some under a label set."""
+        self._counts[labels] = self._counts.get(labels, 0) + count
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the samples of now."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, count in list(self._counts.items()):
+            family.add_metric(labels, count)
+        yield family
 
 
 class MethodMetrics:
-    """Counters of one method, with the label look-ups done once."""
+    """What is counted about one method."""
 
-    __slots__ = ("_codes", "_requests", "in_flight", "method", "seconds")
+    __slots__ = ("_finished", "in_flight", "method", "seconds")
 
-    def __init__(self, method: str, requests: Counter, seconds: Histogram, in_flight: Gauge) -> None:
+    def __init__(self, method: str, finished: HotCounter, seconds: Durations) -> None:
         self.method = method
-        self.seconds = seconds.labels(method)
-        self.in_flight = in_flight.labels(method)
-        self._requests = requests
-        self._codes: dict[str, Counter] = {}
+        self.seconds = seconds
+        self.in_flight = 0
+        self._finished = finished
 
     def count(self, code: str) -> None:
         """Count one finished call under its gRPC code name."""
-        counter = self._codes.get(code)
-        if counter is None:
-            counter = self._codes[code] = self._requests.labels(self.method, code)
-        counter.inc()
+        self._finished.add((self.method, code))
 
 
 class RequestMetrics:
     """Requests by method and code, their duration in seconds, and how many are in flight."""
 
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            f"interlock_{service}_requests",
-            "Finished calls by method and gRPC code.",
-            ["method", "code"],
-            registry=registry,
+        self._finished = HotCounter(
+            f"interlock_{service}_requests", "Finished calls by method and gRPC code.", ["method", "code"], registry
         )
-        self._seconds = Histogram(
+        self._seconds = HotHistogram(
             f"interlock_{service}_request_seconds",
             "Seconds from a call's arrival to its last byte.",
             ["method"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+            registry,
         )
         self._in_flight = Gauge(
             f"interlock_{service}_requests_in_flight", "Calls being answered now.", ["method"], registry=registry
@@ -55,7 +125,8 @@ class RequestMetrics:
 
     def of(self, method: str) -> MethodMetrics:
         """Return the counters of a method, given by its full name."""
-        metrics = self._methods.get(method)
-        if metrics is None:
-            metrics = self._methods[method] = MethodMetrics(method, self._requests, self._seconds, self._in_flight)
-        return metrics
+        found = self._methods.get(method)
+        if found is None:
+            found = self._methods[method] = MethodMetrics(method, self._finished, self._seconds.of(method))
+            self._in_flight.labels(method).set_function(lambda: found.in_flight)
+        return found

@@ -33,7 +33,7 @@ class InferenceSettings(CommonSettings):
     """Without a heartbeat for so long a model process is ended and replaced. Seconds."""
     inference_parallel_loads: PositiveInt = 1
     """Versions that load and warm up at once, at low priority."""
-    inference_queue_rows: PositiveInt = 16_384
+    inference_queue_rows: PositiveInt = 65_536
     """Most rows that wait for one version, unless its policy says otherwise."""
     inference_queue_bytes: PositiveInt = 64 * 1024 * 1024
     """Most bytes that wait for one version, unless its policy says otherwise."""

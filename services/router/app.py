@@ -147,13 +147,17 @@ async def _fetching(settings: Settings, runtime: Runtime[Settings]) -> AsyncIter
         message_limit_bytes=settings.message_limit_bytes,
     )
     async with channel:
-        yield FeatureReads(
+        reads = FeatureReads(
             FeatureServiceStub(channel),
             timeout_s=settings.features_timeout_s,
             gather_s=settings.gather_s,
             tracing=runtime.tracing,
             metrics=FetchMetrics(runtime.registry),
         )
+        try:
+            yield reads
+        finally:
+            await reads.close()
 
 
 @asynccontextmanager

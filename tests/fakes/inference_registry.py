@@ -70,9 +70,12 @@ class FakeRegistry:
         self._resources[message.name] = pb.WatchedResource(model_version=message)
         self._push()
 
-    def deploy(self, name: str, version: str, max_batch_size: int = 8, max_delay_ms: float = 2) -> None:
+    def deploy(
+        self, name: str, version: str, max_batch_size: int = 8, max_delay_ms: float = 2, **policy_fields: Any
+    ) -> None:
         model, number = version.split("/")
-        policy = BatchingPolicy(max_batch_size=max_batch_size, max_delay=Duration(nanos=int(max_delay_ms * 1e6)))
+        delay = Duration(nanos=int(max_delay_ms * 1e6))
+        policy = BatchingPolicy(max_batch_size=max_batch_size, max_delay=delay, **policy_fields)
         deployment = Deployment(
             name=f"deployments/{name}",
             model_version=f"models/{model}/versions/{number}",
@@ -83,6 +86,15 @@ class FakeRegistry:
         )
         self._resources[deployment.name] = pb.WatchedResource(deployment=deployment)
         self._push()
+
+    def put(self, name: str, resource: pb.WatchedResource) -> None:
+        """Push any other resource."""
+        self._resources[name] = resource
+        self._push()
+
+    def resource(self, name: str) -> pb.WatchedResource:
+        """What is pushed under a name; changes to it travel with the next push."""
+        return self._resources[name]
 
     def remove(self, *names: str) -> None:
         for name in names:

@@ -5,7 +5,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.common.metrics import LATENCY_BUCKETS_S
+from services.common.metrics import HotCounter, HotHistogram
 from services.router.domain.enrichment import FeatureStatus
 from services.router.domain.routing import Choice
 
@@ -19,18 +19,17 @@ class PrometheusPredictions:
     """Implements the domain's `PredictionMetrics`; labels come from the registry, so their number is bounded."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._predictions = Counter(
+        self._predictions = HotCounter(
             "interlock_router_predictions",
             "Predictions by model, version, variant (empty: pinned) and gRPC code.",
             ["model", "version", "variant", "code"],
-            registry=registry,
+            registry,
         )
-        self._seconds = Histogram(
+        self._seconds = HotHistogram(
             "interlock_router_prediction_seconds",
             "Seconds that the router spent on a prediction.",
             ["model", "version"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+            registry,
         )
         self._values = Counter(
             "interlock_router_feature_values",
@@ -50,9 +49,6 @@ class PrometheusPredictions:
             ["model", "served_by"],
             registry=registry,
         )
-        # The look-up of a label set costs more than the count.
-        self._counters: dict[tuple[str, str, str, str], Counter] = {}
-        self._histograms: dict[tuple[str, str], Histogram] = {}
 
     def observe(self, choice: Choice | None, code: str, rows: int, seconds: float, *, fixed: bool = False) -> None:
         """Count `rows` predictions with a gRPC code name; no choice means that the model is unknown.
@@ -60,13 +56,12 @@ class PrometheusPredictions:
         A fixed prediction counts under no version.
         """
         if choice is None:
-            model, version, variant = UNKNOWN, UNKNOWN, ""
-        else:
-            found = choice.target.version
-            model, version, variant = found.model, "" if fixed else found.id, choice.variant
-        self._counter((model, version, variant, code)).inc(rows)
-        if choice is not None:
-            self._histogram((model, version)).observe(seconds)
+            self._predictions.add((UNKNOWN, UNKNOWN, "", code), rows)
+            return
+        found = choice.target.version
+        version = "" if fixed else found.id
+        self._predictions.add((found.model, version, choice.variant, code), rows)
+        self._seconds.of(found.model, version).observe(seconds)
 
     def count_values(self, model: str, counts: Mapping[FeatureStatus, int]) -> None:
         """Count fetched values by how good they were."""
@@ -81,18 +76,6 @@ class PrometheusPredictions:
     def count_fallback(self, model: str, served_by: str) -> None:
         """Count one answer of a rung of the route's fallback."""
         self._fallbacks.labels(model, served_by).inc()
-
-    def _counter(self, labels: tuple[str, str, str, str]) -> Counter:
-        counter = self._counters.get(labels)
-        if counter is None:
-            counter = self._counters[labels] = self._predictions.labels(*labels)
-        return counter
-
-    def _histogram(self, labels: tuple[str, str]) -> Histogram:
-        histogram = self._histograms.get(labels)
-        if histogram is None:
-            histogram = self._histograms[labels] = self._seconds.labels(*labels)
-        return histogram
 
 
 class HopMetrics:

@@ -18,6 +18,8 @@ from services.router.domain.tensor import DATA_TYPES, DataType, Kind, Tensor, el
 
 TENSOR_LIMIT: Final = 64
 USER_ID: Final = "user_id"
+_PREDICTION_ID: Final = "prediction_id"
+_HEADS_LIMIT: Final = 1024
 # Parameters that change what an answer means; ignoring them would answer something else than was asked.
 _UNSUPPORTED: Final = frozenset({"classification", "shared_memory_region"})
 _CONTENTS: Final[Mapping[str, str]] = {
@@ -43,15 +45,17 @@ def infer_from_proto(request: oip_pb.ModelInferRequest) -> TensorRequest:
         count = max(len(request.inputs), len(request.outputs))
         raise InvalidTensors([Violation("inputs", f"want at most {TENSOR_LIMIT} tensors, got {count}")])
     for tensor in request.inputs:
-        refuse_parameters(tensor.name, list(tensor.parameters))
+        if tensor.parameters:
+            refuse_parameters(tensor.name, list(tensor.parameters))
     for output in request.outputs:
-        refuse_parameters(output.name, list(output.parameters))
+        if output.parameters:
+            refuse_parameters(output.name, list(output.parameters))
     return TensorRequest(
         model=request.model_name,
         version=request.model_version,
-        user_id=_user_id(request.parameters),
+        user_id=_user_id(request.parameters) if request.parameters else "",
         inputs=_raw_inputs(request) if request.raw_input_contents else _typed_inputs(request),
-        outputs=tuple(output.name for output in request.outputs),
+        outputs=tuple([output.name for output in request.outputs]),
     )
 
 
@@ -70,6 +74,42 @@ def infer_to_proto(answer: TensorAnswer, request_id: str) -> oip_pb.ModelInferRe
     )
 
 
+class InferAnswers:
+    """Answers in wire form. What is the same in all answers of a version is made once, for protobuf joins messages.
+
+    Fields that follow each other, in any order, are one message: the part that is known, the id of the prediction at the
+    end of the last parameter, and then what is new in every answer.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[tuple[object, ...], bytes] = {}
+
+    def encode(self, answer: TensorAnswer, request_id: str) -> bytes:
+        """Return the same message as `infer_to_proto` does, as bytes."""
+        if len(answer.ids) != 1:
+            return infer_to_proto(answer, request_id).SerializeToString()
+        choice, version = answer.choice, answer.choice.target.version
+        forms = [(tensor.name, tensor.data_type, tensor.shape) for tensor in answer.outputs]
+        key = (
+            version.model, version.id, choice.target.deployment.name, choice.variant, choice.assignment, choice.epoch,
+            *forms,
+        )  # fmt: skip
+        head = self._heads.get(key) or self._learn(key, answer)
+        tail = oip_pb.ModelInferResponse(id=request_id, raw_output_contents=[tensor.data for tensor in answer.outputs])
+        return b"".join((head, str(answer.ids[0]).encode(), tail.SerializeToString()))
+
+    def _learn(self, key: tuple[object, ...], answer: TensorAnswer) -> bytes:
+        if len(self._heads) >= _HEADS_LIMIT:
+            self._heads.clear()
+        known = infer_to_proto(answer, "")
+        del known.raw_output_contents[:]
+        del known.parameters[_PREDICTION_ID]
+        last = oip_pb.ModelInferResponse(parameters={_PREDICTION_ID: _parameter(str(answer.ids[0]))})
+        head = known.SerializeToString() + last.SerializeToString()[: -len(str(answer.ids[0]))]
+        self._heads[key] = head
+        return head
+
+
 def answer_parameters(answer: TensorAnswer) -> dict[str, str | int]:
     """Return who answered and how it was chosen; the prediction's id where there is one row only."""
     choice = answer.choice
@@ -80,7 +120,7 @@ def answer_parameters(answer: TensorAnswer) -> dict[str, str | int]:
         "config_epoch": choice.epoch,
     }
     if len(answer.ids) == 1:
-        found["prediction_id"] = str(answer.ids[0])
+        found[_PREDICTION_ID] = str(answer.ids[0])
     return found
 
 
@@ -137,10 +177,12 @@ def _raw_inputs(request: oip_pb.ModelInferRequest) -> tuple[Tensor, ...]:
     if len(request.raw_input_contents) != len(request.inputs):
         want = f"want {len(request.inputs)} entries, one for each input, got {len(request.raw_input_contents)}"
         raise InvalidTensors([Violation("raw_input_contents", want)])
-    return collect([
-        (tensor.name, partial(_raw_tensor, tensor, data))
-        for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True)
-    ])  # fmt: skip
+    pairs = list(zip(request.inputs, request.raw_input_contents, strict=True))
+    try:
+        return tuple([_raw_tensor(tensor, data) for tensor, data in pairs])
+    except Reject:
+        # Again, for everything that is wrong and not the first of it only.
+        return collect([(tensor.name, partial(_raw_tensor, tensor, data)) for tensor, data in pairs])
 
 
 def _raw_tensor(tensor: oip_pb.ModelInferRequest.InferInputTensor, data: bytes) -> Tensor:

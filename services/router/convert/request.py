@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.router.v1 import router_service_pb2 as pb
 
 from services.common.errors import Violation
-from services.common.names import parse_id
+from services.common.names import is_id, parse_id
 from services.router.convert.feature_value import features_from_proto
 from services.router.domain.failure import InvalidField
 from services.router.domain.row import Row
@@ -76,8 +76,9 @@ def check_names(model: str, version: str, *, model_field: str = "model", version
     """Refuse a model or version that cannot be a name; an empty version is none."""
     if not model:
         raise InvalidField([Violation(model_field, "want the id of a model, got nothing")])
-    parse_id(model, model_field)
-    if version:
+    if not is_id(model):
+        parse_id(model, model_field)
+    if version and not is_id(version):
         parse_id(version, version_field)
 
 

@@ -63,7 +63,12 @@ class FeatureReader:
 
     def read(self, value: Any, notes: RowNotes) -> Any:
         """Return the value for the column; what is wrong with it goes into `notes` and None comes back."""
-        if type(value) in self._types and self._is_legal(value):
+        # What `_is_legal` says, without the call: this runs for each feature of each row.
+        if (
+            type(value) in self._types
+            and (not self._ranged or self._low <= value <= self._high)
+            and (not self._allowed or value in self._allowed)
+        ):
             return value
         try:
             return self._read_unusual(value, notes)

@@ -24,11 +24,11 @@ USER_ID_LIMIT_BYTES: Final = 256
 _SECOND_US: Final = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TensorRequest:
     """Rows as tensors, by the Open Inference Protocol. No outputs named means all.
 
-    `is_typed` tells which outputs the caller wants as typed values (JSON) instead of raw bytes.
+    `is_typed` tells which outputs the caller wants as typed values (JSON) instead of raw bytes; None means none.
     """
 
     model: str
@@ -36,10 +36,10 @@ class TensorRequest:
     user_id: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[str, ...] = ()
-    is_typed: Callable[[str], bool] = lambda _: False
+    is_typed: Callable[[str], bool] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TensorAnswer:
     """Outputs for all rows, in the order asked, one id per row."""
 
@@ -134,12 +134,14 @@ class Predictor:
         started = time.perf_counter()
         with self._admission.enter():
             routed = self._routed(request.model, request.version, call)
-            choice = self.choose(routed, request.version, Row({}, request.user_id))
+            _check_user(request.user_id)
+            choice = routed.choose(request.user_id, request.version)
             with self.observe(choice, call, started) as seen:
                 seen.add_row(self._new_id(), choice.bucket)
                 signature = choice.target.version.signature
                 inputs, rows = check_inputs(signature, request.inputs)
-                check_outputs(signature, request.outputs, request.is_typed)
+                if request.outputs or request.is_typed is not None:
+                    check_outputs(signature, request.outputs, request.is_typed)
                 for _ in range(rows - 1):
                     seen.add_row(self._new_id(), choice.bucket)
                 seen.inputs = inputs
@@ -158,13 +160,10 @@ class Predictor:
 
     def choose(self, routed: RoutedModel, version: str, row: Row) -> Choice:
         """Return what answers a row; raises ServiceError."""
-        user_id = row.user_id
         if row.as_of_us is not None:
             self._check_as_of(row.as_of_us)
-        if len(user_id) > USER_ID_LIMIT_BYTES or len(user_id.encode()) > USER_ID_LIMIT_BYTES:
-            want = f"want at most {USER_ID_LIMIT_BYTES} bytes, got {len(user_id.encode())}"
-            raise InvalidField([Violation("user_id", want)])
-        return routed.choose(user_id, version)
+        _check_user(row.user_id)
+        return routed.choose(row.user_id, version)
 
     def observe(self, choice: Choice, call: Call, started: float) -> Observation:
         """Return the observation of a block of rows; `started` is of `time.perf_counter()`."""
@@ -195,3 +194,10 @@ class Predictor:
             self.metrics.observe(None, code_of(error, call), 1, 0.0)
             raise
         return routed
+
+
+def _check_user(user_id: str) -> None:
+    # The shortest texts cannot be too long in UTF-8 either.
+    if len(user_id) > USER_ID_LIMIT_BYTES // 4 and len(user_id.encode()) > USER_ID_LIMIT_BYTES:
+        want = f"want at most {USER_ID_LIMIT_BYTES} bytes, got {len(user_id.encode())}"
+        raise InvalidField([Violation("user_id", want)])

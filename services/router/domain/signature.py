@@ -1,8 +1,11 @@
 """What a version takes and gives, as plain values: tensors for the hop, features for Predict."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
+
+from services.router.domain.tensor import DATA_TYPES, Kind
 
 REQUEST_SOURCE: Final = "request"
 
@@ -39,6 +42,14 @@ class TensorSpec:
     name: str
     data_type: str
     shape: tuple[int, ...]
+    row_bytes: int = field(init=False, compare=False)
+    """Bytes of one row where every row has as many and any bytes will do; else 0."""
+
+    def __post_init__(self) -> None:
+        data_type = DATA_TYPES.get(self.data_type)
+        judged = data_type is None or data_type.kind in (Kind.BOOL, Kind.BYTES) or min(self.shape[1:], default=1) < 1
+        row_bytes = 0 if judged or data_type is None else math.prod(self.shape[1:]) * data_type.size_bytes
+        object.__setattr__(self, "row_bytes", row_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from inference import repository_pb2
 
 from services.common.call import Call
 from services.common.errors import FailedPrecondition, Unimplemented
-from services.router.convert.oip import infer_from_proto, infer_to_proto, tensor_metadata
+from services.router.convert.oip import InferAnswers, infer_from_proto, tensor_metadata
 from services.router.convert.request import check_names
 from services.router.domain.catalog import Catalog
 from services.router.domain.prediction import Predictor
@@ -24,11 +24,12 @@ class OipServicer:
         self._predictor = predictor
         self._catalog = catalog
         self._release = release
+        self._answers = InferAnswers()
 
-    async def ModelInfer(self, request: oip_pb.ModelInferRequest, call: Call) -> oip_pb.ModelInferResponse:
-        """Run rows of tensors."""
+    async def ModelInfer(self, request: oip_pb.ModelInferRequest, call: Call) -> bytes:
+        """Run rows of tensors; the answer is a ModelInferResponse in wire form."""
         answer = await self._predictor.infer(infer_from_proto(request), call)
-        return infer_to_proto(answer, request.id)
+        return self._answers.encode(answer, request.id)
 
     async def ServerLive(self, request: oip_pb.ServerLiveRequest, call: Call) -> oip_pb.ServerLiveResponse:
         """Say that the process answers."""

@@ -1,10 +1,8 @@
 """The database of jobs, on SQLite and on Postgres: who has a job, and what others may do to it."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -16,30 +14,19 @@ from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
 from services.features.domain.failure import JobEnded, NameTaken, RequestIdReused
 from services.features.domain.job import Job, JobKind, JobState, JobStatus, MaterializationOutcome, MaterializationSpec
 from services.features.domain.job_store import Asked
-from tests.fakes.registry_postgres import postgres_server
 
 KIND = JobKind.MATERIALIZATION
 NOBODY = Asked("local", "", "")
 
 
-@contextmanager
-def _url(kind: str, folder: Path) -> Iterator[str]:
-    if kind == "sqlite":
-        yield f"sqlite:///{folder / 'features.db'}"
-        return
-    with postgres_server() as server:
-        yield server.url("postgres")
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    with _url(request.param, tmp_path) as url:
-        opened = Database(url, service="features")
-        try:
-            await migrate(opened, MIGRATIONS, version_table=VERSION_TABLE)
-            yield opened
-        finally:
-            await opened.close()
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    opened = Database(database_url, service="features")
+    try:
+        await migrate(opened, MIGRATIONS, version_table=VERSION_TABLE)
+        yield opened
+    finally:
+        await opened.close()
 
 
 def a_job(job_id: str) -> Job:

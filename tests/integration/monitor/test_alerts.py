@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import time
 import uuid
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from tests.fakes.alert_receiver import receiving
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import draw_traffic, hour_times, requests
 from tests.fakes.ports import free_offset
-from tests.fakes.registry_postgres import postgres_server
 from tests.integration.monitor.conftest import Monitor, running_monitor
 from tests.integration.monitor.test_analysis import record, refused, trained_version
 
@@ -181,22 +179,10 @@ async def test_a_receiver_that_was_down_is_told_after_a_restart_each_thing_once(
         assert post.content["rule"]["name"] == "alertRules/again"
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-async def test_two_monitors_on_one_database_tell_once(tmp_path: Path, kind: str) -> None:
-    registry, url = FakeRegistry([trained_version()]), f"sqlite:///{tmp_path / 'shared.db'}"
-    with ExitStack() as stack:
-        if kind == "postgres":
-            url = await stack.enter_context(postgres_server()).create_database("alerts")
-        await _two_monitors(tmp_path, registry, url)
-
-
-async def _two_monitors(tmp_path: Path, registry: FakeRegistry, url: str) -> None:
+async def test_two_monitors_on_one_database_tell_once(tmp_path: Path, database_url: str) -> None:
+    registry = FakeRegistry([trained_version()])
     async with receiving() as pager:
-        configured = {
-            **FAST,
-            **sinks(pager=pager.url),
-            "monitor_database_url": url,
-        }
+        configured = {**FAST, **sinks(pager=pager.url), "monitor_database_url": database_url}
         async with (
             running_monitor(tmp_path / "one", registry, **configured) as one,
             running_monitor(tmp_path / "two", registry, **configured) as two,

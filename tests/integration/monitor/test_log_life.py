@@ -5,7 +5,6 @@ import errno
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +39,6 @@ from services.monitor.domain.log_question import EVER_US
 from services.monitor.domain.ports import LogPolicy
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
-from tests.fakes.registry_postgres import postgres_server
 from tests.integration.monitor.asking import logged, query, record, until
 from tests.integration.monitor.conftest import running_monitor
 
@@ -232,14 +230,10 @@ class Accumulator:
             raise Unavailable("killed here", reason="TEST")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    with ExitStack() as stack:
-        url = f"sqlite:///{tmp_path / 'labels.db'}"
-        if request.param == "postgresql":
-            url = await stack.enter_context(postgres_server()).create_database("labels")
-        async with open_database(url, MIGRATIONS, service="monitor", statement_timeout_s=5) as opened:
-            yield opened
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with open_database(database_url, MIGRATIONS, service="monitor", statement_timeout_s=5) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from prometheus_client import generate_latest
 
 from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import draw_traffic, hour_times, requests
-from tests.fakes.registry_postgres import postgres_server
 from tests.integration.monitor.conftest import Monitor, running_monitor
 from tests.integration.monitor.test_analysis import drift_when, record, scope_of, trained_version
 
@@ -38,22 +37,18 @@ async def test_late_predictions_join_their_window_also_after_a_restart(tmp_path:
         await _count(monitor, 175)
 
 
-async def test_two_monitors_share_a_postgres(tmp_path: Path) -> None:
+async def test_two_monitors_share_a_database(tmp_path: Path, database_url: str) -> None:
     registry = FakeRegistry([trained_version()])
-    with postgres_server() as postgres:
-        often = {
-            "monitor_database_url": await postgres.create_database("monitor"),
-            "monitor_window_interval_s": 0.05,
-        }
-        async with (
-            running_monitor(tmp_path / "one", registry, **often) as one,
-            running_monitor(tmp_path / "other", registry, **often) as other,
-        ):
-            await asyncio.gather(
-                record(one, requests(draw_traffic(1, hour_times(300, 0)), rows=50)),
-                record(other, requests(draw_traffic(2, hour_times(200, 0)), rows=50)),
-            )
-            await _count(one, 500)
+    often = {"monitor_database_url": database_url, "monitor_window_interval_s": 0.05}
+    async with (
+        running_monitor(tmp_path / "one", registry, **often) as one,
+        running_monitor(tmp_path / "other", registry, **often) as other,
+    ):
+        await asyncio.gather(
+            record(one, requests(draw_traffic(1, hour_times(300, 0)), rows=50)),
+            record(other, requests(draw_traffic(2, hour_times(200, 0)), rows=50)),
+        )
+        await _count(one, 500)
 
 
 async def test_predictions_wait_for_a_registry_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

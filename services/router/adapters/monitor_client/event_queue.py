@@ -14,7 +14,7 @@ class EventQueue:
         self._limit_rows = limit_rows
         self._limit_bytes = limit_bytes
         self._on_dropped = on_dropped
-        self._events: deque[PredictionEvent] = deque()
+        self._events: deque[tuple[PredictionEvent, int]] = deque()
         self._rows = 0
         self._bytes = 0
         self._dropped = 0
@@ -25,9 +25,10 @@ class EventQueue:
 
     def record(self, event: PredictionEvent) -> None:
         """Take an event; the oldest ones go when there is no room."""
-        self._events.append(event)
+        size_bytes = event_bytes(event)
+        self._events.append((event, size_bytes))
         self._rows += len(event.ids)
-        self._bytes += event_bytes(event)
+        self._bytes += size_bytes
         while self._rows > self._limit_rows or self._bytes > self._limit_bytes:
             self.count_dropped(len(self._pop().ids))
 
@@ -51,7 +52,7 @@ class EventQueue:
         return dropped
 
     def _pop(self) -> PredictionEvent:
-        event = self._events.popleft()
+        event, size_bytes = self._events.popleft()
         self._rows -= len(event.ids)
-        self._bytes -= event_bytes(event)
+        self._bytes -= size_bytes
         return event

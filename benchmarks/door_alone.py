@@ -1,0 +1,240 @@
+"""What one request costs in the router's own Python: the door in Envoy without Envoy, the router without the hop.
+
+    python -m benchmarks.door_alone            prints CPU microseconds a request for each kind of request
+
+An ASGI server that does as pyvoy does (a task for the application, futures for the body) calls the router's real door,
+chain, servicers and domain; inference answers what it holds as one batch in the next turn of the loop. The least of many
+short rounds of processor time of the one thread: other work on the machine changes it little.
+"""
+
+import argparse
+import asyncio
+import cProfile
+import json
+import pstats
+import struct
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+import uuid_utils
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from benchmarks.door_stand import LABELS, NUMBERS, infer_bodies, named_rows, predict_bodies
+from services.common.call import methods_of
+from services.common.chain import Chain, Limits
+from services.common.door_asgi import AsgiDoor
+from services.common.door_sweeper import Sweeper
+from services.common.grpc_wire import frame
+from services.common.metrics import RequestMetrics
+from services.common.server import settle_collections
+from services.common.tracing import Tracing
+from services.router.adapters.metrics import PrometheusPredictions
+from services.router.adapters.monitor_client.event_queue import EventQueue
+from services.router.app import _bindings
+from services.router.domain.admission import Admission
+from services.router.domain.catalog import Catalog
+from services.router.domain.prediction import Predictor, RoutingTable
+from services.router.domain.routing import Configuration, Deployment, Route, Variant, build_configuration, new_version
+from services.router.domain.signature import FeatureSpec, FeatureType, PredictionSpec, Signature, TensorSpec
+from services.router.domain.tensor import Tensor
+
+IN_FLIGHT, PER_ROUND = 64, 128
+GRPC_HEADERS = [
+    (b":authority", b"x"),
+    (b"content-type", b"application/grpc"),
+    (b"te", b"trailers"),
+    (b"grpc-timeout", b"5000m"),
+    (b"x-forwarded-proto", b"http"),
+    (b"x-interlock-protocol", b"HTTP/2"),
+    (b"x-interlock-client-timeout", b"5S"),
+]
+PATHS = {
+    "infer": "/inference.GRPCInferenceService/ModelInfer",
+    "predict": "/interlock.router.v1.RouterService/Predict",
+    "rest": "/v1/predict",
+}
+
+
+class BatchInference:
+    """Answers everything that came in one turn of the loop in the next one."""
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[tuple[Tensor, ...]]] = []
+        self._answer = (Tensor("probabilities", "FP32", (1, 2), struct.pack("<2f", 0.25, 0.75)),)
+
+    async def infer(self, target: Any, job: Any, call: Any, hope_s: float | None = None) -> tuple[Tensor, ...]:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._settle)
+        waiting = loop.create_future()
+        self._waiting.append(waiting)
+        outputs: tuple[Tensor, ...] = await waiting
+        return outputs
+
+    def _settle(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(self._answer)
+
+    def is_ready(self, target: Any) -> bool:
+        return True
+
+
+def configuration() -> Configuration:
+    probabilities = TensorSpec("probabilities", "FP32", (-1, 2))
+    trees = Signature((TensorSpec("x", "FP32", (-1, 30)),), (probabilities,))
+    words = [
+        FeatureSpec(name=name, type=FeatureType.STRING, tensor="words", column=column)
+        for column, name in enumerate(("carrier", "origin", "dest"))
+    ]
+    numbers = [
+        FeatureSpec(
+            name=name, type=FeatureType.INT64 if column < 4 else FeatureType.DOUBLE, tensor="numbers", column=column,
+            minimum=-1000, maximum=10_000,
+        )
+        for column, name in enumerate(NUMBERS)
+    ]  # fmt: skip
+    flights = Signature(
+        (TensorSpec("words", "BYTES", (-1, 3)), TensorSpec("numbers", "FP32", (-1, len(NUMBERS)))),
+        (probabilities,), tuple(words + numbers), PredictionSpec("probabilities", LABELS),
+    )  # fmt: skip
+    models = {"trees": trees, "flights": flights}
+    return build_configuration(
+        1,
+        versions=[new_version(model=name, version="1", signature=found) for name, found in models.items()],
+        deployments=[Deployment(name=name, model=name, version="1", pool="default") for name in models],
+        routes=[Route(name, "pepper", (Variant("champion", name, ((0, 9999),), 10_000),)) for name in models],
+    )
+
+
+def open_door(queue: EventQueue) -> AsgiDoor:
+    registry = CollectorRegistry()
+    table = RoutingTable()
+    table.apply(configuration())
+    inference = BatchInference()
+    nothing: Any = None
+    predictor = Predictor(
+        table=table,
+        inference=inference,
+        features=nothing,
+        events=queue,
+        metrics=PrometheusPredictions(registry),
+        admission=Admission(4096),
+        new_id=uuid_utils.uuid7,
+        clock_tolerance_s=60.0,
+    )
+    chain = Chain(limits=Limits(), metrics=RequestMetrics("router", registry), tracing=Tracing("router"))
+
+    class _Runtime:
+        health = nothing
+
+    runtime: Any = _Runtime()
+    methods = methods_of(_bindings(predictor, Catalog(table, inference), runtime))
+    return AsgiDoor(chain, methods, Sweeper())
+
+
+class Server:
+    """Calls the application as pyvoy does and notices when an answer is whole."""
+
+    def __init__(self, app: Callable[..., Coroutine[Any, Any, None]], shape: str, bodies: Sequence[bytes]) -> None:
+        self._app = app
+        self._shape = shape
+        self._bodies = bodies
+        self._loop = asyncio.get_running_loop()
+        self._left = 0
+        self._sent = 0
+        self._done = self._loop.create_future()
+
+    async def round(self, count: int, in_flight: int) -> None:
+        self._left, self._sent = count, 0
+        self._done = self._loop.create_future()
+        for _ in range(in_flight):
+            self._loop.call_soon(self._start)
+        await self._done
+
+    def _start(self) -> None:
+        if self._sent == PER_ROUND:
+            return
+        body = self._bodies[self._sent % len(self._bodies)]
+        self._sent += 1
+        rest = self._shape == "rest"
+        headers = [(b"content-type", b"application/json")] if rest else list(GRPC_HEADERS)
+        headers.append((b"x-correlation-id", b"9ac7e0b7-2ba4-4b0a-a6a4-%012d" % self._sent))
+        path = PATHS[self._shape]
+        scope = {
+            "type": "http", "asgi": {}, "extensions": {}, "http_version": "2", "method": "POST", "scheme": "http",
+            "query_string": b"", "path": path, "raw_path": path.encode(), "root_path": "", "headers": headers,
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+        }  # fmt: skip
+
+        def receive() -> asyncio.Future[dict[str, Any]]:
+            future = self._loop.create_future()
+            self._loop.call_soon(future.set_result, {"type": "http.request", "body": body, "more_body": False})
+            return future
+
+        async def nothing() -> None:
+            return
+
+        def send(event: dict[str, Any]) -> Awaitable[None]:
+            if event["type"] == "http.response.start" and event["trailers"] is rest:
+                self._done.set_exception(AssertionError(f"refused: {event}"))
+            if event["type"] == ("http.response.body" if rest else "http.response.trailers"):
+                self._finish()
+            return nothing()
+
+        self._loop.create_task(self._app(scope, receive, send))
+
+    def _finish(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._done.set_result(None)
+        else:
+            self._loop.call_soon(self._start)
+
+
+def bodies_of(shape: str, count: int) -> list[bytes]:
+    if shape != "rest":
+        return [frame(body) for body in (infer_bodies if shape == "infer" else predict_bodies)(count)]
+    return [json.dumps(row | {"include_probabilities": True}).encode() for row in named_rows(count)]
+
+
+async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> float:
+    queue = EventQueue(10_000, 64 << 20, lambda _: None)
+    door = open_door(queue)
+    server = Server(door.answer, shape, bodies_of(shape, PER_ROUND))
+    settle_collections()
+    best = float("inf")
+    await server.round(PER_ROUND, in_flight)
+    profiler = cProfile.Profile(time.thread_time)
+    for _ in range(rounds):
+        queue.take(100_000)
+        if profile:
+            profiler.enable()
+        begun = time.thread_time()
+        await server.round(PER_ROUND, in_flight)
+        best = min(best, (time.thread_time() - begun) / PER_ROUND * 1e6)
+        profiler.disable()
+    if profile:
+        pstats.Stats(profiler).sort_stats(profile).print_stats(45)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=list(PATHS), choices=list(PATHS))
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--in-flight", nargs="+", type=int, default=[64])
+    parser.add_argument("--profile", default="")
+    arguments = parser.parse_args()
+    for shape in arguments.shapes:
+        for in_flight in arguments.in_flight:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                least = runner.run(measure(shape, arguments.rounds, in_flight, arguments.profile))
+            print(f"{shape:8} {in_flight:3} in flight: {least:6.1f} us a request")
+
+
+if __name__ == "__main__":
+    main()
