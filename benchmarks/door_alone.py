@@ -28,6 +28,7 @@ from services.common.door_asgi import AsgiDoor
 from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
+from services.common.server import settle_collections
 from services.common.tracing import Tracing
 from services.router.adapters.metrics import PrometheusPredictions
 from services.router.adapters.monitor_client.event_queue import EventQueue
@@ -39,7 +40,7 @@ from services.router.domain.routing import Configuration, Deployment, Route, Var
 from services.router.domain.signature import FeatureSpec, FeatureType, PredictionSpec, Signature, TensorSpec
 from services.router.domain.tensor import Tensor
 
-IN_FLIGHT, PER_ROUND = 64, 640
+IN_FLIGHT, PER_ROUND = 64, 128
 GRPC_HEADERS = [
     (b":authority", b"x"),
     (b"content-type", b"application/grpc"),
@@ -204,6 +205,7 @@ async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> floa
     queue = EventQueue(10_000, 64 << 20, lambda _: None)
     door = open_door(queue)
     server = Server(door.answer, shape, bodies_of(shape, PER_ROUND))
+    settle_collections()
     best = float("inf")
     await server.round(PER_ROUND, in_flight)
     profiler = cProfile.Profile(time.thread_time)
@@ -223,7 +225,7 @@ async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=list(PATHS), choices=list(PATHS))
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--in-flight", nargs="+", type=int, default=[64])
     parser.add_argument("--profile", default="")
     arguments = parser.parse_args()

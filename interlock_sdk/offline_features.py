@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from interlock.features.v1 import feature_job_pb2 as jobs
 from interlock.features.v1 import feature_job_service_pb2 as job_pb
 from interlock.features.v1 import feature_job_service_pb2_grpc, offline_feature_service_pb2_grpc
+from interlock.features.v1 import feature_view_pb2 as view_pb
 from interlock.features.v1 import offline_feature_service_pb2 as pb
 
 from interlock_sdk.channel import Caller, new_request_id
@@ -110,6 +111,13 @@ class OfflineFeatures:
             end_time=timestamp(end),
             max_row_count=max_row_count,
         )
+        return await self._check(job)
+
+    async def check_vectors(self, vectors: view_pb.BatchSource, *, max_row_count: int = 0) -> jobs.ParityJob:
+        """Starts to recompute a table of vectors that were read online; `ParityJob.vectors` says what it holds."""
+        return await self._check(jobs.ParityJob(vectors=vectors, max_row_count=max_row_count))
+
+    async def _check(self, job: jobs.ParityJob) -> jobs.ParityJob:
         request = job_pb.CreateParityJobRequest(parity_job=job, request_id=new_request_id())
         return (await self._caller.call(self._jobs.CreateParityJob, request)).parity_job
 

@@ -106,7 +106,16 @@ def parity(
     job = call(target, work)
     _require_success(job, as_json=as_json)
     if not as_json:
-        columns = ("feature", "compared", "different", "online only", "offline only", "largest", "suspected shift")
+        columns = (
+            "feature",
+            "compared",
+            "different",
+            "online only",
+            "offline only",
+            "largest",
+            "suspected shift",
+            "not comparable",
+        )
         print_table(columns, list(map(_parity_row, job.features)), empty="the version fetches no feature")
 
 
@@ -140,6 +149,7 @@ def _parity_row(found: jobs.FeatureParity) -> tuple[str, ...]:
         f"{found.offline_only_count:,}",
         f"{found.largest_difference:.6g}",
         f"{sign}{format_duration(abs(shift))}" if shift else "",
+        ", ".join(f"{count:,} {reason}" for reason, count in sorted(found.incomparable_counts.items())),
     )
 
 

@@ -1,10 +1,12 @@
 """What a service that keeps things answers when its storage fails; reasons are the contract's."""
 
+import errno
 from typing import Final
 
 from services.common.errors import DEPENDENCY_UNAVAILABLE, ResourceExhausted, Unavailable
 
 STORAGE_FULL: Final = "STORAGE_FULL"
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEXT_ATTEMPT_S: Final = 1.0
 
 

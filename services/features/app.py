@@ -11,6 +11,7 @@ from interlock.features.v1 import (
     feature_job_service_pb2,
     feature_service_pb2,
     feature_view_service_pb2,
+    http_service_pb2,
     offline_feature_service_pb2,
 )
 
@@ -43,6 +44,7 @@ from services.features.domain.push import Pusher, RowCheck, Writers, now_us
 from services.features.servicer.feature_job_service import FeatureJobServicer
 from services.features.servicer.feature_service import FeatureServicer
 from services.features.servicer.feature_view_service import FeatureViewServicer
+from services.features.servicer.http_service import FeaturesHttpServicer
 from services.features.servicer.offline_feature_service import OfflineFeatureServicer
 from services.features.settings import Settings
 
@@ -109,15 +111,19 @@ async def _definitions(base: Base) -> Sequence[Binding]:
 async def _open_online(base: Base) -> Online:
     """Open the online store and the history; the store catches up with the history in the background."""
     settings, registry = base.settings, base.runtime.registry
-    history = FeatureHistory(
-        settings.history,
-        settings.state_dir.absolute() / "features" / "log",
-        roll_bytes=settings.features_history_roll_mib * 1024**2,
-        roll_s=settings.features_history_roll_s,
-        backlog_bytes=settings.features_history_backlog_mib * 1024**2,
-        clock_us=now_us,
-        metrics=HistoryMetrics(registry),
-    )
+    try:
+        history = FeatureHistory(
+            settings.history,
+            settings.state_dir.absolute() / "features" / "log",
+            roll_bytes=settings.features_history_roll_mib * 1024**2,
+            roll_s=settings.features_history_roll_s,
+            backlog_bytes=settings.features_history_backlog_mib * 1024**2,
+            clock_us=now_us,
+            metrics=HistoryMetrics(registry),
+        )
+    except (ImportError, ValueError) as error:
+        # fsspec's words: a protocol that it does not know, or the package that it wants for one.
+        raise InvalidSettings(f"INTERLOCK_FEATURES_HISTORY_URI: {error}") from None
     await history.open()
     base.stack.push_async_callback(history.close)
     behind = history.behind.set
@@ -133,6 +139,7 @@ async def _open_online(base: Base) -> Online:
         metrics=StoreMetrics(registry),
         on_back=behind,
     )
+    base.stack.push_async_callback(store.close)
     writer = RedisOnlineWriter(store, now_us)
     for work, name in (
         (history.run(), "history-parts"),
@@ -144,7 +151,7 @@ async def _open_online(base: Base) -> Online:
 
 
 def _online(base: Base, online: Online) -> Sequence[Binding]:
-    """FeatureService."""
+    """FeatureService, and what of it speaks JSON."""
     settings = base.settings
     servicer = FeatureServicer(
         plans=ReadPlans(base.catalog),
@@ -163,7 +170,10 @@ def _online(base: Base, online: Online) -> Sequence[Binding]:
         clock_tolerance_s=settings.clock_tolerance_s,
     )
     hot = frozenset({"ReadFeatures", "PushFeatures"})
-    return [Binding(_full_name(feature_service_pb2, "FeatureService"), servicer, hot)]
+    return [
+        Binding(_full_name(feature_service_pb2, "FeatureService"), servicer, hot),
+        Binding(_full_name(http_service_pb2, "FeaturesHttpService"), FeaturesHttpServicer(servicer)),
+    ]
 
 
 async def _offline(base: Base, online: Online) -> Sequence[Binding]:

@@ -1,6 +1,7 @@
 """The child process of offline work: `python -m services.features.worker <folder>`."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -10,14 +11,14 @@ from typing import Final
 
 from services.common.errors import to_status
 from services.features.adapters.offline_task import read_task, write_error
-from services.features.adapters.offline_work import run_task
+from services.features.adapters.offline_work import is_disk_full, run_task
 
 _NICENESS: Final = 10
 _FIRST_TO_GO: Final = "500"
 
 
 def main() -> int:
-    """Do the work of a folder; exit 0 when result or error stands there."""
+    """Do the work of a folder; exit 0 when result or error stands there, ENOSPC when the disk has no room for either."""
     folder = Path(sys.argv[1])
     _step_back()
     connections = json.loads(sys.stdin.buffer.readline() or b"{}")
@@ -25,6 +26,8 @@ def main() -> int:
     try:
         run_task(folder, read_task(folder), connections)
     except Exception as error:
+        if is_disk_full(error):
+            return errno.ENOSPC
         write_error(folder, to_status(error, folder.name))
         if not hasattr(error, "reason"):
             raise
@@ -39,7 +42,8 @@ def _step_back() -> None:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    # Not through sys.stdin: its lock, held by a thread that waits, would abort the interpreter when it ends.
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(1)
 

@@ -42,10 +42,16 @@ class Receiver(rpc.TraceServiceServicer):
             self._arrived.notify_all()
         return pb.ExportTraceServiceResponse()
 
-    def wait_for(self, trace_id: str, services: set[str], timeout_s: float = 20.0) -> list[Reported]:
-        """Return the spans of a trace once each of `services` has reported one."""
+    def wait_for(self, trace_id: str, caller: str, services: set[str], timeout_s: float = 20.0) -> list[Reported]:
+        """Return the spans of a trace once each of `services` has reported one, and all parents up to the caller's span."""
+
+        def is_whole() -> bool:
+            found = self._spans[trace_id]
+            known = {caller, *(span.span_id for span in found)}
+            return services <= {span.service for span in found} and all(span.parent_id in known for span in found)
+
         with self._arrived:
-            self._arrived.wait_for(lambda: services <= {span.service for span in self._spans[trace_id]}, timeout_s)
+            self._arrived.wait_for(is_whole, timeout_s)
             return list(self._spans[trace_id])
 
 

@@ -29,7 +29,7 @@ def test_a_rest_call_is_one_trace_from_the_edge_to_the_model(stack: Stack, spans
         f"http://{stack.edge}/v1/predict", json=BODY, headers={"traceparent": traceparent}, timeout=10
     )
     assert response.status_code == httpx.codes.OK
-    _check_chain(spans.wait_for(trace_id, SERVING), span_id)
+    _check_chain(spans.wait_for(trace_id, span_id, SERVING), span_id)
 
 
 def test_a_grpc_call_is_one_trace_from_the_edge_to_the_model(stack: Stack, spans: Receiver) -> None:
@@ -37,7 +37,7 @@ def test_a_grpc_call_is_one_trace_from_the_edge_to_the_model(stack: Stack, spans
     with grpc.insecure_channel(stack.edge) as channel:
         request = pb.PredictRequest(model=MODEL, features=values_to_proto(FEATURES))
         rpc.RouterServiceStub(channel).Predict(request, timeout=10, metadata=(("traceparent", traceparent),))
-    _check_chain(spans.wait_for(trace_id, SERVING), span_id)
+    _check_chain(spans.wait_for(trace_id, span_id, SERVING), span_id)
 
 
 def test_a_correlation_id_comes_back_as_it_went_in(stack: Stack) -> None:

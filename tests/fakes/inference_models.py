@@ -88,6 +88,48 @@ def looper() -> bytes:
     return _model(nodes, [_value("x", TensorProto.INT64, None, 1)], [_value("y", TensorProto.INT64, None, 1)], [yes])
 
 
+def hungry() -> bytes:
+    """y = x, with a terabyte of memory for each that all rows together are above 10: there is none."""
+
+    def number(name: str, value: int, *shape: int) -> Any:
+        return helper.make_tensor(name, TensorProto.INT64, list(shape), [value])
+
+    constants = [
+        number("ten", 10),
+        number("none", 0),
+        number("terabyte", 2**40),
+        number("one", 1),
+        number("flat", -1, 1),
+    ]
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        helper.make_node("Sub", ["total", "ten"], ["above"]),
+        helper.make_node("Max", ["above", "none"], ["excess"]),
+        helper.make_node("Mul", ["excess", "terabyte"], ["bytes"]),
+        helper.make_node("Add", ["bytes", "one"], ["size"]),
+        helper.make_node("Reshape", ["size", "flat"], ["shape"]),
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["big"], value=helper.make_tensor("v", TensorProto.INT8, [1], [0])
+        ),
+        helper.make_node("Shape", ["big"], ["same"]),
+        helper.make_node("Sub", ["same", "shape"], ["nothing"]),
+        helper.make_node("Add", ["x", "nothing"], ["y"]),
+    ]
+    return _model(
+        nodes, [_value("x", TensorProto.INT64, None, 1)], [_value("y", TensorProto.INT64, None, 1)], constants
+    )
+
+
+def wide() -> bytes:
+    """The largest of x + 1 in rows of any length: a long one needs much memory."""
+    one = helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    nodes = [helper.make_node("Add", ["x", "one"], ["more"]), helper.make_node("ReduceMax", ["more", "axes"], ["y"])]
+    return _model(
+        nodes, [_value("x", TensorProto.FLOAT, None, None)], [_value("y", TensorProto.FLOAT, None, 1)], [one, axes]
+    )
+
+
 def identity(kind: int) -> bytes:
     """y = x of any element type."""
     node = helper.make_node("Identity", ["x"], ["y"])

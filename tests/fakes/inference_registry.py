@@ -70,9 +70,12 @@ class FakeRegistry:
         self._resources[message.name] = pb.WatchedResource(model_version=message)
         self._push()
 
-    def deploy(self, name: str, version: str, max_batch_size: int = 8, max_delay_ms: float = 2) -> None:
+    def deploy(
+        self, name: str, version: str, max_batch_size: int = 8, max_delay_ms: float = 2, **policy_fields: Any
+    ) -> None:
         model, number = version.split("/")
-        policy = BatchingPolicy(max_batch_size=max_batch_size, max_delay=Duration(nanos=int(max_delay_ms * 1e6)))
+        delay = Duration(nanos=int(max_delay_ms * 1e6))
+        policy = BatchingPolicy(max_batch_size=max_batch_size, max_delay=delay, **policy_fields)
         deployment = Deployment(
             name=f"deployments/{name}",
             model_version=f"models/{model}/versions/{number}",

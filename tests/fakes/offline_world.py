@@ -22,6 +22,7 @@ from interlock.types.v1.feature_value_pb2 import FeatureValue
 from interlock.types.v1.signature_pb2 import FEATURE_TYPE_DOUBLE
 
 from tests.fakes.features_service import Features, a_view
+from tests.fakes.parity_world import VERSION
 from tests.fakes.registry_service import refused
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -62,6 +63,20 @@ class OfflineWorld:
         request = job_pb.GetMaterializationJobRequest(name=name)
         while True:
             job = (await self.jobs.GetMaterializationJob(request)).materialization_job
+            if job.status.state in ENDED:
+                return job
+            await asyncio.sleep(0.05)
+
+    async def start_parity(self, **fields: Any) -> str:
+        """Start a check of the version that parity_world has, unless vectors are given."""
+        logged = {"model_version": VERSION, "start_time": stamp(0), "end_time": stamp(12)}
+        job = jobs.ParityJob(**(fields if "vectors" in fields else logged | fields))
+        request = job_pb.CreateParityJobRequest(parity_job=job)
+        return (await self.jobs.CreateParityJob(request)).parity_job.name
+
+    async def compared(self, name: str) -> jobs.ParityJob:
+        while True:
+            job = (await self.jobs.GetParityJob(job_pb.GetParityJobRequest(name=name))).parity_job
             if job.status.state in ENDED:
                 return job
             await asyncio.sleep(0.05)

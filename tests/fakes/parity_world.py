@@ -13,6 +13,7 @@ from interlock.registry.v1 import registry_service_pb2 as registry_pb
 from interlock.registry.v1 import registry_service_pb2_grpc as registry_rpc
 from interlock.registry.v1.model_version_pb2 import ModelVersion
 from interlock.types.v1.signature_pb2 import FeatureSpec, Signature
+from interlock.types.v1.tensor_pb2 import TensorSpec
 
 VERSION = "models/flight-delay/versions/2"
 _TIME = pa.timestamp("us")
@@ -25,23 +26,28 @@ class ParityWorld:
 
     def __init__(self) -> None:
         self.specs: list[FeatureSpec] = []
+        self.tensors: list[TensorSpec] = []
+        """With tensors the log holds single precision."""
+        self.unlogged: set[str] = set()
         self.rows: list[dict[str, Any]] = []
         self.asked: list[monitor_pb.QueryPredictionLogRequest] = []
 
     async def version(self, request: registry_pb.GetModelVersionRequest, context: Any) -> Any:
         if request.name != VERSION:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such version")
-        signature = Signature(features=self.specs)
+        signature = Signature(features=self.specs, inputs=self.tensors)
         return registry_pb.GetModelVersionResponse(model_version=ModelVersion(name=VERSION, signature=signature))
 
     async def log(self, request: monitor_pb.QueryPredictionLogRequest, context: Any) -> AsyncIterator[Any]:
         self.asked.append(request)
-        values = pa.struct([(spec.name, pa.float64()) for spec in self.specs])
+        kind = pa.float32() if self.tensors else pa.float64()
+        values = pa.struct([(spec.name, kind) for spec in self.specs if spec.name not in self.unlogged])
         fields = [
             ("prediction_id", pa.string()),
             ("feature_read_time", _TIME),
             ("entities", _TEXTS),
             ("feature_event_times", _TIMES),
+            ("redacted_features", pa.list_(pa.string())),
             ("features", values),
         ]
         table = pa.Table.from_pylist(self.rows, pa.schema(fields))

@@ -5,8 +5,8 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,31 @@ async def redis_server(*options: str, port: bool = False, config: Path | None = 
     finally:
         await server.kill()
         shutil.rmtree(folder)
+
+
+@asynccontextmanager
+async def redis_cluster(count: int = 3) -> AsyncIterator[list[RedisServer]]:
+    """Run masters that share the slots while the block runs."""
+    async with AsyncExitStack() as stack:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "500")
+        servers = [await stack.enter_async_context(redis_server(*options, port=True)) for _ in range(count)]
+        slots = [range(number * 16384 // count, (number + 1) * 16384 // count) for number in range(count)]
+        for number, server in enumerate(servers):
+            async with server.client() as client:
+                await client.execute_command("CLUSTER", "ADDSLOTS", *slots[number])
+                # Of two nodes with the same epoch one would have to give way first.
+                await client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                await client.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
+        await cluster_is_whole(servers)
+        yield servers
+
+
+async def cluster_is_whole(servers: Sequence[RedisServer]) -> None:
+    """Wait until every node says that all slots are served."""
+    for server in servers:
+        async with server.client() as client:
+            while (await client.execute_command("CLUSTER INFO"))["cluster_state"] != "ok":
+                await asyncio.sleep(0.02)
 
 
 def free_port() -> int:

@@ -102,6 +102,8 @@ def _check(areas: tuple[PublicArea, ...], known: Mapping[str, ServiceDescriptorP
 
 def _hot_routes(rules: Iterable[HttpRule], hot: frozenset[str], cluster: str) -> Iterator[Route]:
     for name in sorted(hot):
+        yield Route(RouteKind.HOT_GRPC, ("path", f"/{name}"), cluster, grpc_only=True)
+        # The same for gRPC-Web, which is no gRPC to Envoy's matcher.
         yield Route(RouteKind.HOT_GRPC, ("path", f"/{name}"), cluster)
     for rule in rules:
         if rule.twin and f"{rule.service}/{rule.method}" in hot:

@@ -64,11 +64,11 @@ class BatchReader:
         if source.known_at_column:
             names.add(source.known_at_column)
         for piece in self.read_pieces(source, sorted(names)):
-            yield self._values(_Piece(piece, source), keys, features, assumed_delay_us)
+            yield self._values(Piece(piece, source), keys, features, assumed_delay_us)
 
     def _values(
         self,
-        piece: "_Piece",
+        piece: "Piece",
         keys: Sequence[PlannedKey],
         features: Sequence[PlannedFeature],
         assumed_delay_us: int,
@@ -183,7 +183,7 @@ class BatchReader:
             raise SourceUnreadable(location.connection, _said(error)) from error
 
 
-class _Piece:
+class Piece:
     """Some rows of a source, and how to take a column out of them."""
 
     def __init__(self, rows: pa.RecordBatch, source: BatchSource) -> None:

@@ -1,15 +1,13 @@
 """What jobs do: joins of tables, materialization of batch sources, parity of online and offline values."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from interlock.types.v1 import signature_pb2
 
 from services.common import names
 from services.features.adapters.job_runner import RunningJob
@@ -19,16 +17,14 @@ from services.features.adapters.offline_process import OfflineProcesses, history
 from services.features.adapters.offline_task import (
     ROWS_FILE,
     STAGED_FILE,
-    LoggedFeature,
     ParityTask,
     StageTask,
     TableJoinTask,
 )
+from services.features.adapters.parity_plan import plan_signature, plan_vectors
 from services.features.adapters.prediction_log import ParitySources
-from services.features.convert.signature import REQUEST_SOURCES, binding_from_proto
-from services.features.convert.value import value_from_proto
 from services.features.domain.catalog import Catalog, CompiledView
-from services.features.domain.definitions import NEVER, BatchSource, FeatureType, Value
+from services.features.domain.definitions import NEVER, BatchSource, Value
 from services.features.domain.failure import NotMaterializable
 from services.features.domain.job import (
     FeatureParity,
@@ -40,22 +36,12 @@ from services.features.domain.job import (
     ParityOutcome,
     ParitySpec,
 )
-from services.features.domain.point_in_time import (
-    AggregateView,
-    JoinPlan,
-    OnDemandView,
-    PlannedView,
-    ValueView,
-    output_column,
-    plan_views,
-)
+from services.features.domain.point_in_time import JoinPlan, ValueView, plan_views
 from services.features.domain.ports import History, OnlineWriter, Outcome, Row, ViewWriter
 from services.features.domain.view_kind import make_writer
 
 _ROWS_A_BATCH: Final = 2_000
 _MICROSECOND: Final = timedelta(microseconds=1)
-_HOUR_US: Final = 3_600_000_000
-_HOURS: Final = (*range(1, 15), 24, 48)
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,9 @@ class OfflineJobs:
         spec, snapshot = job.spec, self.catalog.current
         if isinstance(spec, JoinSpec):
             plan_views(snapshot, spec.features, spec.rows.entity_columns)
+        elif isinstance(spec, ParitySpec):
+            if spec.vectors is not None:
+                plan_vectors(snapshot, spec.vectors)
         elif isinstance(spec, MaterializationSpec):
             (view_id,) = names.FEATURE_VIEW.parse(spec.view)
             if not isinstance(snapshot.view(view_id).definition.source, BatchSource):
@@ -124,24 +113,27 @@ class OfflineJobs:
             await self._write_staged(running, folder / STAGED_FILE, view, writer)
 
     async def check_parity(self, running: RunningJob) -> None:
-        """Compare logged online vectors with what the offline side makes of them."""
+        """Compare online vectors with what the offline side makes of them."""
         spec = cast("ParitySpec", running.job.spec)
-        specs = await self.parity_sources.signature(spec.model_version)
-        fetched = {each.source: each for each in specs if each.source not in REQUEST_SOURCES}
-        planned = plan_views(self.catalog.current, sorted(fetched), {})
-        views = tuple(_with_ages(view, fetched) for view in planned if not isinstance(view, OnDemandView))
-        features = tuple(_logged(fetched, view) for view in views)
+        if spec.vectors is None:
+            signature = await self.parity_sources.signature(spec.model_version)
+            plan = plan_signature(self.catalog.current, signature)
+        else:
+            plan = plan_vectors(self.catalog.current, spec.vectors)
         async with self.processes.folder() as folder:
-            await self.parity_sources.write_log(
-                folder / ROWS_FILE, spec.model_version, spec.start, spec.end, spec.max_row_count
-            )
-            plan = JoinPlan("feature_read_time", views)
+            if spec.vectors is None:
+                await self.parity_sources.write_log(
+                    folder / ROWS_FILE, spec.model_version, spec.start, spec.end, spec.max_row_count
+                )
             task = ParityTask(
-                plan=plan,
-                histories=await history_files(self.history, plan.history_views, folder),
-                features=tuple(feature for group in features for feature in group),
+                plan=plan.join,
+                histories=await history_files(self.history, plan.join.history_views, folder),
+                features=plan.features,
+                input_precisions=plan.input_precisions,
                 relative_tolerance=spec.relative_tolerance,
-                shifts_us=_shifts(views),
+                shifts_us=plan.shifts_us,
+                vectors=spec.vectors,
+                max_row_count=spec.max_row_count,
             )
             result = await self.processes.run(folder, task)
         running.tell(
@@ -220,38 +212,6 @@ def _rows_of(batch: pa.RecordBatch, view: CompiledView) -> tuple[list[Row], list
         }
         rows.append(Row(row_keys, values, event, known))
     return rows, [not known for known in batch.column("in_history").to_pylist()]
-
-
-def _with_ages(view: PlannedView, fetched: dict[str, signature_pb2.FeatureSpec]) -> PlannedView:
-    """Return the view with values as old as the version takes them: it may want younger ones than the view does."""
-    features = []
-    for feature in view.features:
-        wanted = binding_from_proto(fetched[f"{view.view}.{feature.name}"]).max_age
-        wanted_us = None if wanted is None else wanted // _MICROSECOND
-        limits = [each for each in (feature.max_age_us, wanted_us) if each is not None]
-        features.append(replace(feature, max_age_us=min(limits, default=None)))
-    return replace(view, features=tuple(features))
-
-
-def _logged(fetched: dict[str, signature_pb2.FeatureSpec], view: PlannedView) -> Iterator[LoggedFeature]:
-    for feature in view.features:
-        source = f"{view.view}.{feature.name}"
-        spec = fetched[source]
-        fallback: Any = None
-        if spec.missing_policy == signature_pb2.MISSING_POLICY_DEFAULT and spec.HasField("default_value"):
-            fallback = value_from_proto(spec.default_value)
-            if feature.type is FeatureType.DOUBLE and isinstance(fallback, int):
-                fallback = float(fallback)
-        yield LoggedFeature(spec.name, source, output_column(view.view, feature.name), feature.type, fallback)
-
-
-def _shifts(views: tuple[PlannedView, ...]) -> tuple[int, ...]:
-    """Return the shifts to try: whole hours as zones have them, days, and the lengths of windows."""
-    found = {hours * _HOUR_US for hours in _HOURS}
-    for view in views:
-        if isinstance(view, AggregateView):
-            found |= {each.window // _MICROSECOND for each in view.aggregates}
-    return tuple(sorted(found | {-shift for shift in found}))
 
 
 def _microseconds(time: datetime) -> int:

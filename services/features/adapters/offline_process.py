@@ -1,6 +1,7 @@
 """Runs offline work in child processes, so many at a time, and tells what became of it."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from google.rpc.status_pb2 import Status
 
 from services.common.child_process import ChildProcess
 from services.common.errors import INTERNAL, ServiceError, Violation, status_reason
+from services.common.storage_failure import NO_ROOM, StorageFull
 from services.features.adapters.engine_limits import EngineLimits
 from services.features.adapters.offline_task import (
     OUTPUT_FILE,
@@ -76,11 +78,15 @@ class OfflineProcesses:
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
-        """Open a folder for one piece of work; it is removed when the block ends."""
+        """Open a folder for one piece of work; it is removed when the block ends. Raises StorageFull from within it."""
         path = self._folder / uuid4().hex
-        path.mkdir(mode=0o700)
         try:
+            path.mkdir(mode=0o700)
             yield path
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise StorageFull("features") from error
+            raise
         finally:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
@@ -103,6 +109,8 @@ class OfflineProcesses:
                 if not child.ended.done():
                     child.kill()
                 code = await asyncio.shield(child.ended)
+        if code == errno.ENOSPC:
+            raise StorageFull("features")
         result, status = read_result(folder), read_error(folder)
         if result is not None:
             return result

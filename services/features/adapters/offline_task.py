@@ -67,24 +67,35 @@ class StageTask:
 
 @dataclass(frozen=True)
 class LoggedFeature:
-    """One fetched feature of a signature: name in the log, `<view>.<feature>`, and what stands in for a missing value."""
+    """One feature to compare: its name in the log, `<view>.<feature>`, and what a model does with a value.
+
+    `fallback` stands in for a missing one, `minimum` and `maximum` are to what it is clipped, and `precision` is the
+    share of it that the type of its tensor may round away.
+    """
 
     name: str
     source: str
     output: str
     type: FeatureType
+    is_list: bool = False
     fallback: str | float | int | bool | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    precision: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityTask:
-    """Recomputes the predictions in `rows.arrow` and compares."""
+    """Recomputes the predictions in `rows.arrow`, or the `vectors` of a table, and compares."""
 
     plan: JoinPlan
     histories: Mapping[str, HistoryFiles]
     features: tuple[LoggedFeature, ...]
+    input_precisions: Mapping[str, float]
     relative_tolerance: float
     shifts_us: tuple[int, ...]
+    vectors: BatchSource | None = None
+    max_row_count: int
     task: str = "parity"
 
 

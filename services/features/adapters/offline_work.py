@@ -1,7 +1,9 @@
 """What a child process does: joins, staging of batch sources, comparison of logged vectors with recomputed ones."""
 
 import contextlib
+import errno
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 
 from services.common.errors import Violation
 from services.common.refusals import InvalidRequest
+from services.common.storage_failure import NO_ROOM
 from services.features.adapters import join_sql as sql
 from services.features.adapters.batch_reader import BatchReader
 from services.features.adapters.engine_limits import EngineLimits
@@ -49,6 +52,13 @@ def run_task(folder: Path, file: TaskFile, connections: Mapping[str, str]) -> No
         raise WorkTooLarge(str(error).split("\n", 1)[0][:300]) from error
     result.skipped_counts = dict(reader.skipped)
     write_result(folder, result)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether work ended because the disk of this machine has no room left for what it spills and writes."""
+    if isinstance(error, duckdb.IOException):
+        return os.strerror(errno.ENOSPC) in str(error)
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def _work(folder: Path, task: OfflineTask, limits: EngineLimits, reader: BatchReader) -> TaskResult:

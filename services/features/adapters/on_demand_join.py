@@ -22,6 +22,10 @@ class OnDemandColumns:
             {feature.name: feature.type for feature in view.features},
         )
 
+    def needed(self, output: str) -> list[str]:
+        """Return the names of the inputs that one column is computed from, sorted."""
+        return self._plan.needed(feature.name for feature in self._view.features if feature.output == output)
+
     def compute(self, rows: pa.RecordBatch, *, from_text: bool = False) -> dict[str, pa.Array]:
         """Return the columns for some rows; raises InvalidRequest for an input that is missing or of the wrong type."""
         names = self._plan.needed(feature.name for feature in self._view.features)

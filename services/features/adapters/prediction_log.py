@@ -1,6 +1,5 @@
 """Logged predictions from the monitor, and what a version fetches from the registry: what a parity check needs."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -38,8 +37,8 @@ class PeerUnavailable(Unavailable):
 class ParitySources(Protocol):
     """Where a parity check has its two sides from."""
 
-    async def signature(self, model_version: str) -> Sequence[signature_pb2.FeatureSpec]:
-        """Return the features of a version's signature; raises ResourceNotFound, Unavailable."""
+    async def signature(self, model_version: str) -> signature_pb2.Signature:
+        """Return a version's signature; raises ResourceNotFound, Unavailable."""
 
     async def write_log(
         self, path: Path, model_version: str, start: datetime, end: datetime, max_row_count: int
@@ -61,8 +60,8 @@ class GrpcParitySources:
             monitor_address, idempotent=[], attempt_timeout_s=_QUERY_TIMEOUT_S, hop_timeout_s=_QUERY_TIMEOUT_S
         )
 
-    async def signature(self, model_version: str) -> Sequence[signature_pb2.FeatureSpec]:
-        """Return the features of a version's signature; raises ResourceNotFound, Unavailable."""
+    async def signature(self, model_version: str) -> signature_pb2.Signature:
+        """Return a version's signature; raises ResourceNotFound, Unavailable."""
         request = registry_pb.GetModelVersionRequest(name=model_version)
         try:
             found = await RegistryServiceStub(self._registry).GetModelVersion(request)
@@ -70,7 +69,7 @@ class GrpcParitySources:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 raise ResourceNotFound(model_version) from error
             raise PeerUnavailable("registry", error) from error
-        return list(found.model_version.signature.features)
+        return found.model_version.signature
 
     async def write_log(
         self, path: Path, model_version: str, start: datetime, end: datetime, max_row_count: int
@@ -98,9 +97,13 @@ class GrpcParitySources:
 
 
 def _query(version: str, max_row_count: int) -> str:
-    """Return the query; an order by a digest of the id is an even draw. A version's id needs no escaping."""
-    columns = "prediction_id, feature_read_time, entities, feature_event_times, features"
+    """Return the query; an order by a digest of the id is an even draw. A version's id needs no escaping.
+
+    What was not run, or came before the monitor knew the signature, has no prediction and no features.
+    """
+    columns = "prediction_id, feature_read_time, entities, feature_event_times, redacted_features, features"
     return (
         f"SELECT {columns} FROM predictions WHERE version = '{version}' AND feature_read_time IS NOT NULL "
+        "AND prediction IS NOT NULL "
         f"ORDER BY hash(prediction_id) LIMIT {max_row_count}"
     )

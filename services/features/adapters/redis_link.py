@@ -199,8 +199,13 @@ class _ClusterLink(_Scripted):
         self._plain: set[str] = set()
 
     async def scan(self, pattern: bytes, deadline_s: float) -> AsyncIterator[list[bytes]]:
+        found: list[bytes] = []
         async for key in self._client.scan_iter(match=pattern, count=int(_SCAN_COUNT)):
-            yield [key]
+            found.append(key)
+            if len(found) == int(_SCAN_COUNT):
+                yield found
+                found = []
+        yield found
 
     async def close(self) -> None:
         await self._client.aclose()

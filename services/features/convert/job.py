@@ -117,6 +117,7 @@ def _spec(message: Any) -> Spec:
         model_version=message.model_version,
         start=_time(message, "start_time") or NEVER,
         end=_time(message, "end_time") or NEVER,
+        vectors=batch_from_proto(message.vectors) if message.HasField("vectors") else None,
         max_row_count=message.max_row_count or DEFAULT_PARITY_ROWS,
         relative_tolerance=message.relative_tolerance or DEFAULT_TOLERANCE,
     )
@@ -142,15 +143,33 @@ def _check_spec(spec: Spec, field: str) -> Iterator[Violation]:
             yield from [wrong] if wrong else []
             yield from _check_span(spec.start or NEVER, spec.end, f"{field}.end_event_time")
         case ParitySpec():
-            wrong = names.VERSION.violation(spec.model_version, f"{field}.model_version")
-            yield from [wrong] if wrong else []
-            yield from _check_span(spec.start, spec.end, f"{field}.end_time")
+            yield from _check_vectors_of(spec, field)
             if not 1 <= spec.max_row_count <= PARITY_ROWS_LIMIT:
                 want = f"want 0 (default {DEFAULT_PARITY_ROWS}) to {PARITY_ROWS_LIMIT}"
                 yield Violation(f"{field}.max_row_count", f"{want}, got {spec.max_row_count}")
             if not 0 <= spec.relative_tolerance < 1:
                 want = "want 0 or more and less than 1"
                 yield Violation(f"{field}.relative_tolerance", f"{want}, got {spec.relative_tolerance}")
+
+
+def _check_vectors_of(spec: ParitySpec, field: str) -> Iterator[Violation]:
+    if spec.vectors is None:
+        wrong = names.VERSION.violation(spec.model_version, f"{field}.model_version")
+        yield from [wrong] if wrong else []
+        yield from _check_span(spec.start, spec.end, f"{field}.end_time")
+        return
+    if spec.model_version:
+        yield Violation(f"{field}.model_version", f"want none beside vectors, got {echo(spec.model_version)}")
+    for name, time in (("start_time", spec.start), ("end_time", spec.end)):
+        if time != NEVER:
+            yield Violation(f"{field}.{name}", f"want none beside vectors, got {time.isoformat()}")
+    columns = spec.vectors.feature_columns
+    yield from check_batch(spec.vectors, [*spec.vectors.entity_columns], [*columns], f"{field}.vectors")
+    yield from check_references(tuple(columns), f"{field}.vectors.feature_columns")
+    for reference in columns:
+        if reference.endswith(".*"):
+            at = f"{field}.vectors.feature_columns[{echo(reference)}]"
+            yield Violation(at, "want one feature for each column, got all of a view")
 
 
 def _check_span(start: datetime, end: datetime | None, field: str) -> Iterator[Violation]:
@@ -172,8 +191,11 @@ def _put_spec(message: Any, spec: Spec) -> None:
             _put_time(message.end_event_time, spec.end)
         case ParitySpec():
             message.model_version = spec.model_version
-            _put_time(message.start_time, spec.start)
-            _put_time(message.end_time, spec.end)
+            if spec.vectors is not None:
+                message.vectors.CopyFrom(batch_to_proto(spec.vectors))
+            else:
+                _put_time(message.start_time, spec.start)
+                _put_time(message.end_time, spec.end)
             message.max_row_count = spec.max_row_count
             message.relative_tolerance = spec.relative_tolerance
 
@@ -210,6 +232,7 @@ def _parity_to_proto(parity: FeatureParity) -> pb.FeatureParity:
         offline_only_count=parity.offline_only_count,
         largest_difference=parity.largest_difference,
         example_prediction_ids=parity.example_prediction_ids,
+        incomparable_counts=parity.incomparable_counts,
     )
     if parity.suspected_shift_us:
         message.suspected_shift.CopyFrom(duration_to_proto(parity.suspected_shift_us * _MICROSECOND))
@@ -226,6 +249,7 @@ def _parity_from_proto(message: pb.FeatureParity) -> FeatureParity:
         largest_difference=message.largest_difference,
         suspected_shift_us=duration_from_proto(message.suspected_shift) // _MICROSECOND,
         example_prediction_ids=tuple(message.example_prediction_ids),
+        incomparable_counts=dict(message.incomparable_counts),
     )
 
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Final
 
 from services.common.names import NameFormat
-from services.features.domain.definitions import BatchSource
+from services.features.domain.definitions import NEVER, BatchSource
 from services.features.domain.failure import JobEnded
 from services.features.domain.point_in_time import Clock
 
@@ -96,18 +96,25 @@ class MaterializationOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class ParitySpec:
-    """Logged predictions of a version, by prediction time, to be recomputed."""
+    """Logged predictions of a version, by prediction time, or a table of vectors, to be recomputed.
 
-    model_version: str
-    start: datetime
-    end: datetime
+    Columns of features are by `<view>.<feature>` in the table, and the event time is that of reading.
+    """
+
+    model_version: str = ""
+    start: datetime = NEVER
+    end: datetime = NEVER
+    vectors: BatchSource | None = None
     max_row_count: int = DEFAULT_PARITY_ROWS
     relative_tolerance: float = DEFAULT_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureParity:
-    """How online and offline values of one feature compare; `suspected_shift_us` 0: none is suspected."""
+    """How online and offline values of one feature compare; `suspected_shift_us` 0: none is suspected.
+
+    `incomparable_counts` are values that cannot be compared, by reason.
+    """
 
     feature: str
     compared_count: int = 0
@@ -117,6 +124,7 @@ class FeatureParity:
     largest_difference: float = 0.0
     suspected_shift_us: int = 0
     example_prediction_ids: Sequence[str] = ()
+    incomparable_counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ A page costs neither side a message: the worker counts up in it, the front end l
 
 import mmap
 import os
+import re
 from pathlib import Path
 
 _PAGE = mmap.PAGESIZE
 _COUNTER_BYTES = 8
+_SIZES = re.compile(r"^(VmRSS|RssShmem):\s*(\d+) kB$", re.MULTILINE)
 
 
 class Heartbeat:
@@ -33,9 +35,10 @@ class Heartbeat:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process; 0 when it is gone."""
+    """Return the resident memory of a process, less what it shares by files in memory; 0 when it is gone."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    sizes = {name: int(size) * 1024 for name, size in _SIZES.findall(status)}
+    return max(0, sizes.get("VmRSS", 0) - sizes.get("RssShmem", 0))

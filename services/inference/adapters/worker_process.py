@@ -30,12 +30,15 @@ from services.inference.domain.frame import (
     body_size_bytes,
     decode_frame,
     encode_frame,
+    encode_shared,
     parse_done_meta,
     parse_failed_meta,
     run_meta,
+    tensor_bytes,
 )
 from services.inference.domain.item import BatchAnswer, OutputData
 from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, RunFailure, WorkerExit
+from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments, create_descriptors
 from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, row_size_bytes
 from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionSpec
 
@@ -62,6 +65,16 @@ class WorkerLimits:
     """Without a heartbeat for so long a process that serves is ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Links:
+    """What leads to a process beside its socket."""
+
+    process: ChildProcess
+    heartbeat: Heartbeat
+    shared: Sequence[int]
+    """Descriptors of the segments: those to the worker, then those from it."""
+
+
 class WorkerLauncher:
     """Starts one process per version with the limits of the settings."""
 
@@ -72,16 +85,19 @@ class WorkerLauncher:
         """Start an empty process for a version. Raises `LoadFailure` when the machine cannot."""
         ours, theirs = socket.socketpair()
         heartbeat = Heartbeat()
+        shared = create_descriptors(2 * BATCHES_OUT)
         try:
-            descriptors = [theirs.fileno(), heartbeat.descriptor]
+            descriptors = [theirs.fileno(), heartbeat.descriptor, *shared]
             process = ChildProcess(_command(*descriptors), _ROOT, descriptors)
         except OSError as error:
             ours.close()
             heartbeat.close()
+            _close(shared)
             raise LoadFailure(f"no process could be started: {error.strerror}") from None
         finally:
             theirs.close()
-        worker = WorkerProcess(spec, process, heartbeat, self._limits, on_result)
+        links = _Links(process, heartbeat, shared)
+        worker = WorkerProcess(spec, links, self._limits, on_result)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         worker.watch()
         return worker
@@ -93,16 +109,19 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         spec: VersionSpec,
-        process: ChildProcess,
-        heartbeat: Heartbeat,
+        links: _Links,
         limits: WorkerLimits,
         on_result: OnResult,
     ) -> None:
         self.memory_bytes = 0
         self._key = spec.key
         self._outputs = spec.outputs
-        self._process = process
-        self._heartbeat = heartbeat
+        self._process = links.process
+        self._heartbeat = links.heartbeat
+        self._shared = links.shared
+        self._to_worker = Segments(links.shared[:BATCHES_OUT])
+        self._from_worker = Segments(links.shared[BATCHES_OUT:])
+        self._sent = self._answered = 0
         self._limits = limits
         self._on_result = on_result
         self._transport: asyncio.Transport | None = None
@@ -143,7 +162,7 @@ class WorkerProcess(asyncio.Protocol):
                 return
             body = bytes(memoryview(self._received)[HEADER.size : end])
             del self._received[:end]
-            self._handle(decode_frame(header, memoryview(body)))
+            self._handle(decode_frame(header, memoryview(body), self._answer_memory))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker is gone, or was told to go."""
@@ -167,7 +186,13 @@ class WorkerProcess(asyncio.Protocol):
     def run(self, ident: int, outputs: Sequence[int], tensors: Sequence[FrameTensor], traceparent: str) -> None:
         """Send a batch."""
         self._batches[ident] = (tensors[0].shape[0], outputs)
-        self._send(Frame(Kind.RUN, ident, run_meta(outputs, traceparent), tensors))
+        frame = Frame(Kind.RUN, ident, run_meta(outputs, traceparent), tensors)
+        turn, self._sent = self._sent, self._sent + 1
+        memory = self._room(turn, tensor_bytes(tensors))
+        if memory is None:
+            self._send(frame)
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_shared(frame, memory))
 
     def interrupt(self, ident: int) -> None:
         """Ask the worker to stop a batch."""
@@ -220,6 +245,7 @@ class WorkerProcess(asyncio.Protocol):
         if self._watching is not None:
             self._watching.cancel()
         self._heartbeat.close()
+        _close(self._shared)
         if self._transport is not None:
             self._transport.close()
         self._ended.set_result(how)
@@ -268,7 +294,21 @@ class WorkerProcess(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(encode_frame(frame))
 
+    def _room(self, turn: int, size: int) -> memoryview | None:
+        """Return shared memory for a batch; None where the socket is better, or all that is left."""
+        if size < SHARED_FROM_BYTES:
+            return None
+        try:
+            return self._to_worker.of(turn).room(size)
+        except OSError:
+            return None
+
+    def _answer_memory(self, size: int) -> memoryview:
+        return self._from_worker.of(self._answered).view(size)
+
     def _handle(self, frame: Frame) -> None:
+        if frame.kind in {Kind.DONE, Kind.FAILED}:
+            self._answered += 1
         if frame.kind is Kind.DONE:
             rows, positions = self._batches.pop(frame.ident)
             self._on_result(frame.ident, self._batch_answer(frame, rows, positions))
@@ -289,8 +329,14 @@ class WorkerProcess(asyncio.Protocol):
         return BatchAnswer(rows, outputs, parse_done_meta(frame.meta) / 1e9)
 
 
-def _command(connection: int, heartbeat: int) -> list[str]:
-    descriptors = [f"--socket={connection}", f"--heartbeat={heartbeat}"]
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _command(connection: int, heartbeat: int, *shared: int) -> list[str]:
+    numbers = ",".join(map(str, shared))
+    descriptors = [f"--socket={connection}", f"--heartbeat={heartbeat}", f"--shared={numbers}"]
     return [sys.executable, "-m", "services.inference.worker", *descriptors, f"--parent={os.getpid()}"]
 
 

@@ -26,7 +26,7 @@ _SHARE_OF_DEADLINE: Final[Mapping[Criticality, float]] = {
 class QueueLimits:
     """Hard caps of one version's queue, whatever the estimate says. The version's own policy goes before them."""
 
-    rows: int = 16_384
+    rows: int = 65_536
     size_bytes: int = 64 * 1024 * 1024
 
 

@@ -30,12 +30,12 @@ from services.inference.domain.frame import Failure, FrameTensor
 from services.inference.domain.item import BatchAnswer, Criticality, Item, Place, Stage, group_by_sink
 from services.inference.domain.ports import BatchRunner, Clock, Observer, RunFailure, Timer
 from services.inference.domain.quarantine import Quarantine
+from services.inference.domain.shared_memory import BATCHES_OUT
 from services.inference.domain.splitting import PartsSink, last_row, split_item
 from services.inference.domain.statistic import VersionStatistic
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
 
-BATCHES_OUT: Final = 2
 # A run that ignores its interruption holds the process: after this it is ended and replaced.
 HUNG_S: Final = 10.0
 # After a batch was too large for the memory, batches stay at half of it for so long.

@@ -1,12 +1,13 @@
 """The messages between the front end and a model's worker process: one frame per batch, raw tensor bytes.
 
-A frame is a fixed header, a small meta part, tensor headers, and the tensors' bytes. Each tensor starts at a multiple
-of 64 bytes of the frame's body, so that the worker hands the memory to the runtime without a copy. Nothing is pickled.
+A frame is a fixed header, a small meta part, tensor headers, and the tensors' bytes. Small tensors follow in the frame;
+large ones lie in a piece of memory that both processes map, and only the rest of the frame is sent. Each tensor starts at
+a multiple of 64 bytes, so that the worker hands the memory to the runtime without a copy. Nothing is pickled.
 This module is shared with the worker process and imports no transport.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -14,8 +15,8 @@ from typing import Final
 from services.inference.domain.tensor import DATATYPES
 
 ALIGNMENT_BYTES: Final = 64
-HEADER: Final = struct.Struct("<QBQIH5x")
-"""Bytes of the body, kind, id, bytes of meta, number of tensors."""
+HEADER: Final = struct.Struct("<QBQIHB4x")
+"""Bytes of the body, kind, id, bytes of meta, number of tensors, and whether these lie in shared memory."""
 MAX_BODY_BYTES: Final = 1 << 31
 _RUN: Final = struct.Struct("<IH")
 _DONE: Final = struct.Struct("<Q")
@@ -23,6 +24,8 @@ _FAILED: Final = struct.Struct("<B")
 _NUMBER: Final = {name: number for number, name in enumerate(DATATYPES)}
 
 Buffer = bytes | bytearray | memoryview
+Shared = Callable[[int], memoryview]
+"""Gives so many bytes of the shared memory that the frame's tensors lie in."""
 
 
 class Kind(IntEnum):
@@ -84,6 +87,31 @@ class Frame:
     tensors: Sequence[FrameTensor]
 
 
+def no_shared_memory(size: int) -> memoryview:
+    """Refuse: this side has none."""
+    raise ValueError(f"the frame wants {size} bytes of shared memory, and there is none")
+
+
+def tensor_bytes(tensors: Sequence[FrameTensor]) -> int:
+    """Return the room that tensors need, each at a multiple of 64 bytes."""
+    return sum(_room(sum(map(len, tensor.parts))) for tensor in tensors)
+
+
+def encode_shared(frame: Frame, memory: memoryview) -> bytes:
+    """Put the tensors into shared memory, which has room for them, and return the frame without them."""
+    offset = 0
+    for tensor in frame.tensors:
+        start = offset
+        for part in tensor.parts:
+            memory[offset : offset + len(part)] = part
+            offset += len(part)
+        offset = start + _room(offset - start)
+    shapes = b"".join(_tensor_header(tensor) for tensor in frame.tensors)
+    size = len(frame.meta) + len(shapes)
+    header = HEADER.pack(size, frame.kind, frame.ident, len(frame.meta), len(frame.tensors), 1)
+    return b"".join((header, frame.meta, shapes))
+
+
 def encode_frame(frame: Frame) -> list[Buffer]:
     """Return the pieces to write; tensors are not copied. Raises `ValueError` above 2 GiB."""
     shapes = b"".join(_tensor_header(tensor) for tensor in frame.tensors)
@@ -96,16 +124,23 @@ def encode_frame(frame: Frame) -> list[Buffer]:
         offset += padding + sum(map(len, tensor.parts))
     if offset > MAX_BODY_BYTES:
         raise ValueError(f"a frame holds at most {MAX_BODY_BYTES} bytes, got {offset}")
-    pieces[0] = HEADER.pack(offset, frame.kind, frame.ident, len(frame.meta), len(frame.tensors))
+    pieces[0] = HEADER.pack(offset, frame.kind, frame.ident, len(frame.meta), len(frame.tensors), 0)
     return pieces
 
 
-def decode_frame(header: Buffer, body: memoryview) -> Frame:
-    """Return the frame; its tensors are views into `body`. Raises `ValueError` when the bytes are no frame."""
-    _, kind, ident, meta_bytes, count = HEADER.unpack(header)
+def decode_frame(header: Buffer, body: memoryview, shared: Shared = no_shared_memory) -> Frame:
+    """Return the frame; its tensors are views into `body`, or into what `shared` gives.
+
+    Raises `ValueError` when the bytes are no frame.
+    """
+    _, number, ident, meta_bytes, count, is_shared = HEADER.unpack(header)
     meta = bytes(body[:meta_bytes])
     try:
-        return Frame(Kind(kind), ident, meta, tuple(_tensors(body, meta_bytes, count)))
+        kind = Kind(number)
+        headers, end = _tensor_headers(body, meta_bytes, count)
+        if is_shared:
+            return Frame(kind, ident, meta, _tensors(headers, shared(_room_for(headers)), 0))
+        return Frame(kind, ident, meta, _tensors(headers, body, end))
     except (struct.error, IndexError) as error:
         raise ValueError("the bytes are not a frame") from error
 
@@ -158,14 +193,31 @@ def _tensor_header(tensor: FrameTensor) -> bytes:
     return struct.pack(f"<BBQ{rank}q", _NUMBER[tensor.datatype], rank, size, *tensor.shape)
 
 
-def _tensors(body: memoryview, offset: int, count: int) -> Iterator[FrameTensor]:
+def _tensor_headers(body: memoryview, offset: int, count: int) -> tuple[list[tuple[str, tuple[int, ...], int]], int]:
+    """Return datatype, shape and bytes of each tensor, and where the headers end."""
     headers = []
     for _ in range(count):
         number, rank, size = struct.unpack_from("<BBQ", body, offset)
         shape = struct.unpack_from(f"<{rank}q", body, offset + 10)
         headers.append((DATATYPES[number], shape, size))
         offset += 10 + 8 * rank
+    return headers, offset
+
+
+def _tensors(
+    headers: Sequence[tuple[str, tuple[int, ...], int]], memory: memoryview, offset: int
+) -> tuple[FrameTensor, ...]:
+    tensors = []
     for datatype, shape, size in headers:
         offset += -offset % ALIGNMENT_BYTES
-        yield FrameTensor(datatype, shape, (body[offset : offset + size],))
+        tensors.append(FrameTensor(datatype, shape, (memory[offset : offset + size],)))
         offset += size
+    return tuple(tensors)
+
+
+def _room(size: int) -> int:
+    return size + -size % ALIGNMENT_BYTES
+
+
+def _room_for(headers: Sequence[tuple[str, tuple[int, ...], int]]) -> int:
+    return sum(_room(size) for _, _, size in headers)

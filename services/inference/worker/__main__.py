@@ -12,12 +12,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--heartbeat", type=int, required=True)
+    parser.add_argument("--shared", required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     ignore_signals()
     live_with_parent(arguments.parent)
     with socket.socket(fileno=arguments.socket) as connection:
-        WorkerLoop(connection, arguments.heartbeat).serve()
+        shared = [int(number) for number in arguments.shared.split(",")]
+        WorkerLoop(connection, arguments.heartbeat, shared).serve()
 
 
 if __name__ == "__main__":

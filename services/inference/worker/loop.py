@@ -29,9 +29,12 @@ from services.inference.domain.frame import (
     decode_frame,
     done_meta,
     encode_frame,
+    encode_shared,
     failed_meta,
     parse_run_meta,
+    tensor_bytes,
 )
+from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments
 from services.inference.worker.limits import background_priority, limit_memory, memory_bytes
 from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunOutOfMemory, RunRefused
 from services.inference.worker.plan import LoadPlan, LoadRefused, parse_plan
@@ -48,9 +51,12 @@ _BEAT_S: Final = 0.2
 class WorkerLoop:
     """Serves one socket until the other side closes it."""
 
-    def __init__(self, connection: socket.socket, heartbeat: int) -> None:
+    def __init__(self, connection: socket.socket, heartbeat: int, shared: Sequence[int]) -> None:
         self._connection = connection
         self._heartbeat = mmap.mmap(heartbeat, mmap.PAGESIZE)
+        self._from_front = Segments(shared[:BATCHES_OUT])
+        self._to_front = Segments(shared[BATCHES_OUT:])
+        self._answered = 0
         self._plan: LoadPlan | None = None
         self._golden: list[Golden] = []
         self._model: OnnxModel | None = None
@@ -143,10 +149,21 @@ class WorkerLoop:
         except MemoryError:
             self._fail(ident, Failure.OUT_OF_MEMORY, "")
             return
-        self._send(Frame(Kind.DONE, ident, done_meta(compute_ns), tensors))
+        frame, size = Frame(Kind.DONE, ident, done_meta(compute_ns), tensors), tensor_bytes(tensors)
+        if size < SHARED_FROM_BYTES:
+            self._send(frame)
+        else:
+            try:
+                memory = self._to_front.of(self._answered).room(size)
+            except OSError:
+                self._fail(ident, Failure.OUT_OF_MEMORY, "")
+                return
+            self._connection.sendall(encode_shared(frame, memory))
+        self._answered += 1
 
     def _fail(self, ident: int, failure: Failure, text: str) -> None:
         self._send(Frame(Kind.FAILED, ident, failed_meta(failure, text), ()))
+        self._answered += 1
 
     def _listen(self) -> None:
         """Take batch numbers to stop, one a line; the end of the stream ends the process. Count up between them."""
@@ -177,7 +194,10 @@ class WorkerLoop:
         if size > len(self._body):
             self._body = bytearray(size)
         body = memoryview(self._body)[:size]
-        return decode_frame(header, body) if self._fill(body) else None
+        return decode_frame(header, body, self._batch_memory) if self._fill(body) else None
+
+    def _batch_memory(self, size: int) -> memoryview:
+        return self._from_front.of(self._answered).view(size)
 
     def _fill(self, view: memoryview) -> bool:
         while view:

@@ -4,7 +4,6 @@ Meanwhile they are in memory, where they can be read, and in the journal, from w
 """
 
 import asyncio
-import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
-from services.common.storage_failure import StorageFull
+from services.common.storage_failure import NO_ROOM, StorageFull
 from services.common.tasks import to_the_end
 from services.monitor.adapters.log_files import HOUR_US, LogFiles, Partition, names_held
 from services.monitor.adapters.log_journal import LogJournal, TailPart
@@ -25,7 +24,6 @@ from services.monitor.domain.ports import LogPolicies
 
 _LOG: Final = structlog.get_logger(part="prediction-log")
 PART: Final = "log"
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL: Final = "disk_full"
 _FACTOR_OF_LIMIT: Final = 4
 _ALL: Final = 10_000
@@ -156,7 +154,7 @@ class LogWriter:
             await asyncio.to_thread(self._write_now, part)
         except (OSError, pa.ArrowException) as error:
             number = getattr(error, "errno", None)
-            self._failure = _DISK_FULL if number in _NO_ROOM else "write_failed"
+            self._failure = _DISK_FULL if number in NO_ROOM else "write_failed"
             _LOG.error("log_not_written", folder=part.partition.folder, rows=part.row_count, error=str(error))
             return False
         self._parts.remove(part)

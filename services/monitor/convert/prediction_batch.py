@@ -19,6 +19,7 @@ from services.monitor.domain.raw_batch import RawBatch, RawTensor
 INVALID_BATCH: Final = "INVALID_BATCH"
 ID_BYTES: Final = 16
 ROUTER_ID_LIMIT_BYTES: Final = 128
+_REDACTED_LIMIT: Final = 1_000
 _NO_BUCKET: Final = 10_000
 _UINT32_LIMIT: Final = 1 << 32
 _STATUS_LIMIT: Final = 16
@@ -84,6 +85,7 @@ def _raw_batch(batch: event_pb.PredictionBatch) -> RawBatch:
             if batch.feature_read_times_us
             else np.zeros(count, dtype=np.int64)
         ),
+        redacted=frozenset(batch.redacted_features),
     )
 
 
@@ -156,6 +158,10 @@ def _column_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
         wanted = f"want a multiple of {ID_BYTES} bytes, got {len(batch.prediction_ids)}"
         yield Violation("batch.prediction_ids", wanted)
         return
+    if len(batch.redacted_features) > _REDACTED_LIMIT:
+        yield Violation(
+            "batch.redacted_features", f"want at most {_REDACTED_LIMIT}, got {len(batch.redacted_features)}"
+        )
     count = len(batch.prediction_ids) // ID_BYTES
     if count > _ROWS_LIMIT:
         yield Violation("batch.prediction_ids", f"want at most {_ROWS_LIMIT} predictions, got {count}")

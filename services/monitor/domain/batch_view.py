@@ -1,6 +1,6 @@
 """One batch of predictions made ready for sketches: everything that all of its windows and slices share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -54,8 +54,10 @@ class BatchView:
 
     @cached_property
     def features(self) -> Mapping[str, tuple[ColumnForm, Values]]:
-        """Features with how they are sketched."""
-        return dict(_formed(self.columns.features.items(), self.form.features))
+        """Features with how they are sketched; there is no profile of one that is redacted."""
+        columns = self.columns.features.items()
+        kept = [(name, column) for name, column in columns if name not in self.columns.redacted]
+        return dict(_formed(kept, self.form.features))
 
     @cached_property
     def outputs(self) -> Mapping[str, tuple[ColumnForm, Values]]:
@@ -165,7 +167,7 @@ def group_counts(
 
 
 def _formed(
-    columns: Iterator[tuple[str, FeatureColumn]] | Any, forms: Mapping[str, ColumnForm]
+    columns: Iterable[tuple[str, FeatureColumn]], forms: Mapping[str, ColumnForm]
 ) -> Iterator[tuple[str, tuple[ColumnForm, Values]]]:
     for name, column in columns:
         form = forms.get(name)

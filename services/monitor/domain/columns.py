@@ -70,6 +70,8 @@ class PredictionColumns:
     """Event times of fetched features by feature, microseconds since 1970; 0 = missing, (count,) each."""
     feature_read_times_us: Ints
     """When features were read, microseconds since 1970; 0 = none were, (count,)."""
+    redacted: frozenset[str]
+    """Features and entities that the route keeps back: all values of them are missing."""
     receive_time_us: int = 0
     """When the monitor took them, microseconds since 1970; rises from batch to batch."""
 

@@ -62,13 +62,14 @@ def columns_of(batch: RawBatch, info: VersionInfo | None, receive_time_us: int =
         weights=batch.weights,
         rows=rows,
         # What no version answered has inputs of nobody's signature: a fixed prediction, for one.
-        features=dict(_features(batch.inputs, info)) if batch.key.version else {},
+        features=dict(_features(batch, info)) if batch.key.version else {},
         outputs={tensor.name: numbers_of(tensor) for tensor in batch.outputs if tensor.data_type != BYTES},
         predicted=predicted,
         probabilities=probabilities,
         entity_keys={name: _texts_or_null(keys) for name, keys in batch.entity_keys.items()},
         feature_event_times_us=batch.feature_event_times_us,
         feature_read_times_us=batch.feature_read_times_us,
+        redacted=batch.redacted,
         receive_time_us=receive_time_us,
     )
 
@@ -125,8 +126,8 @@ def numbers_predicted(values: Numbers) -> Floats | None:
     return found
 
 
-def _features(inputs: Sequence[RawTensor], info: VersionInfo | None) -> Iterator[tuple[str, FeatureColumn]]:
-    tensors = {tensor.name: _Columns(tensor) for tensor in inputs}
+def _features(batch: RawBatch, info: VersionInfo | None) -> Iterator[tuple[str, FeatureColumn]]:
+    tensors = {tensor.name: _Columns(tensor) for tensor in batch.inputs}
     if info is None or not info.features:
         for tensor in tensors.values():
             yield from tensor.unnamed()
@@ -135,7 +136,16 @@ def _features(inputs: Sequence[RawTensor], info: VersionInfo | None) -> Iterator
         found = tensors.get(feature.tensor)
         if found is not None and feature.column < found.width:
             column = found.column(feature.column)
+            if feature.name in batch.redacted:
+                column = blank(column)
             yield feature.name, _truths(column) if feature.kind is FeatureKind.BOOL else column
+
+
+def blank(column: FeatureColumn) -> FeatureColumn:
+    """Return a column of missing values: the zeros and empty texts that a router sends instead mean nothing."""
+    if isinstance(column, np.ndarray):
+        return np.full(len(column), np.nan)
+    return pa.nulls(len(column), pa.string()).dictionary_encode()
 
 
 def _truths(column: FeatureColumn) -> FeatureColumn:

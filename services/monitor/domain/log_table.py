@@ -4,7 +4,7 @@ A table holds predictions of one version. Beside the columns that all have, each
 its own, so that a file holds only what its version takes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -43,6 +43,7 @@ FIXED_FIELDS: Final = (
     pa.field("feature_read_time", _TIME),
     pa.field("entities", pa.map_(pa.string(), pa.string())),
     pa.field("feature_event_times", pa.map_(pa.string(), _TIME)),
+    pa.field("redacted_features", pa.list_(pa.string())),
 )
 
 
@@ -69,6 +70,7 @@ def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.
         "feature_read_time": pa.array(columns.feature_read_times_us, _TIME, mask=columns.feature_read_times_us == 0),
         "entities": _map(columns.entity_keys, pa.string(), count),
         "feature_event_times": _map(_event_times(columns.feature_event_times_us), _TIME, count),
+        "redacted_features": _repeated(sorted(columns.redacted), count),
     }
     spread = _Spread(columns.rows, count)
     fixed |= {name: spread(values) for name, values in _readings(columns).items()}
@@ -118,6 +120,7 @@ def columns_of_table(table: pa.Table, info: VersionInfo | None) -> PredictionCol
         entity_keys={},
         feature_event_times_us={},
         feature_read_times_us=_whole(pc.fill_null(table["feature_read_time"].cast(pa.int64()), 0)),
+        redacted=_redacted(table),
     )
 
 
@@ -250,6 +253,20 @@ def _whole(column: pa.ChunkedArray) -> Ints:
 
 def _event_times(times: Mapping[str, Ints]) -> Mapping[str, pa.Array]:
     return {name: pa.array(found, _TIME, mask=found == 0) for name, found in times.items()}
+
+
+def _redacted(table: pa.Table) -> frozenset[str]:
+    """Return what the route kept back; tables of earlier releases do not say."""
+    if "redacted_features" not in table.column_names or not table.num_rows:
+        return frozenset()
+    return frozenset(table["redacted_features"][0].as_py() or ())
+
+
+def _repeated(names: Sequence[str], count: int) -> pa.Array:
+    """Return the same list for each prediction."""
+    offsets = np.arange(count + 1, dtype=np.int32) * len(names)
+    texts = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names)), count)))
+    return pa.ListArray.from_arrays(pa.array(offsets), texts)
 
 
 def _map(columns: Mapping[str, pa.Array], kind: pa.DataType, count: int) -> pa.Array:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from services.monitor.domain.columns import FeatureColumn, Floats, PredictionColumns
-from services.monitor.domain.decode import numbers_predicted, predict
+from services.monitor.domain.decode import blank, numbers_predicted, predict
 from services.monitor.domain.version_info import FeatureKind, Task, VersionInfo
 
 
@@ -25,6 +25,8 @@ def _features(columns: PredictionColumns, info: VersionInfo) -> Iterator[tuple[s
             found = columns.features.get(feature.tensor)
         if found is None:
             continue
+        if feature.name in columns.redacted:
+            found = blank(found)
         is_whole = isinstance(found, np.ndarray) and found.dtype.kind in "iu"
         yield feature.name, found != 0 if feature.kind is FeatureKind.BOOL and is_whole else found
 

@@ -44,6 +44,7 @@ class RawBatch:
     entity_keys: Mapping[str, tuple[str, ...]]
     feature_event_times_us: Mapping[str, Ints]
     feature_read_times_us: Ints
+    redacted: frozenset[str]
 
     @property
     def ok_count(self) -> int:

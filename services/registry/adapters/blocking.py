@@ -1,7 +1,6 @@
 """Blocking file work on threads, with its failures in the registry's words."""
 
 import asyncio
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,12 +8,11 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from services.common.storage_failure import StorageFull
+from services.common.storage_failure import NO_ROOM, StorageFull
 from services.registry.domain.failure import StoreUnavailable
 
 _T = TypeVar("_T")
 _LOG: Final = structlog.get_logger(part="artifacts")
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 async def in_thread(work: Callable[..., _T], *arguments: Any) -> _T:
@@ -40,4 +38,4 @@ def _translated() -> Iterator[None]:
         raise
     except OSError as error:
         _LOG.error("artifact_store_failed", error=str(error))
-        raise (StorageFull("registry") if error.errno in _NO_ROOM else StoreUnavailable()) from error
+        raise (StorageFull("registry") if error.errno in NO_ROOM else StoreUnavailable()) from error

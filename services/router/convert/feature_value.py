@@ -12,6 +12,8 @@ from services.router.domain.feature import MISSING
 # Far more than models have; unpacking a message full of names costs a hundred times its size.
 FEATURES_LIMIT: Final = 10_000
 
+_PLAIN: Final = frozenset({"double_value", "int64_value", "string_value", "bool_value"})
+
 
 def value_from_proto(value: feature_value_pb2.FeatureValue) -> object:
     """Return the plain value. No kind set counts as missing; of a list only its length is kept, for the refusal."""
@@ -30,4 +32,10 @@ def features_from_proto(features: Mapping[str, feature_value_pb2.FeatureValue]) 
     """Return plain values by feature name; raises InvalidFeatures for more than any signature can have."""
     if len(features) > FEATURES_LIMIT:
         raise InvalidFeatures([Violation("features", f"want at most {FEATURES_LIMIT} features, got {len(features)}")])
-    return {name: value_from_proto(value) for name, value in features.items()}
+    found: dict[str, object] = {}
+    # By name and not by items(), which protobuf's maps have in Python only.
+    for name in features:
+        value = features[name]
+        kind = value.WhichOneof("kind")
+        found[name] = getattr(value, kind) if kind in _PLAIN else value_from_proto(value)
+    return found

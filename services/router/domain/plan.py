@@ -112,20 +112,21 @@ class Plan:
 
     def pack(self, draft: Draft) -> EncodedRow:
         """Return the bytes of a row with all its columns filled."""
-        chunks = tuple(tensor.pack(values) for tensor, values in zip(self._tensors, draft.columns, strict=True))
+        chunks = tuple([tensor.pack(values) for tensor, values in zip(self._tensors, draft.columns, strict=True)])
         return EncodedRow(chunks, tuple(draft.notes.flagged), draft.notes.defaulted)
 
     def tensors(self, rows: Sequence[EncodedRow]) -> tuple[Tensor, ...]:
         """Return the input tensors of some rows, joined along the batch dimension."""
-        return tuple(
+        count = len(rows)
+        return tuple([
             Tensor(
                 tensor.name,
                 tensor.data_type,
-                (len(rows), tensor.columns),
-                rows[0].chunks[index] if len(rows) == 1 else b"".join(row.chunks[index] for row in rows),
+                (count, tensor.columns),
+                rows[0].chunks[index] if count == 1 else b"".join([row.chunks[index] for row in rows]),
             )
             for index, tensor in enumerate(self._tensors)
-        )
+        ])  # fmt: skip
 
     def _check_names(self, features: Mapping[str, object], notes: RowNotes) -> None:
         # Equal sizes and no missing name mean equal names: the usual row is settled by one comparison.

@@ -76,9 +76,12 @@ class PredictionReader:
         return values
 
     def _classify(self, probabilities: tuple[float, ...]) -> Reading:
-        if min(probabilities) < -_PROBABILITY_SLACK or max(probabilities) > 1 + _PROBABILITY_SLACK:
+        lowest, highest = min(probabilities), max(probabilities)
+        if lowest < -_PROBABILITY_SLACK or highest > 1 + _PROBABILITY_SLACK:
             raise InvalidModelOutput(f"output {self.output} holds a probability outside of 0 to 1")
-        inside = tuple(min(max(probability, 0.0), 1.0) for probability in probabilities)
+        inside = probabilities
+        if lowest < 0.0 or highest > 1.0:
+            inside = tuple([min(max(probability, 0.0), 1.0) for probability in probabilities])
         winner = self._winner(inside)
         return Reading(winner, self._spec.labels[winner], inside[winner], inside)
 

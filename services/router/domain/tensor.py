@@ -1,6 +1,7 @@
 """Element types and dense tensors as raw little-endian bytes, in the words of the Open Inference Protocol."""
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -70,6 +71,7 @@ DATA_TYPES: Final = {
 }
 
 
+_length_prefix: Final = struct.Struct("<I").pack
 RAW_ONLY: Final = frozenset({"FP16", "BF16"})
 
 
@@ -171,9 +173,7 @@ def join_rows(pieces: Sequence[Tensor]) -> Tensor:
 
 def pack_bytes(elements: Sequence[bytes]) -> bytes:
     """Return BYTES elements in raw form, each after its length."""
-    return b"".join(
-        part for element in elements for part in (len(element).to_bytes(LENGTH_PREFIX_BYTES, "little"), element)
-    )
+    return b"".join([_length_prefix(len(element)) + element for element in elements])
 
 
 def unpack_bytes(data: bytes, count: int) -> list[bytes]:

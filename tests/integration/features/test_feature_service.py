@@ -1,6 +1,7 @@
 """Values pushed and read through the wire, on a real Redis."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,14 +9,18 @@ from typing import Any
 
 import grpc
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.struct_pb2 import NULL_VALUE
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 from interlock.features.v1 import feature_service_pb2 as pb
+from interlock.features.v1 import http_service_pb2 as http_pb
 from interlock.features.v1.feature_view_pb2 import Feature, OnDemandSource
+from interlock.features.v1.http_service_pb2_grpc import FeaturesHttpServiceStub
 from interlock.types.v1.feature_value_pb2 import FeatureValue, FeatureValueList
 from interlock.types.v1.signature_pb2 import FEATURE_TYPE_INT64, FEATURE_TYPE_STRING
+from redis.exceptions import RedisError
 
 from services.features.convert.value import value_from_proto
 from tests.fakes.feature_bindings import FakeBindings, serve_bindings
@@ -25,6 +30,7 @@ from tests.fakes.redis_server import RedisServer, redis_server
 from tests.fakes.registry_service import new_id
 
 SERVICE = "interlock.features.v1.FeatureService"
+HTTP = "interlock.features.v1.FeaturesHttpService/PushFeatures"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 GONE = (grpc.StatusCode.UNAVAILABLE, "ONLINE_STORE_UNAVAILABLE")
 
@@ -336,7 +342,7 @@ async def test_what_a_broken_redis_missed_comes_from_the_history(values: Values,
 
 async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redis: RedisServer) -> None:
     await values.push(a_row("B6", now_us(), delay_mean=1.0))
-    async with redis.client() as client:
+    async with redis.client() as client, redis.client() as other:
         (key,) = await client.keys("f:carrier_delays:*")
         await client.set(key.replace(b"B6", b"DL"), "somebody else's")
         assert (await why(values.stub.ReadFeatures(_read_b6("DL"))))[:2] == GONE
@@ -344,9 +350,29 @@ async def test_redis_that_refuses_is_said_to_be_unavailable(values: Values, redi
         await client.config_set("maxmemory", "1")
         assert (await why(values.stub.PushFeatures(_push(a_row("UA", now_us(), delay_mean=1.0)))))[:2] == GONE
         await client.config_set("maxmemory", "0")
-    # The history took the row, so it is not lost: the store gets it from there.
-    while await values.read("UA") != [(1.0, "PRESENT")]:
+        # A master that has become a replica.
+        await client.replicaof("127.0.0.1", 1)
+        assert (await why(values.stub.PushFeatures(_push(a_row("WN", now_us(), delay_mean=1.0)))))[:2] == GONE
+        assert await values.read("B6") == [(1.0, "PRESENT")]
+        await client.replicaof("NO", "ONE")
+        await client.config_set("lua-time-limit", "1")
+        endless = asyncio.ensure_future(other.eval("while true do end", 0))
+        while not await _is_busy(client):
+            await asyncio.sleep(0.01)
+        assert (await why(values.stub.ReadFeatures(_read_b6())))[:2] == GONE
+        await client.script_kill()
+        await asyncio.gather(endless, return_exceptions=True)
+    # The history took the rows, so they are not lost: the store gets them from there.
+    while await values.read("UA", "WN") != [(1.0, "PRESENT")] * 2:
         await asyncio.sleep(0.05)
+
+
+async def _is_busy(client: Any) -> bool:
+    try:
+        await client.ping()
+    except RedisError as error:
+        return "BUSY" in str(error)
+    return False
 
 
 async def test_a_push_that_finds_too_much_waiting_is_told_when_to_come_back(tmp_path: Path, redis: RedisServer) -> None:
@@ -519,3 +545,71 @@ def details(status: Any) -> tuple[str, list[str]]:
         detail.Unpack(info)
         detail.Unpack(bad)
     return info.reason, [f"{each.field}: {each.description}" for each in bad.field_violations]
+
+
+async def post(values: Values, view: str, body: str) -> tuple[str, dict[str, Any]]:
+    """Return HTTP status and body."""
+    request = http_pb.PushFeaturesHttpRequest(feature_view=f"featureViews/{view}", body=HttpBody(data=body.encode()))
+    call = FeaturesHttpServiceStub(values.features.channel).PushFeatures(request)
+    answer = await call
+    status = dict(await call.initial_metadata()).get("x-interlock-http-status", "200")
+    return str(status), json.loads(answer.data)
+
+
+@pytest.mark.rpc(HTTP, "happy")
+async def test_rows_as_plain_json(values: Values) -> None:
+    at = '"event_time": "2026-01-02T03:04:05+01:00", "known_at": "2026-01-02T02:04:06Z"'
+    keys = '"entities": {"carrier": "B6", "flight": "915"}'
+    body = f"""{{"request_id": "{new_id()}", "rows": [
+        {{{keys}, "values": {{"gate": "A1", "history": [3, 2.0, 9007199254740993]}}, {at}}},
+        {{{keys}, "values": {{"gate": null}}, {at}}},
+        {{{keys}, "values": {{"gate": 7, "history": [true]}}, {at}}},
+        {{{keys}, "values": {{"history": 1}}}}
+    ]}}"""
+    status, answer = await post(values, "gates", body)
+    assert status == "200"
+    assert [each["outcome"] for each in answer["results"]] == [
+        "PUSH_OUTCOME_WRITTEN", "PUSH_OUTCOME_OLDER", "PUSH_OUTCOME_REFUSED", "PUSH_OUTCOME_REFUSED",
+    ]  # fmt: skip
+    refusals = [answer["results"][row]["error"]["details"] for row in (2, 3)]
+    wrong = [
+        (found["field"], found["description"])
+        for details in refusals
+        for each in details
+        for found in each.get("field_violations", ())
+    ]
+    assert wrong == [
+        ("rows[2].values.gate", "want a text or null, got the number 7"),
+        ("rows[2].values.history", "want a list of INT64 values, got true"),
+        ("rows[3].values.history", "want a list of INT64 values, got the number 1"),
+        ("rows[3].event_time", "want a time, got none"),
+    ]
+    read = pb.ReadFeaturesRequest(
+        features=["gates.*"], rows=[pb.ReadRow(entities={"carrier": "B6", "flight": "915"})], include_times=True
+    )
+    columns = (await values.stub.ReadFeatures(read)).columns
+    assert [value_from_proto(each.values[0]) for each in columns] == ["A1", (3, 2, 2**53 + 1)]
+    assert [each.event_times_us[0] for each in columns] == [1_767_319_445_000_000] * 2
+    assert await post(values, "gates", body) == (status, answer)
+
+
+@pytest.mark.rpc(HTTP, "error")
+async def test_json_that_the_contract_does_not_have_is_refused_with_its_place(values: Values) -> None:
+    for body, places in (
+        ('{"row": []}', ["row"]),
+        ('{"rows": [7]}', ["rows[0]"]),
+        ('{"rows": [{"entity": {}, "event_id": 1}]}', ["rows[0].entity", "rows[0].event_id"]),
+        (
+            '{"rows": [{"entities": {"carrier": 6}, "event_time": "noon"}]}',
+            ["rows[0].entities.carrier", "rows[0].event_time"],
+        ),
+        ('{"rows": [{"values": {"a": {"double_value": 1}, "b": [null]}}]}', ["rows[0].values.a", "rows[0].values.b"]),
+        ('{"rows": [', []),
+    ):
+        status, answer = await post(values, "carrier_delays", body)
+        assert status == "400", body
+        assert "INVALID_JSON" in str(answer), body
+        found = [each["field"] for detail in answer["details"] for each in detail.get("field_violations", ())]
+        assert found == places, body
+    for view, body, code in (("none", "{}", "404"), ("gates", "{}", "400"), ("gates", '{"rows": []}', "400")):
+        assert (await post(values, view, body))[0] == code

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,17 +31,15 @@ from interlock.features.v1.feature_view_pb2 import (
     OnDemandSource,
     SqlLocation,
 )
-from interlock.types.v1.feature_value_pb2 import FeatureValue
 from interlock.types.v1.signature_pb2 import (
     FEATURE_TYPE_DOUBLE,
     FEATURE_TYPE_INT64,
-    MISSING_POLICY_DEFAULT,
-    FeatureSpec,
 )
 from redis import Redis
 
 from services.common.database import Database
 from services.features.adapters.job_store import LeaseLost, SqlJobStore
+from services.features.adapters.offline_process import OfflineProcesses
 from services.features.domain.job import Job, JobStatus, MaterializationOutcome, MaterializationSpec
 from services.features.domain.job_store import Asked
 from tests.fakes.aggregate_world import RedisProcess, redis_process
@@ -58,13 +57,13 @@ from tests.fakes.offline_world import (
     stamp,
     stream_of,
 )
-from tests.fakes.parity_world import VERSION, ParityWorld, serve_parity_world
-from tests.fakes.registry_service import new_id, short_folder
+from tests.fakes.registry_service import new_id
 
 OFFLINE = "interlock.features.v1.OfflineFeatureService"
 JOBS = "interlock.features.v1.FeatureJobService"
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
+EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -364,11 +363,11 @@ async def test_a_job_stops_when_it_is_told_to_whether_it_runs_or_waits(world: Of
     )
     create_join = job_pb.CreatePointInTimeJoinJobRequest(point_in_time_join_job=join)
     waiting = (await world.jobs.CreatePointInTimeJoinJob(create_join)).point_in_time_join_job.name
-    parity = await _start_parity(world)
+    parity = await world.start_parity()
     for name in (first, second):
         await _running(world, name)
     await world.jobs.CancelParityJob(job_pb.CancelParityJobRequest(name=parity))
-    assert (await _compared(world, parity)).status.state == jobs.JOB_STATE_CANCELLED
+    assert (await world.compared(parity)).status.state == jobs.JOB_STATE_CANCELLED
     cancel = job_pb.CancelMaterializationJobRequest(name=first, request_id=new_id())
     answer = await world.jobs.CancelMaterializationJob(cancel)
     assert answer.materialization_job.status.state == jobs.JOB_STATE_CANCELLING
@@ -404,146 +403,51 @@ async def test_a_job_whose_process_was_killed_is_done_by_another(tmp_path: Path,
         await database.close()
 
 
+async def test_a_job_that_a_draining_process_let_go_is_done_by_another_at_once(
+    tmp_path: Path, redis: RedisProcess
+) -> None:
+    """The lease is far longer than a test may take."""
+    path = tmp_path / "delays.csv"
+    os.mkfifo(path)
+    settings: dict[str, Any] = {"redis_url": f"unix://{redis.socket}", "job_poll_s": 0.05, "job_lease_s": 600}
+    async with running_features(tmp_path / "state", **settings) as features:
+        world = OfflineWorld(features, tmp_path)
+        await features.apply(an_entity(), batch_view(csv_source(path)))
+        job = jobs.MaterializationJob(feature_view="featureViews/batch")
+        request = job_pb.CreateMaterializationJobRequest(materialization_job=job)
+        name = (await world.jobs.CreateMaterializationJob(request)).materialization_job.name
+        await _running(world, name)
+    path.unlink()
+    path.write_text("carrier,when,delay_mean\nAA,2025-06-01 10:00Z,1\n")
+    async with running_features(tmp_path / "state", **settings) as features:
+        done = await OfflineWorld(features, tmp_path).materialized(name)
+        assert (done.status.state, done.written_count) == (jobs.JOB_STATE_SUCCEEDED, 1)
+
+
 async def _running(world: OfflineWorld, name: str) -> None:
     request = job_pb.GetMaterializationJobRequest(name=name)
     while (await world.jobs.GetMaterializationJob(request)).materialization_job.status.state != jobs.JOB_STATE_RUNNING:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.rpc(f"{JOBS}/CreateParityJob", "happy")
-@pytest.mark.rpc(f"{JOBS}/GetParityJob", "happy")
-@pytest.mark.rpc(f"{JOBS}/ListParityJobs", "happy")
-async def test_parity_finds_a_wrong_zone_a_window_off_by_one_and_late_arrivals(
-    tmp_path: Path, redis: RedisProcess
+async def test_a_full_disk_ends_a_join_with_that_word_and_nothing_else(
+    world: OfflineWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Events every 20 minutes, known 7 minutes later. Online read `zoned` 4 hours ago, `shifted` a window ago, and
-    `late` before history says that it could.
-    """
-    delays = [(at / 3, at / 3 + 7 / 60, float(at * at % 97)) for at in range(-40, 40)]
-    arrivals = AggregateSource(
-        fields=[EventField(name="delay", type=FEATURE_TYPE_DOUBLE)],
-        aggregates=[
-            Aggregate(feature=name, function=AGGREGATE_FUNCTION_MEAN, field="delay", window=hours(1.5))
-            for name in ("right", "zoned", "shifted")
-        ],
-    )
+    """The rows that a client sends, and then the result that the child writes, go to a device that is always full."""
+    await world.features.apply(an_entity(), a_view())
+    await world.push("carrier_delays", row("AA", 0, 0, {"delay_mean": 1}))
+    open_folder = OfflineProcesses.folder
+    for name in ("rows.arrow", "output.arrow"):
 
-    def mean(at: float) -> float | None:
-        seen = [value for event, known, value in delays if at - 1.5 < event <= at and known <= at]
-        return sum(seen) / len(seen) if seen else None
+        @asynccontextmanager
+        async def full(processes: OfflineProcesses, name: str = name) -> AsyncIterator[Path]:
+            async with open_folder(processes) as folder:
+                (folder / name).symlink_to("/dev/full")
+                yield folder
 
-    def last(at: float, *, known_early: bool) -> float | None:
-        seen = [value for event, known, value in delays[::3] if event <= at and (known_early or known + 0.6 <= at)]
-        return seen[-1] if seen else None
-
-    parity = ParityWorld()
-    parity.specs = [
-        FeatureSpec(name=name, source=f"arrivals.{name}", type=FEATURE_TYPE_DOUBLE)
-        for name in ("right", "zoned", "shifted")
-    ]
-    parity.specs += [
-        FeatureSpec(name="late", source="carrier_delays.delay_mean", type=FEATURE_TYPE_DOUBLE),
-        FeatureSpec(
-            name="empty",
-            source="carrier_delays.flight_count",
-            type=FEATURE_TYPE_DOUBLE,
-            missing_policy=MISSING_POLICY_DEFAULT,
-            default_value=FeatureValue(double_value=-1),
-        ),
-        FeatureSpec(name="hour", source="request", type=FEATURE_TYPE_DOUBLE),
-    ]
-    for number in range(60):
-        at = number / 7
-        values = {"right": mean(at), "zoned": mean(at - 4), "shifted": mean(at - 1.5), "empty": -1.0, "hour": 1.0}
-        values["late"] = last(at, known_early=True)
-        parity.rows.append(
-            {
-                "prediction_id": f"id-{number}",
-                "feature_read_time": (NOON + timedelta(hours=at)).replace(tzinfo=None),
-                "entities": [("carrier", "AA")],
-                "feature_event_times": [],
-                "features": values,
-            }
-        )
-    with Redis(unix_socket_path=redis.socket) as client:
-        client.flushall()
-    with short_folder() as folder:
-        address = f"unix:{folder / 'peers.sock'}"
-        settings: dict[str, Any] = {
-            "redis_url": f"unix://{redis.socket}",
-            "registry_address": address,
-            "monitor_address": address,
-        }
-        async with (
-            serve_parity_world(parity, address),
-            running_features(tmp_path, job_poll_s=0.05, **settings) as features,
-        ):
-            world = OfflineWorld(features, tmp_path)
-            names = ("right", "zoned", "shifted")
-            await features.apply(
-                an_entity(),
-                a_view(max_age=hours(48)),
-                a_view(
-                    "arrivals",
-                    features=[Feature(name=name, type=FEATURE_TYPE_DOUBLE) for name in names],
-                    aggregate_source=arrivals,
-                ),
-            )
-            await world.push(
-                "arrivals", *(row("AA", at, known, {"delay": value}, f"{at}") for at, known, value in delays)
-            )
-            await world.push(
-                "carrier_delays",
-                *(row("AA", at, known + 0.6, {"delay_mean": value}) for at, known, value in delays[::3]),
-            )
-            job = await _compared(world, await _start_parity(world))
-            listed = await world.jobs.ListParityJobs(job_pb.ListParityJobsRequest())
-            assert [each.name for each in listed.parity_jobs] == [job.name]
-    assert job.status.state == jobs.JOB_STATE_SUCCEEDED, job
-    found = {each.feature: each for each in job.features}
-    assert found["arrivals.right"].different_count == found["carrier_delays.flight_count"].different_count == 0
-    assert {each.compared_count for each in job.features} == {60}
-    zoned, shifted, late = (found[name] for name in ("arrivals.zoned", "arrivals.shifted", "carrier_delays.delay_mean"))
-    assert zoned.suspected_shift.ToTimedelta() == timedelta(hours=-4)
-    assert shifted.suspected_shift.ToTimedelta() == timedelta(hours=-1.5)
-    wrong = [
-        f"id-{number}"
-        for number in range(60)
-        if last(number / 7, known_early=True) != last(number / 7, known_early=False)
-    ]
-    assert late.different_count == len(wrong) > 20
-    assert list(late.example_prediction_ids) == wrong[:20]
-    assert [each.different_count for each in job.features] == sorted(
-        (each.different_count for each in job.features), reverse=True
-    )
-    assert parity.asked[0].model == "flight-delay"
-
-
-@pytest.mark.rpc(f"{JOBS}/CreateParityJob", "error")
-@pytest.mark.rpc(f"{JOBS}/GetParityJob", "error")
-@pytest.mark.rpc(f"{JOBS}/ListParityJobs", "error")
-@pytest.mark.rpc(f"{JOBS}/CancelParityJob", "error")
-async def test_parity_without_peers_fails_and_says_so(world: OfflineWorld) -> None:
-    name = await _start_parity(world)
-    job = await _compared(world, name)
-    assert job.status.state == jobs.JOB_STATE_FAILED
-    assert job.status.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
-    await refuses(world.jobs.CancelParityJob(job_pb.CancelParityJobRequest(name=name)), (PRECONDITION, "JOB_ENDED"))
-    await refuses(_start_parity(world, model_version="flight-delay"), (INVALID, "INVALID_FIELD"))
-    await refuses(_start_parity(world, max_row_count=-1), (INVALID, "INVALID_FIELD"))
-    await refuses(_compared(world, "parityJobs/none"), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
-    await refuses(world.jobs.ListParityJobs(job_pb.ListParityJobsRequest(page_size=-1)), (INVALID, "INVALID_FIELD"))
-
-
-async def _start_parity(world: OfflineWorld, **fields: Any) -> str:
-    values = {"model_version": VERSION, "start_time": stamp(0), "end_time": stamp(12), **fields}
-    request = job_pb.CreateParityJobRequest(parity_job=jobs.ParityJob(**values))
-    return (await world.jobs.CreateParityJob(request)).parity_job.name
-
-
-async def _compared(world: OfflineWorld, name: str) -> jobs.ParityJob:
-    while True:
-        job = (await world.jobs.GetParityJob(job_pb.GetParityJobRequest(name=name))).parity_job
-        if job.status.state in ENDED:
-            return job
-        await asyncio.sleep(0.05)
+        with monkeypatch.context() as broken:
+            broken.setattr(OfflineProcesses, "folder", full)
+            await refuses(world.join(labels(("AA", 1)), ["carrier_delays.*"]), (EXHAUSTED, "STORAGE_FULL"))
+    assert [
+        each["carrier_delays__delay_mean"] for each in await world.join(labels(("AA", 1)), ["carrier_delays.*"])
+    ] == [1]

@@ -1,6 +1,7 @@
 """A whole inference process inside the test: real gRPC, real worker processes, a fake registry."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import socket
@@ -88,8 +89,12 @@ class Running:
 
 def worker_pids() -> list[int]:
     """Return the model processes of this test."""
-    children = psutil.Process().children()
-    return sorted(child.pid for child in children if "services.inference.worker" in child.cmdline())
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "services.inference.worker" in child.cmdline():
+                found.append(child.pid)
+    return sorted(found)
 
 
 def free_offset() -> int:

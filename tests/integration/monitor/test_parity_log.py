@@ -21,6 +21,7 @@ async def test_logged_vectors_come_with_their_keys_and_the_time_at_which_they_we
     batch.batch.entity_keys.add(entity="customer", keys=[f"c-{number}" for number in range(COUNT)])
     batch.batch.feature_event_times.add(feature="amount", event_times_us=[1_700_000_000_000_000] * COUNT)
     batch.batch.feature_read_times_us.extend(1_700_000_001_000_000 + number for number in range(COUNT))
+    batch.batch.redacted_features.extend(["country", "seats"])
     async with running_monitor(tmp_path, FakeRegistry([model_version()]), monitor_log_flush_interval_s=0.1) as monitor:
         await record(monitor, [batch])
         await logged(monitor, COUNT)
@@ -42,3 +43,4 @@ async def test_logged_vectors_come_with_their_keys_and_the_time_at_which_they_we
         assert row["features"]["amount"] == traffic.amount[number]
         assert row["feature_read_time"].replace(tzinfo=UTC).timestamp() * 1e6 == 1_700_000_001_000_000 + number
         assert [name for name, _ in row["feature_event_times"]] == ["amount"]
+        assert row["redacted_features"] == ["country", "seats"]

@@ -79,7 +79,8 @@ def test_hot_routes_come_first_and_the_default_last() -> None:
     table = route_table(
         contract(A="/v1/a", B="/v1/b"), [PublicArea("a", ("t.A",)), PublicArea("b", ("t.B",))], frozenset({"t.A/Call"})
     )
-    assert [route.kind for route in table[:2]] == [RouteKind.HOT_GRPC, RouteKind.HOT_REST]
+    kinds = [(route.kind, route.grpc_only) for route in table[:3]]
+    assert kinds == [(RouteKind.HOT_GRPC, True), (RouteKind.HOT_GRPC, False), (RouteKind.HOT_REST, False)]
     assert (table[-1].match, table[-1].cluster) == (("prefix", "/"), "a")
     owners = {route.match[1]: route.cluster for route in table if route.match[0] == "path_separated_prefix"}
     assert owners == {"/v1/a": "a", "/v1/b": "b"}

@@ -1,5 +1,7 @@
 """Frames, row borders and typed contents: what goes in comes out, and what is broken is refused."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +16,15 @@ from services.inference.domain.frame import (
     body_size_bytes,
     decode_frame,
     encode_frame,
+    encode_shared,
     failed_meta,
     parse_failed_meta,
     parse_run_meta,
     run_meta,
+    tensor_bytes,
 )
 from services.inference.domain.instance import Pauses
+from services.inference.domain.shared_memory import Segment, create_descriptors
 from services.inference.domain.tensor import BrokenTensor, bytes_row_borders, element_count, row_borders
 from services.inference.domain.version import warm_sizes
 from services.inference.worker.plan import plain_text
@@ -45,9 +50,37 @@ def test_a_frame_comes_back_as_it_went_and_its_tensors_are_aligned(
         assert not data or bytes(body).find(data) % ALIGNMENT_BYTES == 0 or len(data) < 16
 
 
+@given(TENSORS)
+def test_a_frame_whose_tensors_lie_in_shared_memory_comes_back_as_it_went(
+    tensors: list[tuple[str, list[bytes]]],
+) -> None:
+    sent = [FrameTensor(kind, (len(parts), 3), parts) for kind, parts in tensors]
+    memory = memoryview(bytearray(b"\xff" * tensor_bytes(sent)))
+    wire = encode_shared(Frame(Kind.RUN, 7, b"meta", sent), memory)
+    header, body = wire[: HEADER.size], memoryview(wire)[HEADER.size :]
+    assert body_size_bytes(header) == len(body)
+    frame = decode_frame(header, body, lambda size: memory[:size])
+    assert (frame.ident, frame.meta) == (7, b"meta")
+    assert [bytes(tensor.parts[0]) for tensor in frame.tensors] == [b"".join(parts) for _, parts in tensors]
+    with pytest.raises(ValueError, match="no"):
+        decode_frame(header, body)
+
+
+def test_a_segment_grows_and_both_sides_see_the_same() -> None:
+    (descriptor,) = create_descriptors(1)
+    try:
+        ours, theirs = Segment(descriptor), Segment(descriptor)
+        for size in (10_000, 100, 1_000_000):
+            data = bytes(range(250)) * (size // 250)
+            ours.room(len(data))[:] = data
+            assert theirs.view(len(data)) == data
+    finally:
+        os.close(descriptor)
+
+
 @given(st.binary(max_size=300))
 def test_bytes_that_are_no_frame_are_refused(noise: bytes) -> None:
-    header = HEADER.pack(len(noise), Kind.RUN, 1, len(noise), 3)
+    header = HEADER.pack(len(noise), Kind.RUN, 1, len(noise), 3, 0)
     with pytest.raises(ValueError, match="not a frame"):
         decode_frame(header, memoryview(noise))
 

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from services.monitor.convert.prediction_batch import batch_from_proto
 from services.monitor.convert.version import version_from_proto
+from services.monitor.domain.batch_view import BatchView
+from services.monitor.domain.column_form import form_of
 from services.monitor.domain.columns import PredictionColumns
 from services.monitor.domain.decode import MalformedTensor, columns_of, texts_of, times_of_ids
 from services.monitor.domain.log_table import columns_of_table, first_id, sample, table_of, unified_schema
+from services.monitor.domain.naming import named
 from services.monitor.domain.raw_batch import RawBatch, RawTensor
 from tests.fakes.monitor_registry import model_version
 from tests.fakes.monitor_traffic import draw_traffic, requests
@@ -53,6 +56,17 @@ def test_columns_have_the_names_and_types_of_the_signature() -> None:
     np.testing.assert_allclose(found.probabilities[:, 1], TRAFFIC.chance[3:])
     np.testing.assert_array_equal(found.predicted, TRAFFIC.chance[3:] >= 0.5)
     assert set(found.buckets) == {-1}
+
+
+def test_what_the_route_redacts_is_missing_whatever_stands_in_the_tensors() -> None:
+    raw = replace(_raw(), redacted=frozenset({"country", "items", "member", "who"}))
+    for found in (columns_of(raw, INFO), named(columns_of(raw, None), INFO)):
+        table = table_of(found, np.arange(40))
+        assert [table[f"features.{name}"].null_count for name in ("country", "items", "member")] == [40] * 3
+        assert table["features.amount"].null_count == 0
+        assert table["redacted_features"].to_pylist() == [["country", "items", "member", "who"]] * 40
+        for columns in (found, columns_of_table(table, INFO)):
+            assert set(BatchView(columns, INFO, form_of(INFO, 100)).features) == {"amount"}
 
 
 def test_without_a_signature_columns_are_named_after_their_tensors() -> None:

@@ -225,7 +225,10 @@ Global___MaterializationJob: _TypeAlias = MaterializationJob  # noqa: Y015
 
 @_typing.final
 class ParityJob(_message.Message):
-    """Recomputes logged online vectors offline, as of their time, and reports differences."""
+    """Recomputes online vectors offline, as of the time at which they were read, and reports differences. The vectors are
+    logged predictions of a version, or stand in a table that somebody kept. On-demand features are computed anew from the
+    logged request values.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -237,21 +240,25 @@ class ParityJob(_message.Message):
     RELATIVE_TOLERANCE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`parityJobs/{job}`; the id is given by the service unless the caller chose one."""
     model_version: _builtins.str
-    """Version whose logged predictions are taken, `models/{model}/versions/{version}`."""
+    """Version whose logged predictions are taken, `models/{model}/versions/{version}`. Either this or `vectors` is given."""
     max_row_count: _builtins.int
-    """Most predictions to compare, drawn evenly. 0 = default, 10,000; at most 1,000,000."""
+    """Most predictions to compare, drawn evenly; of vectors the first ones. 0 = default, 10,000; at most 1,000,000."""
     relative_tolerance: _builtins.float
-    """Numbers are equal when |online - offline| <= relative_tolerance * max(|online|, |offline|). Default 1e-6."""
+    """Numbers are equal when |online - offline| <= relative_tolerance * max(|online|, |offline|), and lists when they are
+    as long and each element is equal. Default 1e-6. Of a version, what the types of its tensors round away is no
+    difference either.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """First prediction time, inclusive. Required."""
+        """First prediction time, inclusive. Required with a version, absent with vectors."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Last prediction time, exclusive. Required."""
+        """Last prediction time, exclusive. Required with a version, absent with vectors."""
 
     @_builtins.property
     def status(self) -> Global___JobStatus:
@@ -260,6 +267,13 @@ class ParityJob(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureParity]:
         """One for each fetched feature, the worst first."""
+
+    @_builtins.property
+    def vectors(self) -> _feature_view_pb2.BatchSource:
+        """Vectors as ReadFeatures gave them, kept as a table: the features to compare, "<view>.<feature>", are the keys of
+        feature_columns, event_time_column has the read_time of the answer, request values of on-demand features stand under
+        their names. A value that was not PRESENT is null. A column `prediction_id`, if there is one, names the rows.
+        """
 
     def __init__(
         self,
@@ -272,10 +286,11 @@ class ParityJob(_message.Message):
         relative_tolerance: _builtins.float = ...,
         status: Global___JobStatus | None = ...,
         features: _abc.Iterable[Global___FeatureParity] | None = ...,
+        vectors: _feature_view_pb2.BatchSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time", "status", b"status", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "features", b"features", "max_row_count", b"max_row_count", "model_version", b"model_version", "name", b"name", "relative_tolerance", b"relative_tolerance", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "features", b"features", "max_row_count", b"max_row_count", "model_version", b"model_version", "name", b"name", "relative_tolerance", b"relative_tolerance", "start_time", b"start_time", "status", b"status", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,6 +302,26 @@ class FeatureParity(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class IncomparableCountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FEATURE_FIELD_NUMBER: _builtins.int
     COMPARED_COUNT_FIELD_NUMBER: _builtins.int
     DIFFERENT_COUNT_FIELD_NUMBER: _builtins.int
@@ -295,10 +330,11 @@ class FeatureParity(_message.Message):
     LARGEST_DIFFERENCE_FIELD_NUMBER: _builtins.int
     SUSPECTED_SHIFT_FIELD_NUMBER: _builtins.int
     EXAMPLE_PREDICTION_IDS_FIELD_NUMBER: _builtins.int
+    INCOMPARABLE_COUNTS_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
     """"<view>.<feature>"."""
     compared_count: _builtins.int
-    """Values compared."""
+    """Values compared, those missing on both sides included."""
     different_count: _builtins.int
     """Values that differ, missing on one side included."""
     online_only_count: _builtins.int
@@ -315,7 +351,14 @@ class FeatureParity(_message.Message):
 
     @_builtins.property
     def example_prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Prediction ids of differing rows. At most 20."""
+        """Prediction ids of differing rows, or their numbers from 0 where they have none. At most 20."""
+
+    @_builtins.property
+    def incomparable_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Values that cannot be compared, by reason; the others are compared. VALUE_REDACTED, KEY_REDACTED(<entity>) and
+        INPUT_REDACTED(<name>): the route keeps back the value, the key or the request value that it is computed from;
+        VALUE_NOT_LOGGED and INPUT_NOT_LOGGED(<name>): the log does not have it.
+        """
 
     def __init__(
         self,
@@ -328,10 +371,11 @@ class FeatureParity(_message.Message):
         largest_difference: _builtins.float = ...,
         suspected_shift: _duration_pb2.Duration | None = ...,
         example_prediction_ids: _abc.Iterable[_builtins.str] | None = ...,
+        incomparable_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["suspected_shift", b"suspected_shift"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_count", b"compared_count", "different_count", b"different_count", "example_prediction_ids", b"example_prediction_ids", "feature", b"feature", "largest_difference", b"largest_difference", "offline_only_count", b"offline_only_count", "online_only_count", b"online_only_count", "suspected_shift", b"suspected_shift"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared_count", b"compared_count", "different_count", b"different_count", "example_prediction_ids", b"example_prediction_ids", "feature", b"feature", "incomparable_counts", b"incomparable_counts", "largest_difference", b"largest_difference", "offline_only_count", b"offline_only_count", "online_only_count", b"online_only_count", "suspected_shift", b"suspected_shift"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -138,6 +138,8 @@ class _FeaturesErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_F
     """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
     FEATURES_ERROR_REASON_QUEUE_FULL: _FeaturesErrorReason.ValueType  # 22
     """RESOURCE_EXHAUSTED: as many rows or values wait already as may; RetryInfo says when to come back."""
+    FEATURES_ERROR_REASON_INVALID_JSON: _FeaturesErrorReason.ValueType  # 23
+    """INVALID_ARGUMENT: a JSON body is malformed, or has what the contract does not."""
 
 class FeaturesErrorReason(_FeaturesErrorReason, metaclass=_FeaturesErrorReasonEnumTypeWrapper):
     """Lists why features refuses a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -188,6 +190,8 @@ FEATURES_ERROR_REASON_SIGNATURE_UNSATISFIED: FeaturesErrorReason.ValueType  # 21
 """FAILED_PRECONDITION: a feature is not what a signature wants. Only inside SignatureViolation."""
 FEATURES_ERROR_REASON_QUEUE_FULL: FeaturesErrorReason.ValueType  # 22
 """RESOURCE_EXHAUSTED: as many rows or values wait already as may; RetryInfo says when to come back."""
+FEATURES_ERROR_REASON_INVALID_JSON: FeaturesErrorReason.ValueType  # 23
+"""INVALID_ARGUMENT: a JSON body is malformed, or has what the contract does not."""
 Global___FeaturesErrorReason: _TypeAlias = FeaturesErrorReason  # noqa: Y015
 
 @_typing.final

@@ -73,7 +73,7 @@ class FeatureServiceServicer:
         changes nothing. Budget: 2 s.
 
         NOT_FOUND for an unknown view, FAILED_PRECONDITION for a view that is not filled by push, RESOURCE_EXHAUSTED when
-        the queue is full, UNAVAILABLE when store or history cannot be written.
+        the queue is full, UNAVAILABLE when store or history cannot be written. FeaturesHttpService speaks REST for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class FeatureServiceStub:
     changes nothing. Budget: 2 s.
 
     NOT_FOUND for an unknown view, FAILED_PRECONDITION for a view that is not filled by push, RESOURCE_EXHAUSTED when
-    the queue is full, UNAVAILABLE when store or history cannot be written.
+    the queue is full, UNAVAILABLE when store or history cannot be written. FeaturesHttpService speaks REST for it.
     """
     PushFeaturesStream: _grpc.StreamStreamMultiCallable[_feature_service_pb2.PushFeaturesStreamRequest, _feature_service_pb2.PushFeaturesStreamResponse]
     """Takes rows for as long as the client sends. The first message is `open` and only the first. Each batch is
@@ -74,7 +74,7 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     changes nothing. Budget: 2 s.
 
     NOT_FOUND for an unknown view, FAILED_PRECONDITION for a view that is not filled by push, RESOURCE_EXHAUSTED when
-    the queue is full, UNAVAILABLE when store or history cannot be written.
+    the queue is full, UNAVAILABLE when store or history cannot be written. FeaturesHttpService speaks REST for it.
     """
     PushFeaturesStream: _aio.StreamStreamMultiCallable[_feature_service_pb2.PushFeaturesStreamRequest, _feature_service_pb2.PushFeaturesStreamResponse]  # type: ignore[assignment]
     """Takes rows for as long as the client sends. The first message is `open` and only the first. Each batch is
@@ -111,7 +111,7 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         changes nothing. Budget: 2 s.
 
         NOT_FOUND for an unknown view, FAILED_PRECONDITION for a view that is not filled by push, RESOURCE_EXHAUSTED when
-        the queue is full, UNAVAILABLE when store or history cannot be written.
+        the queue is full, UNAVAILABLE when store or history cannot be written. FeaturesHttpService speaks REST for it.
         """
 
     @_abc_1.abstractmethod

@@ -48,6 +48,7 @@ class PredictionBatch(_message.Message):
     FEATURE_EVENT_TIMES_FIELD_NUMBER: _builtins.int
     ENTITY_KEYS_FIELD_NUMBER: _builtins.int
     FEATURE_READ_TIMES_US_FIELD_NUMBER: _builtins.int
+    REDACTED_FEATURES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     version: _builtins.str
@@ -118,6 +119,12 @@ class PredictionBatch(_message.Message):
     def feature_read_times_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """When the features were read, by the features service's clock, in microseconds since 1970-01-01 UTC; 0 = none were."""
 
+    @_builtins.property
+    def redacted_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Features and entities that the route keeps back: their columns in `inputs` hold NaN, zero or empty text, and mean
+        nothing. At most 1,000.
+        """
+
     def __init__(
         self,
         *,
@@ -141,10 +148,11 @@ class PredictionBatch(_message.Message):
         feature_event_times: _abc.Iterable[Global___FeatureEventTimes] | None = ...,
         entity_keys: _abc.Iterable[Global___EntityKeys] | None = ...,
         feature_read_times_us: _abc.Iterable[_builtins.int] | None = ...,
+        redacted_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "cached", b"cached", "degraded", b"degraded", "entity_keys", b"entity_keys", "environment", b"environment", "epoch", b"epoch", "feature_event_times", b"feature_event_times", "feature_read_times_us", b"feature_read_times_us", "has_tensors", b"has_tensors", "inputs", b"inputs", "latencies_us", b"latencies_us", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "principal_names", b"principal_names", "principals", b"principals", "sampling_weights", b"sampling_weights", "statuses", b"statuses", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "cached", b"cached", "degraded", b"degraded", "entity_keys", b"entity_keys", "environment", b"environment", "epoch", b"epoch", "feature_event_times", b"feature_event_times", "feature_read_times_us", b"feature_read_times_us", "has_tensors", b"has_tensors", "inputs", b"inputs", "latencies_us", b"latencies_us", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "principal_names", b"principal_names", "principals", b"principals", "redacted_features", b"redacted_features", "sampling_weights", b"sampling_weights", "statuses", b"statuses", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
