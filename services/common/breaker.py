@@ -1,17 +1,20 @@
-"""A circuit breaker for async calls: who is known to be down is not asked, and is tried again soon.
+"""A circuit breaker for async calls: who is known to be down is not asked, but tried again in the background.
 
 Our own: pybreaker's gate lets coroutines pass uncounted, admits any number of probes, and only ever counts failures in a
 row; and it imports redis.
 """
 
+import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import structlog
+
+from services.common.tasks import spawn
 
 _LOG: Final = structlog.get_logger(part="breaker")
 _CLOSED: Final = "closed"
@@ -20,101 +23,91 @@ _HALF_OPEN: Final = "half-open"
 _WINDOW_S: Final = 10.0
 _LEAST_CALLS: Final = 20
 _FAILURE_SHARE: Final = 0.5
-_FAILURES_IN_A_ROW: Final = 5
 _PROBES_TO_CLOSE: Final = 3
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 0.5
 _JITTER: Final = 0.2
 # More than anyone looks back; the window bounds it in time.
 _REMEMBERED: Final = 1_000
 
 
 class CircuitOpen(Exception):
-    """The peer is known to be down, or is being tried by somebody else; nothing was sent."""
+    """The peer is known to be down; nothing was sent."""
 
 
 class AsyncBreaker:
-    """One per peer. Opens at half of 20 calls failing within 10 s or 5 in a row, closes after 3 good probes.
+    """One per peer. Opens when half of 20 calls fail within 10 s, or so many in a row; then every call is refused.
 
-    It stays open for `first_open_s`, twice as long after each probe that fails, at most `longest_open_s`; seconds, give
-    or take a fifth. While it is half open one call at a time goes through. `judge` says of an exception whether the peer
-    failed (True); what it does not, a cancellation or a caller's mistake, is neither a failure nor a success.
+    `judge` says how many failures in a row an exception counts for; 0 for what does not tell that the peer failed, a
+    cancellation or a caller's mistake: neither a failure nor a success. While it is open `probe` is awaited in the
+    background until it has ended well three times in a row, which closes it: 0.05 s after it opened and after each good
+    one, and after each bad one twice as long as before, at most 0.5 s, give or take a fifth. So no caller waits to find
+    out whether the peer is back, and it is found out without callers. A probe must bound its own time.
     """
 
     def __init__(
         self,
         name: str,
-        judge: Callable[[BaseException], bool],
+        judge: Callable[[BaseException], int],
+        probe: Callable[[], Awaitable[object]],
         *,
-        first_open_s: float = 1.0,
-        longest_open_s: float = 30.0,
+        failures_in_a_row: int = 5,
         on_state: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._name = name
         self._judge = judge
-        self._first_open_s = first_open_s
-        self._longest_open_s = longest_open_s
+        self._probe = probe
+        self._failures_in_a_row = failures_in_a_row
         self._clock = clock
+        self._sleep = sleep
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
         self._in_a_row = 0
-        self._reopened = 0
-        self._retry_at = 0.0
-        self._probing = False
-        self._good_probes = 0
+        self._probing: asyncio.Task[None] | None = None
         self._on_state = on_state
         self._state = _CLOSED
         on_state(_CLOSED)
 
     @property
     def state(self) -> str:
-        """Return "closed", "open" or "half-open"."""
+        """Return "closed", "open", or "half-open" once a probe has ended well."""
         return self._state
 
     @property
     def refuses(self) -> bool:
         """Whether a call would be refused now."""
-        if self._state == _OPEN:
-            return self._clock() < self._retry_at
-        return self._probing
+        return self._state != _CLOSED
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Let one call pass and learn from how the block ends; raises CircuitOpen instead where the peer is down."""
         if self.refuses:
             raise CircuitOpen(self._name)
-        if self._state == _OPEN:
-            self._change(_HALF_OPEN)
-        probing = self._state == _HALF_OPEN
-        self._probing = probing
         try:
             yield
         except BaseException as error:
-            if self._judge(error):
-                self._failed(probing=probing)
+            self._failed(self._judge(error))
             raise
         else:
-            self._succeeded(probing=probing)
-        finally:
-            if probing:
-                self._probing = False
-
-    def _succeeded(self, *, probing: bool) -> None:
-        self._in_a_row = 0
-        if probing:
-            self._good_probes += 1
-            if self._good_probes >= _PROBES_TO_CLOSE:
-                self._close()
-        elif self._state == _CLOSED:
+            self._in_a_row = 0
             self._remember(failed=False)
 
-    def _failed(self, *, probing: bool) -> None:
-        self._in_a_row += 1
-        if probing:
-            self._open()
-        elif self._state == _CLOSED:
-            # Any other call began before the peer was known to be down, and tells nothing new.
-            self._remember(failed=True)
-            if self._in_a_row >= _FAILURES_IN_A_ROW or self._mostly_failing():
-                self._open()
+    async def close(self) -> None:
+        """End the probes."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
+
+    def _failed(self, weight: int) -> None:
+        # A call that began before the peer was known to be down tells nothing new.
+        if weight == 0 or self.refuses:
+            return
+        self._in_a_row += weight
+        self._remember(failed=True)
+        if self._in_a_row >= self._failures_in_a_row or self._mostly_failing():
+            self._change(_OPEN)
+            self._probing = spawn(self._find_out(), f"probe-{self._name}")
 
     def _remember(self, *, failed: bool) -> None:
         now = self._clock()
@@ -126,20 +119,38 @@ class AsyncBreaker:
         failures = sum(failed for _, failed in self._outcomes)
         return len(self._outcomes) >= _LEAST_CALLS and failures >= _FAILURE_SHARE * len(self._outcomes)
 
-    def _open(self) -> None:
-        open_s = min(self._first_open_s * 2**self._reopened, self._longest_open_s)
-        self._retry_at = self._clock() + open_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
-        self._reopened = min(self._reopened + 1, 30)
-        self._good_probes = 0
-        self._change(_OPEN)
-
-    def _close(self) -> None:
+    async def _find_out(self) -> None:
+        """Probe until the peer is back."""
+        good, pause_s = 0, _FIRST_PAUSE_S
+        while good < _PROBES_TO_CLOSE:
+            await self._sleep(pause_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - jitter
+            if await self._is_good_probe():
+                good, pause_s = good + 1, _FIRST_PAUSE_S
+                self._change(_HALF_OPEN)
+            else:
+                good, pause_s = 0, min(2 * pause_s, _LONGEST_PAUSE_S)
+                self._change(_OPEN)
         self._outcomes.clear()
-        self._reopened = 0
+        self._in_a_row = 0
         self._change(_CLOSED)
+
+    async def _is_good_probe(self) -> bool:
+        try:
+            await self._probe()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # A client library gave its own call up. The search must go on, or the circuit stays open for good.
+            return False
+        except Exception as error:  # noqa: BLE001 - whatever is not the peer's failure shows that it is there
+            return not self._judge(error)
+        return True
 
     def _change(self, state: str) -> None:
         before, self._state = self._state, state
+        if state == before:
+            return
         if _CLOSED in (before, state):
             # Not each probe of a peer that stays down.
             _LOG.warning("breaker", name=self._name, state=state)

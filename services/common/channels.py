@@ -29,7 +29,7 @@ _KEEPALIVE: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     # It bounds a try to connect, too: less fails against a live peer that a busy machine lets wait.
     ("grpc.min_reconnect_backoff_ms", 2_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _EJECTION: Final = {
     "interval": "0.5s",

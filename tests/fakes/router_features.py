@@ -15,6 +15,8 @@ from interlock.features.v1 import feature_service_pb2 as features_pb
 from interlock.features.v1 import feature_service_pb2_grpc as features_rpc
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
+from services.common.chain import REQUEST_ID_KEY
+
 PRESENT = features_pb.VALUE_STATUS_PRESENT
 STALE = features_pb.VALUE_STATUS_STALE
 MISSING = features_pb.VALUE_STATUS_MISSING
@@ -39,10 +41,17 @@ class FakeFeatures(features_rpc.FeatureServiceServicer):
     code: grpc.StatusCode | None = None
     """Every read fails with it."""
     delay_s: float = 0.0
+    answered: int = 0
+    """Reads that got an answer, be it a refusal."""
     names_rows: bool = True
     """Whether a refusal says which rows are wrong."""
     requests: list[features_pb.ReadFeaturesRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def reads_for_callers(self) -> int:
+        """Reads that somebody waited for: what is read to find out whether the service is back is nobody's request."""
+        return sum(REQUEST_ID_KEY in metadata for metadata in self.metadata)
 
     def put(self, source: str, key: str, value: object, **rest: Any) -> None:
         kinds: dict[type, str] = {float: "double_value", int: "int64_value", str: "string_value", bool: "bool_value"}
@@ -56,6 +65,7 @@ class FakeFeatures(features_rpc.FeatureServiceServicer):
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        self.answered += 1
         if self.code is not None:
             await context.abort(self.code, "because")
         await self._refuse(request, context)

@@ -1,7 +1,6 @@
 """The online store on Redis: reads that share round trips, writes, and what happens when Redis does not answer."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -9,6 +8,7 @@ from typing import Final
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from services.common.breaker import AsyncBreaker, CircuitOpen
 from services.common.tasks import spawn
 from services.features.adapters.metrics import StoreMetrics
 from services.features.adapters.redis_link import Link
@@ -25,55 +25,10 @@ _LANES: Final = 2
 _LONGEST_GATHERING_S: Final = 0.001
 _WRITE_LANES: Final = 2
 _WRITE_REQUESTS: Final = 1_000
-_SLOW_LIMIT: Final = 2
-_FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 1.0
+# A refused or lost connection is enough to know that Redis is gone; of slow round trips it takes two in a row.
+_FAILURES_IN_A_ROW: Final = 2
 _TOO_SLOW: Final = "it takes too long"
 _LOG: Final = structlog.get_logger(part="online_store")
-
-
-class Breaker:
-    """Refuses at once while Redis is known not to answer, and lets one round trip find out whether it does again.
-
-    A refused or lost connection opens it, and so does the second round trip in a row that takes too long; each failure
-    doubles the pause before the next try, up to a second.
-    """
-
-    def __init__(self, on_back: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._on_back = on_back
-        self._clock = clock
-        self._why = ""
-        self._slow = 0
-        self._pause_s = 0.0
-        self._closed_at = 0.0
-
-    @property
-    def suspect(self) -> bool:
-        """Whether the last round trip failed."""
-        return bool(self._slow or self._pause_s)
-
-    def check(self) -> None:
-        """Raise OnlineStoreUnavailable while it makes no sense to ask."""
-        if self._pause_s and self._clock() < self._closed_at:
-            raise OnlineStoreUnavailable(self._why)
-
-    def succeeded(self) -> None:
-        """Take note of a round trip that ended well."""
-        was_gone, self._slow, self._pause_s = bool(self._pause_s), 0, 0.0
-        if was_gone:
-            _LOG.info("online_store_back")
-            self._on_back()
-
-    def failed(self, why: str, *, slow: bool) -> None:
-        """Take note of one that did not."""
-        self._slow += slow
-        if slow and self._slow < _SLOW_LIMIT:
-            return
-        if not self._pause_s:
-            _LOG.warning("online_store_gone", why=why)
-        self._why = why
-        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s or _FIRST_PAUSE_S)
-        self._closed_at = self._clock() + self._pause_s
 
 
 class _Asked:
@@ -93,6 +48,7 @@ class RedisStore:
     When reads leave follows the router's rule: at once when half of the reads in flight wait here, after a millisecond at
     the latest; so a lone read never waits, and under load the round trips get fewer and larger, up to a size. A caller
     waits for `read_deadline_s` and no longer; as often as long for a read that is so many times larger than usual ones.
+    While Redis is known not to answer nobody waits: whether it does again is found out in the background.
     """
 
     def __init__(
@@ -109,7 +65,16 @@ class RedisStore:
         self._read_deadline_s = read_deadline_s
         self._write_deadline_s = write_deadline_s
         self._metrics = metrics
-        self._breaker = Breaker(on_back)
+        self._on_back = on_back
+        self._gone = False
+        self._why = ""
+        self._breaker = AsyncBreaker(
+            "online-store",
+            _failures,
+            lambda: self._link.exchange([(b"EXISTS", b"f")], self._read_deadline_s),
+            failures_in_a_row=_FAILURES_IN_A_ROW,
+            on_state=self._heard,
+        )
         self._waiting: deque[_Asked] = deque()
         self._waiting_cost = 0
         self._in_flight = 0
@@ -117,13 +82,18 @@ class RedisStore:
         self._busy_lanes = 0
         self._write_lanes = asyncio.Semaphore(_WRITE_LANES)
 
+    async def close(self) -> None:
+        """End what runs in the background."""
+        await self._breaker.close()
+
     def check(self) -> None:
         """Raise OnlineStoreUnavailable while Redis is known not to answer."""
-        self._breaker.check()
+        if self._breaker.refuses:
+            raise OnlineStoreUnavailable(self._why)
 
     async def read(self, requests: Sequence[Request]) -> Sequence[Reply]:
         """See `ports.OnlineStore`."""
-        self._breaker.check()
+        self.check()
         cut = _cut(requests)
         self._admit(sum(cost for _, cost in cut))
         self._in_flight += 1
@@ -135,7 +105,8 @@ class RedisStore:
                     return await parts[0].future
                 return [reply for part in parts for reply in await part.future]
         except TimeoutError:
-            raise self._too_slow() from None
+            self._metrics.failed()
+            raise OnlineStoreUnavailable(_TOO_SLOW) from None
         finally:
             self._in_flight -= 1
             self._leave_if_due()
@@ -149,7 +120,6 @@ class RedisStore:
         replies: list[Reply] = []
         for start in range(0, len(requests), _WRITE_REQUESTS):
             async with self._write_lanes:
-                self._breaker.check()
                 part = requests[start : start + _WRITE_REQUESTS]
                 replies += await self._exchange(part, self._write_deadline_s)
         for reply in replies:
@@ -165,14 +135,6 @@ class RedisStore:
                     await self.write([(b"UNLINK", key) for key in keys])
         except (RedisError, OSError, TimeoutError) as error:
             raise OnlineStoreUnavailable(_describe(error)) from None
-
-    async def is_there(self) -> bool:
-        """Return whether Redis answers, whatever was known before."""
-        try:
-            await self._exchange([(b"EXISTS", b"f")], self._write_deadline_s)
-        except OnlineStoreUnavailable:
-            return False
-        return True
 
     def _admit(self, cost: int) -> None:
         if self._waiting_cost and self._waiting_cost + cost > WAITING_ARGUMENTS:
@@ -196,8 +158,8 @@ class RedisStore:
         if self._leaves_at is not None:
             self._leaves_at.cancel()
             self._leaves_at = None
-        # One lane is enough to find out whether Redis is back. A busy lane takes what waits when it is through.
-        if self._busy_lanes < (1 if self._breaker.suspect else _LANES):
+        # A busy lane takes what waits when it is through.
+        if self._busy_lanes < _LANES:
             self._busy_lanes += 1
             spawn(self._run_lane(), "online-read")
 
@@ -237,25 +199,29 @@ class RedisStore:
             start = end
 
     async def _exchange(self, requests: Sequence[Request], deadline_s: float) -> list[Reply]:
-        """Make a round trip and tell the breaker; raises OnlineStoreUnavailable."""
+        """Make a round trip, unless the breaker knows better; raises OnlineStoreUnavailable."""
         try:
-            replies = await self._link.exchange(requests, deadline_s)
-        except TimeoutError:
-            self._breaker.failed(_TOO_SLOW, slow=True)
-            raise self._too_slow() from None
-        except (RedisError, OSError) as error:
-            self._breaker.failed(_describe(error), slow=False)
-            self._metrics.failed()
-            raise OnlineStoreUnavailable(_describe(error)) from None
-        self._breaker.succeeded()
-        return replies
+            with self._breaker.guard():
+                try:
+                    return await self._link.exchange(requests, deadline_s)
+                except (RedisError, OSError) as error:
+                    self._why = _describe(error)
+                    self._metrics.failed()
+                    raise
+        except (RedisError, OSError, CircuitOpen):
+            raise OnlineStoreUnavailable(self._why) from None
+
+    def _heard(self, state: str) -> None:
+        gone = state != "closed"
+        if gone and not self._gone:
+            _LOG.warning("online_store_gone", why=self._why)
+        if self._gone and not gone:
+            _LOG.info("online_store_back")
+            self._on_back()
+        self._gone = gone
 
     def _deadline_s(self, cost: int) -> float:
         return self._read_deadline_s * -(-cost // _DEADLINE_ARGUMENTS)
-
-    def _too_slow(self) -> OnlineStoreUnavailable:
-        self._metrics.failed()
-        return OnlineStoreUnavailable(_TOO_SLOW)
 
     @staticmethod
     def _fail(asked: Sequence[_Asked], error: OnlineStoreUnavailable) -> None:
@@ -299,8 +265,16 @@ def _refused(reply: Exception) -> OnlineStoreUnavailable:
     return OnlineStoreUnavailable(_describe(reply))
 
 
+def _failures(error: BaseException) -> int:
+    if isinstance(error, TimeoutError):
+        return 1
+    return _FAILURES_IN_A_ROW if isinstance(error, (RedisError, OSError)) else 0
+
+
 def _describe(error: Exception) -> str:
     """Return what went wrong; never an address, which may hold a password."""
+    if isinstance(error, TimeoutError):
+        return _TOO_SLOW
     if isinstance(error, ResponseError):
         return f"it refuses: {str(error).partition(' ')[0]}" if str(error) else "it refuses"
     return "the connection failed"

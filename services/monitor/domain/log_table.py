@@ -256,8 +256,9 @@ def _event_times(times: Mapping[str, Ints]) -> Mapping[str, pa.Array]:
 
 def _redacted(table: pa.Table) -> frozenset[str]:
     """Return what the route kept back; tables of earlier releases do not say."""
-    lists = table["redacted_features"] if "redacted_features" in table.column_names else ()
-    return frozenset(lists[0].as_py() or ()) if len(lists) else frozenset()
+    if "redacted_features" not in table.column_names or not table.num_rows:
+        return frozenset()
+    return frozenset(table["redacted_features"][0].as_py() or ())
 
 
 def _repeated(names: Sequence[str], count: int) -> pa.Array:

@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from services.common.database import Database
 
-# Counts for some seconds.
-LONG = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 3000000) SELECT max(x) FROM n")
+# Counts for longer than the test may take.
+LONG = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 100000000) SELECT max(x) FROM n")
 
 
 async def test_what_a_cancelled_statement_leaves_behind_is_closed_with_the_database(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ async def test_a_rest_call_without_a_deadline_gets_the_default(both: dict[str, h
     for path in ("/v1/echo", "/v2/models/m/infer"):
         answer = await same(both, "POST", path, json={"action": "sleep", "sleep_s": 9}, headers=SAME_ID)
         assert answer.status_code == 504
-        assert DEFAULT_DEADLINE_S <= answer.elapsed.total_seconds() < DEFAULT_DEADLINE_S + 2
+        assert DEFAULT_DEADLINE_S <= answer.elapsed.total_seconds() < 9
 
 
 async def test_an_oversize_body_is_413(both: dict[str, httpx.AsyncClient]) -> None:

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from services.features.adapters.metrics import StoreMetrics
 from services.features.adapters.online_writer import RedisOnlineWriter
 from services.features.adapters.redis_link import InvalidRedisUrl, open_link
-from services.features.adapters.redis_store import Breaker, RedisStore
+from services.features.adapters.redis_store import RedisStore
 from services.features.domain.catalog import CompiledView, compile_view
 from services.features.domain.definitions import Entity, Feature, FeatureType, FeatureView, PushSource, Value
 from services.features.domain.failure import OnlineStoreUnavailable
 from services.features.domain.plain_view import PlainReader, PlainWriter
-from services.features.domain.ports import Column, Outcome, ReadRow, Row
+from services.features.domain.ports import Column, Outcome, ReadRow, Reply, Request, Row
 from services.features.domain.push import now_us
 from services.features.domain.wire import decode
 from tests.fakes.redis_server import RedisServer, redis_server
@@ -87,6 +88,7 @@ async def online(url: str, on_reconnect: Callable[[], None] = lambda: None) -> A
     try:
         yield Online(store, make_view())
     finally:
+        await store.close()
         await link.close()
 
 
@@ -242,39 +244,55 @@ async def test_a_round_trip_that_is_given_up_leaves_no_reply_behind() -> None:
         await link.close()
 
 
-def test_the_breaker_opens_soon_and_tries_again_ever_more_rarely() -> None:
-    now, back = [0.0], [0]
+class BrokenLink:
+    """A way to a Redis that fails as a test says."""
 
-    def came_back() -> None:
-        back[0] += 1
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.asked: list[Sequence[Request]] = []
 
-    breaker = Breaker(came_back, lambda: now[0])
-    breaker.failed("slow", slow=True)
-    breaker.check()
-    assert breaker.suspect
-    breaker.succeeded()
-    assert not breaker.suspect
-    assert back[0] == 0
-    pauses = []
-    for _ in range(7):
-        breaker.failed("gone", slow=False)
-        began = now[0]
-        while True:
-            try:
-                breaker.check()
-                break
-            except OnlineStoreUnavailable:
-                now[0] += 0.01
-        pauses.append(round(now[0] - began, 2))
-    assert pauses[0] <= 0.06
-    assert pauses == sorted(pauses)
-    assert max(pauses) <= 1.01
-    breaker.succeeded()
-    assert back[0] == 1
-    for _ in range(2):
-        breaker.failed("slow", slow=True)
+    async def exchange(self, requests: Sequence[Request], deadline_s: float) -> list[Reply]:
+        self.asked.append(requests)
+        if self.fault is not None:
+            raise self.fault
+        return [b"1" for _ in requests]
+
+    async def scan(self, pattern: bytes, deadline_s: float) -> AsyncIterator[list[bytes]]:
+        yield []
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "reads"), [(TimeoutError(), 2), (RedisConnectionError("reset"), 1), (OSError("gone"), 1)]
+)
+async def test_no_read_tries_a_redis_that_is_gone_and_none_is_needed_to_find_it_back(
+    fault: Exception, reads: int
+) -> None:
+    link, back = BrokenLink(), asyncio.Event()
+    metrics = StoreMetrics(CollectorRegistry())
+    store = RedisStore(link, read_deadline_s=5, write_deadline_s=5, metrics=metrics, on_back=back.set)
+    request = (b"GET", b"k")
+    assert await store.read([request]) == [b"1"]
+    assert not back.is_set()
+    link.fault = fault
+    for _ in range(reads):
+        store.check()
+        with pytest.raises(OnlineStoreUnavailable):
+            await store.read([request])
+    asked = sum(request in requests for requests in link.asked)
+    for ask in (store.read, store.write):
+        with pytest.raises(OnlineStoreUnavailable):
+            await ask([request])
     with pytest.raises(OnlineStoreUnavailable):
-        breaker.check()
+        store.check()
+    link.fault = None
+    async with asyncio.timeout(10):
+        await back.wait()
+    assert sum(request in requests for requests in link.asked) == asked
+    assert await store.read([request]) == [b"1"]
+    await store.close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Reads features for rows: gathered by the share rule, under a deadline of their own, behind a breaker."""
+"""Reads features for rows: gathered by the share rule, under a deadline of their own, behind a breaker.
+
+Nobody waits longer for features than that deadline, whatever the connection does, and nobody at all once the service is
+known to be down: whether it is back is found out in the background, by reading what was last asked for.
+"""
 
 import asyncio
 import time
@@ -35,9 +39,6 @@ _LOG: Final = structlog.get_logger("features")
 _LEAST_TIMEOUT_S: Final = 0.001
 # A message that got less of the time than this says nothing about the service when it runs out.
 _FAIR_SHARE: Final = 0.5
-# Soon after its return the service is asked again; the channel may need two seconds more to connect.
-_FIRST_OPEN_S: Final = 0.25
-_LONGEST_OPEN_S: Final = 0.5
 _PEER_FAILED: Final = frozenset({
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -100,16 +101,16 @@ class FeatureReads:
         self._metrics = metrics
         self._groups: dict[tuple[tuple[str, ...], int | None], _Group] = {}
         self._told: set[tuple[tuple[str, ...], grpc.StatusCode | None]] = set()
-        self._breaker = AsyncBreaker(
-            "features",
-            _is_failure,
-            first_open_s=_FIRST_OPEN_S,
-            longest_open_s=_LONGEST_OPEN_S,
-            on_state=metrics.breaker,
-        )
+        self._breaker = AsyncBreaker("features", _failures, self._probe, on_state=metrics.breaker)
+        self._newest: tuple[tuple[str, ...], FeatureAsk] | None = None
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        await self._breaker.close()
 
     async def read(self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call) -> list[Outcome]:
         """Return what is known for each row, in order, or what is wrong with its keys; raises FeaturesUnavailable."""
+        self._newest = (sources, rows[0])
         if self._breaker.refuses:
             self._metrics.refused()
             raise FeaturesUnavailable
@@ -255,25 +256,42 @@ class FeatureReads:
         return [found[index] for index in range(len(rows))]
 
     async def _call(self, group: _Group, rows: Sequence[FeatureAsk], items: Sequence[_Item]) -> list[FetchedRow]:
-        timeout_s = max(item.deadline for item in items) - time.monotonic()
-        code = "CIRCUIT_OPEN"
+        with self._breaker.guard():
+            timeout_s = max(item.deadline for item in items) - time.monotonic()
+            try:
+                return await self._ask(group.sources, group.as_of_us, rows, timeout_s, _metadata(items[0]))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s < _FAIR_SHARE * self._timeout_s:
+                    raise _TooLate from None
+                raise
+
+    async def _probe(self) -> None:
+        """Read one row of what was last asked for, also by requests that were refused at once."""
+        assert self._newest is not None, "what was never asked cannot have failed"
+        sources, row = self._newest
+        await self._ask(sources, row.as_of_us, [row], self._timeout_s, [])
+
+    async def _ask(
+        self,
+        sources: tuple[str, ...],
+        as_of_us: int | None,
+        rows: Sequence[FeatureAsk],
+        timeout_s: float,
+        metadata: list[tuple[str, str]],
+    ) -> list[FetchedRow]:
+        code = "UNUSABLE_ANSWER"
         try:
-            with self._breaker.guard():
-                try:
-                    response = await self._stub.ReadFeatures(
-                        read_request(group.sources, rows, group.as_of_us),
-                        timeout=max(timeout_s, _LEAST_TIMEOUT_S),
-                        metadata=_metadata(items[0]),
-                    )
-                    code = "OK"
-                    return fetched_rows(response, group.sources, len(rows))
-                except grpc.aio.AioRpcError as error:
-                    code = error.code().name
-                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s < _FAIR_SHARE * self._timeout_s:
-                        raise _TooLate from None
-                    raise
+            response = await self._stub.ReadFeatures(
+                read_request(sources, rows, as_of_us), timeout=max(timeout_s, _LEAST_TIMEOUT_S), metadata=metadata
+            )
+            found = fetched_rows(response, sources, len(rows))
+            code = "OK"
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+            raise
         finally:
             self._metrics.read(len(rows), code)
+        return found
 
 
 def _stop_timer(group: _Group) -> None:
@@ -288,7 +306,7 @@ def _metadata(item: _Item) -> list[tuple[str, str]]:
     return [(key, value) for key, value in pairs if value]
 
 
-def _is_failure(error: BaseException) -> bool:
+def _failures(error: BaseException) -> int:
     if isinstance(error, grpc.aio.AioRpcError):
-        return error.code() in _PEER_FAILED
-    return isinstance(error, UnusableAnswer)
+        return int(error.code() in _PEER_FAILED)
+    return int(isinstance(error, UnusableAnswer))
