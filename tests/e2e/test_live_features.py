@@ -115,6 +115,11 @@ async def test_redis_away_under_load_is_answered_by_policy_and_soon_forgotten(li
     away = sorted(ms for value, _, ms in load.answers if value == SCHEDULE_ANSWER)
     # The middle one, so that a busy machine does not decide.
     assert away[len(away) // 2] < usual[len(usual) // 2] + ADDED_MS
+    # The log says of such an answer which values could not be had, and why.
+    url = f"http://{live.stack.edge}/v1/predictionRecords/{load.fallen_back}"
+    await asyncio.to_thread(live.stack.wait_until, lambda: httpx.get(url).is_success, "it is in the log")
+    logged = httpx.get(url).json()["prediction_record"]["missing_features"]
+    assert logged == dict.fromkeys(("delay", "wind"), "MISSING_REASON_UNAVAILABLE")
 
 
 class _Load:
@@ -125,6 +130,8 @@ class _Load:
         self._router = router
         self._http = http
         self.answers: list[tuple[float, list[str], float]] = []
+        self.fallen_back = ""
+        """Id of an answer that was degraded."""
 
     async def run_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -140,6 +147,8 @@ class _Load:
         answer = await self._http.post(f"http://{self._live.stack.edge}/v1/predict", json=body)
         assert answer.status_code == 200, answer.text
         found = answer.json()
+        if found["degraded"]:
+            self.fallen_back = found["prediction_id"]
         return found["prediction"], found["degraded"], found["latency_ms"]
 
     async def _grpc(self) -> tuple[float, list[str], float]:

@@ -157,7 +157,7 @@ class PredictionBatch(_message.Message):
     @_builtins.property
     def missing_features(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingFeature]:
         """Why fetched features had no usable value, one column for each feature that some prediction of the batch lacked. Where
-        a rung of the route's ladder answered, these are features of the version that could not.
+        a rung of the route's ladder answered, features of the version that could not are among them.
         """
 
     def __init__(
