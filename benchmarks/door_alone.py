@@ -28,6 +28,7 @@ from services.common.door_asgi import AsgiDoor
 from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
+from services.common.server import settle_collections
 from services.common.tracing import Tracing
 from services.router.adapters.metrics import PrometheusPredictions
 from services.router.adapters.monitor_client.event_queue import EventQueue
@@ -204,6 +205,7 @@ async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> floa
     queue = EventQueue(10_000, 64 << 20, lambda _: None)
     door = open_door(queue)
     server = Server(door.answer, shape, bodies_of(shape, PER_ROUND))
+    settle_collections()
     best = float("inf")
     await server.round(PER_ROUND, in_flight)
     profiler = cProfile.Profile(time.thread_time)

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from interlock.monitor.v1 import analysis_pb2 as pb
@@ -12,7 +13,7 @@ from interlock.monitor.v1 import report_service_pb2 as report_pb
 from interlock.types.v1.interval_pb2 import Interval
 
 from interlock_cli.commands.models import last_of
-from interlock_cli.commands.running import AsJson, Target, call, settings
+from interlock_cli.commands.running import Target, call, settings
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import Row, print_json, print_table, say
 from interlock_cli.stack.plan import edge_address
@@ -28,19 +29,6 @@ _SHAPE: Final = (pb.DRIFT_METRIC_KOLMOGOROV_SMIRNOV, pb.DRIFT_METRIC_CHI_SQUARE)
 _WASSERSTEIN: Final = pb.DRIFT_METRIC_WASSERSTEIN
 _GAPS: Final = ("demographic_parity", "equal_opportunity", "predictive_parity", "false_positive_rate")
 
-Model = Annotated[str, typer.Argument(help="Id of the model.")]
-Version = Annotated[
-    str, typer.Option("--version", help="Id, semantic label or alias. Default: every version that has traffic.")
-]
-Since = Annotated[
-    str, typer.Option("--since", help="How far back, such as 24h or 7d. Default: the last complete window.")
-]
-Start = Annotated[str, typer.Option("--start", help="First time, such as 2026-03-01T12:00, UTC; not with --since.")]
-End = Annotated[str, typer.Option("--end", help="Last time. Default: the end of the last complete window.")]
-Slice = Annotated[str, typer.Option("--slice", help="A slice of the policy.")]
-Variant = Annotated[str, typer.Option("--variant", help="A variant of the route.")]
-Environment = Annotated[str, typer.Option("--env", help="Environment.")]
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -53,74 +41,81 @@ class Question:
     as_json: bool
 
 
-def drift(
-    model: Model,
+def question_of(
+    model: Annotated[str, typer.Argument(help="Id of the model.")],
     *,
-    version: Version = "",
-    since: Since = "",
-    start: Start = "",
-    end: End = "",
-    slice_name: Slice = "",
-    variant: Variant = "",
-    env: Environment = DEFAULT_ENVIRONMENT,
+    version: Annotated[
+        str, typer.Option("--version", help="Id, semantic label or alias. Default: every version that has traffic.")
+    ] = "",
+    since: Annotated[
+        str, typer.Option("--since", help="How far back, such as 24h or 7d. Default: the last complete window.")
+    ] = "",
+    start: Annotated[
+        str, typer.Option("--start", help="First time, such as 2026-03-01T12:00, UTC; not with --since.")
+    ] = "",
+    end: Annotated[str, typer.Option("--end", help="Last time. Default: the end of the last complete window.")] = "",
+    slice_name: Annotated[str, typer.Option("--slice", help="A slice of the policy.")] = "",
+    variant: Annotated[str, typer.Option("--variant", help="A variant of the route.")] = "",
+    env: Annotated[str, typer.Option("--env", help="Environment.")] = DEFAULT_ENVIRONMENT,
+    target: Target = "",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON in place of tables, or of a page.")] = False,
+) -> Question:
+    """Return what the options that all these commands have ask for; raises CommandFailed."""
+    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
+    return Question(model, version, scope, target, as_json)
+
+
+def asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `question_of` beside its own; it gets the question."""
+    shared, own = signature(question_of).parameters, list(signature(command).parameters.values())[1:]
+
+    def run(**options: Any) -> None:
+        given = {name: options.pop(name) for name in shared}
+        command(question_of(given.pop("model"), **given), **options)
+
+    parameters = [*shared.values(), *own]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    # What Typer reads.
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@asking
+def drift(
+    question: Question,
+    *,
     against: Annotated[str, typer.Option(help="Version to compare with instead of the baseline.")] = "",
     feature: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
-    target: Target = "",
-    as_json: AsJson = False,
 ) -> None:
     """Compare what a version gets and gives with its baseline."""
-    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
-    question = Question(model, version, scope, target, as_json)
 
     async def ask(client: Client, scope: pb.AnalysisScope) -> pb.DriftReport:
         reference = None
         if against:
             reference = pb.AnalysisScope()
             reference.CopyFrom(scope)
-            reference.model_version = f"models/{model}/versions/{against}"
+            reference.model_version = f"models/{question.model}/versions/{against}"
         return await client.monitoring.drift(scope, reference=reference, features=feature or ())
 
     _answer(question, ask, _show_drift)
 
 
-def data_quality(
-    model: Model,
-    *,
-    version: Version = "",
-    since: Since = "",
-    start: Start = "",
-    end: End = "",
-    slice_name: Slice = "",
-    variant: Variant = "",
-    env: Environment = DEFAULT_ENVIRONMENT,
-    target: Target = "",
-    as_json: AsJson = False,
-) -> None:
+@asking
+def data_quality(question: Question) -> None:
     """Check what a version gets: nulls, ranges, categories, age, volume."""
-    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
-    question = Question(model, version, scope, target, as_json)
     _answer(question, lambda client, scope: client.monitoring.data_quality(scope), _show_data_quality)
 
 
+@asking
 def quality(
-    model: Model,
+    question: Question,
     *,
-    version: Version = "",
-    since: Since = "",
-    start: Start = "",
-    end: End = "",
-    slice_name: Slice = "",
-    variant: Variant = "",
-    env: Environment = DEFAULT_ENVIRONMENT,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Also estimate from confidences, without labels.")
     ] = False,
-    target: Target = "",
-    as_json: AsJson = False,
 ) -> None:
     """Measure what a version said against what came true."""
-    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
-    question = Question(model, version, scope, target, as_json)
 
     async def ask(client: Client, scope: pb.AnalysisScope) -> pb.QualityReport:
         return await client.monitoring.quality(scope, include_estimates=estimate)
@@ -128,57 +123,36 @@ def quality(
     _answer(question, ask, _show_quality)
 
 
-def fairness(
-    model: Model,
-    *,
-    version: Version = "",
-    since: Since = "",
-    start: Start = "",
-    end: End = "",
-    slice_name: Slice = "",
-    variant: Variant = "",
-    env: Environment = DEFAULT_ENVIRONMENT,
-    target: Target = "",
-    as_json: AsJson = False,
-) -> None:
+@asking
+def fairness(question: Question) -> None:
     """Compare how groups fare; `interlock policy set` names them."""
-    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
-    question = Question(model, version, scope, target, as_json)
     _answer(question, lambda client, scope: client.monitoring.fairness(scope), _show_fairness)
 
 
+@asking
 def report(
-    model: Model,
+    question: Question,
     *,
-    version: Version = "",
-    since: Since = "",
-    start: Start = "",
-    end: End = "",
-    slice_name: Slice = "",
-    variant: Variant = "",
-    env: Environment = DEFAULT_ENVIRONMENT,
     output: Annotated[Path | None, typer.Option("--output", help="Folder for the pages, too.")] = None,
-    target: Target = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON in place of a page.")] = False,
 ) -> None:
     """Write a page about a version: traffic, quality, calibration, drift, groups; prints its address."""
-    scope = scope_of(since=since, start=start, end=end, slice_name=slice_name, variant=variant, environment=env)
-    question = Question(model, version, scope, target, as_json=False)
-    form = report_pb.REPORT_FORMAT_JSON if as_json else report_pb.REPORT_FORMAT_HTML
+    form = report_pb.REPORT_FORMAT_JSON if question.as_json else report_pb.REPORT_FORMAT_HTML
 
     async def work(client: Client) -> list[str]:
         shown = []
         for scope in await _scopes(client, question):
             made = await client.reports.create(scope, form)
-            shown.append(f"{scope.model_version}: http://{target or edge_address(settings())}/v1/{made.name}/content")
+            edge = question.target or edge_address(settings())
+            shown.append(f"{scope.model_version}: http://{edge}/v1/{made.name}/content")
             if output is not None:
-                name = f"{model}-{last_of(scope.model_version)}.{'json' if as_json else 'html'}"
+                ending = "json" if question.as_json else "html"
+                name = f"{question.model}-{last_of(scope.model_version)}.{ending}"
                 output.mkdir(parents=True, exist_ok=True)
                 (output / name).write_bytes(await client.reports.download(made.name))
                 shown.append(f"  written to {output / name}")
         return shown
 
-    for line in call(target, work):
+    for line in call(question.target, work):
         say(line)
 
 
@@ -326,7 +300,7 @@ def _show_quality(report: pb.QualityReport) -> None:
     rows = [
         (
             metric.name,
-            "estimated" if metric.estimated else "measured",
+            _how(metric),
             amount(metric.value.estimate),
             f"{amount(metric.value.lower)} to {amount(metric.value.upper)}",
             amount(metric.baseline_value) if metric.HasField("baseline_value") else "",
@@ -335,6 +309,13 @@ def _show_quality(report: pb.QualityReport) -> None:
         for metric in report.metrics
     ]
     print_table(("metric", "how", "value", "95 %", "baseline", "better is"), rows, empty="no labels yet")
+
+
+def _how(metric: pb.QualityMetric) -> str:
+    if not metric.estimated:
+        return "measured"
+    held = f"held against {_counted(metric.checked_count, 'past label window')}"
+    return f"estimated, {held if metric.checked_count else 'assumes no concept drift'}"
 
 
 def _show_fairness(report: pb.FairnessReport) -> None:

@@ -11,7 +11,7 @@ from services.common.door_asgi import AsgiDoor, Scope, Send
 from services.common.door_sweeper import Receive, Sweeper
 from services.common.edge.settings import DoorSettings, forget_embedding
 from services.common.logs import configure_logs
-from services.common.server import Build, keep_start_out_of_collections, serving
+from services.common.server import Build, serving, settle_collections
 from services.common.settings import SettingsT, read_settings
 from services.common.tasks import spawn
 
@@ -62,7 +62,7 @@ def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorA
         configure_logs(name, form=settings.log_format, level=settings.log_level)
         address = f"unix:{read_settings(DoorSettings).door_socket}"
         async with serving(name, settings, build, [address]) as service, _sweeping() as sweeper:
-            keep_start_out_of_collections()
+            settle_collections()
             yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
             gc.unfreeze()
 

@@ -35,6 +35,7 @@ from services.common.tasks import spawn
 from services.common.tracing import Tracing
 
 _LOG: Final = structlog.get_logger(part="server")
+_OBJECTS_PER_COLLECTION: Final = 10_000
 _T = TypeVar("_T")
 DrainCallback = Callable[[], Awaitable[None] | None]
 
@@ -224,7 +225,7 @@ async def _live(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
     try:
         async with serving(name, settings, build, [settings.address_of(name)]):
             stop.started = True
-            keep_start_out_of_collections()
+            settle_collections()
             notify(read_notify_socket(), READY)
             await stop.wait()
             notify(read_notify_socket(), STOPPING)
@@ -235,13 +236,15 @@ async def _live(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
     return 0
 
 
-def keep_start_out_of_collections() -> None:
-    """Take what a start has made, which lives as long as the process, out of the garbage collector's sight.
+def settle_collections() -> None:
+    """Make the garbage collector look seldom, and never at what the start has made: that lives as long as the process.
 
-    A full collection that goes through it would hold up every call for a tenth of a second.
+    A full collection that goes through it holds up every call for a tenth of a second. Calls leave few cycles behind;
+    at Python's own threshold of 700 objects the looking took a fifth of a call's time.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
 class StopSignals:

@@ -4,8 +4,9 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from services.common.errors import Violation, echo
 from services.common.refusals import refuse
@@ -17,11 +18,12 @@ from services.monitor.domain.drift_analysis import (
     drift_from_windows,
     drifted_names,
 )
+from services.monitor.domain.estimate_check import CHECKED_LIMIT
 from services.monitor.domain.failure import NoBaseline, UnknownMetric
 from services.monitor.domain.fairness_analysis import measure_groups
 from services.monitor.domain.interval import rate_interval
 from services.monitor.domain.policy import DAY_US, SECOND_US
-from services.monitor.domain.quality_analysis import METRICS, estimate, measure, pending_count
+from services.monitor.domain.quality_analysis import METRICS, EstimateInput, estimate, measure, pending_count
 from services.monitor.domain.quality_window import QualityWindow
 from services.monitor.domain.report import (
     DataQualityReport,
@@ -32,7 +34,7 @@ from services.monitor.domain.report import (
 )
 from services.monitor.domain.scope import Scope, ScopeRequest, Scopes
 from services.monitor.domain.version_info import VersionInfo
-from services.monitor.domain.window import WindowSketch
+from services.monitor.domain.window import WindowKey, WindowSketch, scores_from_bytes
 from services.monitor.domain.window_ports import Selection, VerdictKey, WindowStore
 from services.monitor.domain.window_series import Placed, decoded, merged, recent, usual
 
@@ -41,6 +43,7 @@ PAST_US: Final = 28 * DAY_US
 _JUDGED_BEFORE_US: Final = 2 * DAY_US
 _AT_ONCE: Final = 2
 _ResultT = TypeVar("_ResultT")
+_WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,13 @@ class Analyses:
         self._clock = clock
         # Sums of many windows take a core for a second; ingest needs one too.
         self._working = asyncio.Semaphore(_AT_ONCE)
+        self._kept: dict[tuple[str, Selection], list[Placed[Any]]] | None = None
+
+    def for_one_report(self) -> "Analyses":
+        """Return the same with a memory, for one who asks many questions about one scope: windows are read once."""
+        found = copy(self)
+        found._kept = {}  # noqa: SLF001 - its own
+        return found
 
     async def resolve(self, request: ScopeRequest) -> Scope:
         """Return which windows a request means; everything that came in before is in them."""
@@ -115,9 +125,8 @@ class Analyses:
         labelled = await self._labelled(scope.selection())
         metrics, calibration, labelled_count = await self._work(lambda: measure(labelled, scope.info))
         if request.include_estimates:
-            before = await self._labelled(scope.selection(scope.start_us - PAST_US, scope.start_us))
-            references = before or labelled
-            metrics += await self._work(lambda: estimate(windows, references, scope.info))
+            given = await self._estimate_input(scope)
+            metrics += await self._work(lambda: estimate(given))
         return QualityReport(
             scope=scope,
             prediction_count=_count(windows),
@@ -191,6 +200,12 @@ class Analyses:
             names,
         )
 
+    async def _estimate_input(self, scope: Scope) -> EstimateInput:
+        before_us = min(CHECKED_LIMIT * (scope.end_us - scope.start_us), PAST_US)
+        encoded = await self._store.read(scope.selection(scope.start_us - before_us, scope.end_us))
+        scores = await self._work(lambda: decoded(encoded, scores_from_bytes))
+        return EstimateInput(scope, scores, await self._labelled(scope.selection(scope.start_us - PAST_US)))
+
     async def _past(
         self, scope: Scope, choose: Callable[[Sequence[tuple[int, int]], Scope], Sequence[int]]
     ) -> list[Placed[WindowSketch]]:
@@ -229,12 +244,26 @@ class Analyses:
         return found
 
     async def _windows(self, selection: Selection) -> list[Placed[WindowSketch]]:
-        encoded = await self._store.read(selection)
-        return await self._work(lambda: decoded(encoded, WindowSketch.from_bytes))
+        return await self._once("windows", selection, self._store.read, WindowSketch.from_bytes)
 
     async def _labelled(self, selection: Selection) -> list[Placed[QualityWindow]]:
-        encoded = await self._store.read_labelled(selection)
-        return await self._work(lambda: decoded(encoded, QualityWindow.from_bytes))
+        return await self._once("labelled", selection, self._store.read_labelled, QualityWindow.from_bytes)
+
+    async def _once(
+        self,
+        kind: str,
+        selection: Selection,
+        read: Callable[[Selection], Awaitable[Sequence[tuple[WindowKey, bytes]]]],
+        decode: Callable[[bytes], _WindowT],
+    ) -> list[Placed[_WindowT]]:
+        """Return windows; with a memory, those that were read before. Nobody changes them: `merge` copies."""
+        if self._kept is not None and (kind, selection) in self._kept:
+            return self._kept[kind, selection]
+        encoded = await read(selection)
+        found = await self._work(lambda: decoded(encoded, decode))
+        if self._kept is not None:
+            self._kept[kind, selection] = found
+        return found
 
     async def _work(self, work: Callable[[], _ResultT]) -> _ResultT:
         async with self._working:

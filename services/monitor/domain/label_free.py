@@ -29,7 +29,7 @@ MINIMUM_CLASS: Final = 20
 GROUP_SIZE: Final = 100
 """Labelled predictions in a group of the calibration, at least; of `MAXIMUM_GROUPS` groups at most."""
 MAXIMUM_GROUPS: Final = 200
-_DRAWS: Final = 400
+DRAWS: Final = 400
 _MAGIC: Final = b"ILS1"
 _CENTRES: Final = (SCORE_EDGES[:-1] + SCORE_EDGES[1:]) / 2
 
@@ -150,14 +150,15 @@ def check_calibration(references: Sequence[ClassificationQuality]) -> Calibratio
 
 
 def estimate_quality(
-    scores: ScoreSketch, calibration: Calibration, level: float = LEVEL, seed: int = 0
+    scores: ScoreSketch, calibration: Calibration, level: float = LEVEL, seed: int = 0, draws: int = DRAWS
 ) -> list[QualityMetric]:
     """Return accuracy, AUC, Brier score, precision and recall of predictions without labels; empty without predictions.
 
     Confidence-based performance estimation (NannyML, https://nannyml.readthedocs.io, "Estimation of performance"):
     calibrated probabilities say how many of the predictions in each confusion cell to expect. It holds under covariate
-    shift, not when the meaning of the features changes. The interval is one of prediction: it covers, with probability
-    `level`, the figure that the labels of these very predictions will show; labels are drawn, and so is the calibration.
+    shift, not when the meaning of the features changes: `estimate_check` mends that once labels come. The interval is one
+    of prediction: it covers, with probability `level`, the figure that the labels of these very predictions will show;
+    labels are drawn, and so is the calibration.
     """
     total = scores.total_weight
     if total <= 0:
@@ -170,7 +171,7 @@ def estimate_quality(
     expected = _rates(calibration.probabilities, observed, calibration.counts, _CENTRES[filled])
     estimate = _figures((predicted * expected)[None], (rejected * expected)[None], predicted, rejected, filled)
     random = np.random.default_rng(seed)
-    rates = _drawn_rates(calibration, expected, filled, random)
+    rates = _drawn_rates(calibration, expected, filled, random, draws)
     drawn = _figures(
         random.binomial(np.rint(predicted).astype(np.int64), rates).astype(np.float64),
         random.binomial(np.rint(rejected).astype(np.int64), rates).astype(np.float64),
@@ -211,17 +212,21 @@ def _figures(
 
 
 def _drawn_rates(
-    calibration: Calibration, expected: FloatArray, filled: npt.NDArray[np.intp], random: np.random.Generator
+    calibration: Calibration,
+    expected: FloatArray,
+    filled: npt.NDArray[np.intp],
+    random: np.random.Generator,
+    draws: int,
 ) -> FloatArray:
     """Draw rates [draws, filled bins]: each group's from its beta posterior (Jeffreys), then the window's own shift."""
     hits, misses = calibration.positives + 0.5, calibration.counts - calibration.positives + 0.5
-    groups = random.beta(np.maximum(hits, 0.5), np.maximum(misses, 0.5), (_DRAWS, calibration.counts.size))
+    groups = random.beta(np.maximum(hits, 0.5), np.maximum(misses, 0.5), (draws, calibration.counts.size))
     centres = _CENTRES[filled]
     rates = np.stack([_rates(calibration.probabilities, row, calibration.counts, centres) for row in groups])
     middle = float(_logit(expected).mean())
     logits = _logit(rates)
-    shifts = random.normal(0.0, np.sqrt(calibration.level_variance), (_DRAWS, 1))
-    slopes = random.normal(0.0, np.sqrt(calibration.slope_variance), (_DRAWS, 1))
+    shifts = random.normal(0.0, np.sqrt(calibration.level_variance), (draws, 1))
+    slopes = random.normal(0.0, np.sqrt(calibration.slope_variance), (draws, 1))
     return np.asarray(1 / (1 + np.exp(-(logits + shifts + slopes * (logits - middle)))))
 
 

@@ -58,6 +58,8 @@ class QualityMetric:
     value: Interval
     higher_is_better: bool
     is_estimated: bool = False
+    checked_count: int = 0
+    """Of an estimate: stretches of time before, which its interval was held against; 0: it assumes no concept drift."""
 
 
 @dataclass(frozen=True, slots=True)

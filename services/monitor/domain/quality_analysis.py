@@ -1,13 +1,16 @@
 """Quality of a version, from windows of labels."""
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+from services.monitor.domain.estimate_check import Stretch, hold_against_labels
 from services.monitor.domain.failure import NotCalibrated
 from services.monitor.domain.label_free import NotCalibrated as Uncalibrated
 from services.monitor.domain.label_free import ScoreSketch, check_calibration, estimate_quality
 from services.monitor.domain.quality import CalibrationBin, ClassificationQuality, QualityMetric, RegressionQuality
 from services.monitor.domain.quality_window import Quality, QualityWindow
+from services.monitor.domain.scope import Scope
 from services.monitor.domain.version_info import Task, VersionInfo
 from services.monitor.domain.window import WindowSketch
 from services.monitor.domain.window_series import Placed
@@ -36,22 +39,50 @@ def measure(
     return quality.metrics(), calibration, quality.labelled_weight
 
 
-def estimate(
-    windows: Sequence[Placed[WindowSketch]], references: Sequence[Placed[QualityWindow]], info: VersionInfo
-) -> list[QualityMetric]:
-    """Return what confidences alone say, the calibration being learnt from labelled windows; raises NotCalibrated."""
+@dataclass(frozen=True, slots=True)
+class EstimateInput:
+    """Probabilities and labels of a scope and of the time before it."""
+
+    scope: Scope
+    scores: Sequence[Placed[ScoreSketch]]
+    """Of the scope, and of so much before it as is looked back at."""
+    labelled: Sequence[Placed[QualityWindow]]
+    """Of the scope and the four weeks before it."""
+
+
+def estimate(given: EstimateInput) -> list[QualityMetric]:
+    """Return what confidences say, the calibration being learnt from labelled windows; raises NotCalibrated."""
+    info = given.scope.info
     if info.task is not Task.CLASSIFICATION:
         raise NotCalibrated(info.name, "want a classification, got a regression, which has no confidences")
-    known = [placed.window.quality for placed in references]
+    labelled = [
+        (_stretches_ago(placed, given.scope), placed.window.quality)
+        for placed in given.labelled
+        if isinstance(placed.window.quality, ClassificationQuality)
+    ]
+    # A version that has labels of this scope only is better than none.
+    before = [(ago, quality) for ago, quality in labelled if ago > 0]
     try:
-        calibration = check_calibration([found for found in known if isinstance(found, ClassificationQuality)])
+        calibration = check_calibration([quality for _, quality in before or labelled])
     except Uncalibrated as error:
         raise NotCalibrated(info.name, str(error)) from None
-    scores = ScoreSketch()
-    for placed in windows:
-        if placed.window.scores is not None:
-            scores.merge(placed.window.scores)
-    return estimate_quality(scores, calibration)
+    stretches: dict[int, Stretch] = {}
+    for placed in given.scores:
+        ago = _stretches_ago(placed, given.scope)
+        stretches.setdefault(ago, Stretch(ago, ScoreSketch(), ClassificationQuality())).scores.merge(placed.window)
+    for ago, quality in labelled:
+        if ago in stretches:
+            stretches[ago].quality.merge(quality)
+    now = stretches.pop(0, None)
+    if now is None:
+        return []
+    metrics = estimate_quality(now.scores, calibration)
+    return hold_against_labels(metrics, stretches.values(), before)
+
+
+def _stretches_ago(placed: Placed[Any], scope: Scope) -> int:
+    """Return how many stretches as long as the scope before it a window lies; 0: in it."""
+    return max(-(-(scope.start_us - placed.start_us) // (scope.end_us - scope.start_us)), 0)
 
 
 def pending_count(

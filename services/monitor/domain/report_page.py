@@ -97,6 +97,7 @@ class Findings:
 
 async def find(analyses: Analyses, request: ScopeRequest) -> Findings:
     """Ask everything about a scope."""
+    analyses = analyses.for_one_report()
     left_out: list[str] = []
     drift = None
     try:

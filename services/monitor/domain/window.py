@@ -143,6 +143,13 @@ class WindowSketch:
             (self.features if place == "f" else self.outputs)[name] = sketch
 
 
+def scores_from_bytes(data: bytes) -> ScoreSketch:
+    """Return the probabilities of an encoded window alone, an empty sketch for none; raises SketchUnreadable."""
+    head, rest = unpack(_MAGIC, data)
+    size = head["scores"]
+    return ScoreSketch.from_bytes(bytes(rest[len(rest) - size :])) if size else ScoreSketch()
+
+
 def add_counts(mine: "dict[Any, float]", other: "Mapping[Any, float]") -> None:
     """Add counts by key."""
     for key, weight in other.items():

@@ -7,6 +7,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 
 from services.monitor.domain.drift_null import MINIMUM_BLOCKS
+from services.monitor.domain.label_free import ScoreSketch
 from services.monitor.domain.numeric_sketch import SketchUnreadable
 from services.monitor.domain.policy import DAY_US, SECOND_US
 from services.monitor.domain.quality_window import QualityWindow
@@ -17,7 +18,7 @@ RECENT_LIMIT: Final = 200
 USUAL_LIMIT: Final = 400
 STARTS_LIMIT: Final = 1_000
 _LOG: Final = structlog.get_logger(part="windows")
-_WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow)
+_WindowT = TypeVar("_WindowT", WindowSketch, QualityWindow, ScoreSketch)
 
 
 @dataclass(frozen=True, slots=True)

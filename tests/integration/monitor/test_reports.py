@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,6 +20,8 @@ from interlock.monitor.v1 import (
 from interlock.monitor.v1 import report_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
+from services.monitor.adapters.window_store import SqlWindowStore
+from services.monitor.domain.window_ports import Selection
 from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
 from tests.integration.monitor.conftest import Monitor, running_monitor
@@ -96,13 +99,25 @@ async def seen(monitor: Monitor, shift: float = 0.0) -> None:
         await labels.SendFeedback(feedback_service_pb2.SendFeedbackRequest(feedback=feedback))
 
 
+def noted(reads: list[tuple[str, Selection]], name: str, read: Any) -> Any:
+    async def reading(store: SqlWindowStore, selection: Selection) -> Any:
+        reads.append((name, selection))
+        return await read(store, selection)
+
+    return reading
+
+
 @pytest.mark.rpc(SERVICE + "CreateReport", "happy")
 @pytest.mark.rpc(SERVICE + "GetReport", "happy")
 @pytest.mark.rpc(SERVICE + "DownloadReport", "happy")
 @pytest.mark.rpc(CONTENT, "happy")
-async def test_a_page_loads_nothing_and_shows_everything(monitor: Monitor) -> None:
+async def test_a_page_loads_nothing_and_shows_everything(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
     await seen(monitor, shift=80.0)
+    reads: list[tuple[str, Selection]] = []
+    for name in ("read", "read_labelled"):
+        monkeypatch.setattr(SqlWindowStore, name, noted(reads, name, getattr(SqlWindowStore, name)))
     report = await order(monitor)
+    assert len(reads) == len(set(reads)), "all its parts together read a window once"
     assert (report.state, report.creator, report.error.message) == (pb.REPORT_STATE_SUCCEEDED, "local", "")
     content = await content_of(monitor, report)
     assert report.size_bytes == len(content)

@@ -19,6 +19,7 @@ from services.monitor.domain.data_quality import (
     check_volume,
     volume_finding,
 )
+from services.monitor.domain.estimate_check import Stretch, hold_against_labels, widening
 from services.monitor.domain.fairness import GroupCounts, measure_fairness
 from services.monitor.domain.interval import Interval, difference_interval, mean_interval, rate_interval
 from services.monitor.domain.label_free import NotCalibrated, ScoreSketch, check_calibration, estimate_quality
@@ -26,10 +27,13 @@ from services.monitor.domain.numeric_sketch import SketchUnreadable
 from services.monitor.domain.quality import ClassificationQuality, QualityMetric, RegressionQuality, auc_difference
 
 
-def sample(seed: int, size: int = 2_000, shape: tuple[float, float] = (0.5, 4.0)) -> tuple[Any, Any]:
+def sample(
+    seed: int, size: int = 2_000, shape: tuple[float, float] = (0.5, 4.0), drift: float = 0.0
+) -> tuple[Any, Any]:
+    """Probabilities and labels; the drift is that of the logit of what is true."""
     random = np.random.default_rng(seed)
     p = random.beta(*shape, size)
-    return p, random.random(size) < p
+    return p, random.random(size) < p / (p + (1 - p) * np.exp(-drift))
 
 
 def quality_of(p: Any, y: Any, **options: Any) -> ClassificationQuality:
@@ -196,6 +200,42 @@ def test_the_label_free_estimate_covers_as_often_as_stated() -> None:
     assert set(covered) == {"accuracy", "auc", "brier", "precision", "recall"}
     # 95 % of 30 is 28.5; below 25 would come once in 600 tries.
     assert min(covered.values()) >= 25, covered
+
+
+@given(
+    inside=st.lists(st.floats(-1, 0), min_size=1, max_size=40),
+    size=st.floats(1e-3, 1),
+    shares=st.lists(st.floats(0.3, 1), min_size=40, max_size=120),
+    lag=st.integers(1, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_whatever_drifts_intervals_miss_as_seldom_as_stated_in_the_long_run(
+    inside: list[float], size: float, shares: list[float], lag: int
+) -> None:
+    outside = [*inside, size, *(size * share for share in shares)]
+    missed, count = 0, len(outside)
+    for now in range(count):
+        known = [(now - at, miss) for at, miss in enumerate(outside[: max(now - lag + 1, 0)])]
+        width = widening(known, lag)
+        assert width == 0 or now > len(inside), "nothing had drifted yet"
+        missed += outside[now] > width
+    assert missed <= 0.05 * count + 3 + lag
+
+
+def test_an_estimate_is_held_against_the_labels_of_the_stretches_before() -> None:
+    windows = [sample(seed, 1_000, drift=0.8 if seed >= 22 else 0.0) for seed in range(24)]
+    stretches = [Stretch(24 - at, scores_of(p), quality_of(p, y)) for at, (p, y) in enumerate(windows)]
+    references = [(stretch.ago, stretch.quality) for stretch in stretches]
+    p, y = sample(99, 1_000, drift=0.8)
+    estimates = estimate_quality(scores_of(p), check_calibration([quality for _, quality in references]))
+    found = hold_against_labels(estimates, stretches, references)
+    real, before, after = (by_name(metrics)["accuracy"] for metrics in (quality_of(p, y).metrics(), estimates, found))
+    assert not before.lower <= real.estimate <= before.upper, "most of the labels are from before the drift"
+    assert after.lower <= real.estimate <= after.upper
+    assert after.estimate == before.estimate
+    assert {metric.checked_count for metric in found} == {23}, "the first has nothing before it to be estimated from"
+    half_labelled = [Stretch(one.ago, one.scores, quality_of(p[:800], y[:800])) for one in stretches]
+    assert hold_against_labels(estimates, half_labelled, references) == estimates
 
 
 @pytest.mark.parametrize("p", [[0.0], [1.0], [1e-9, 1e-9], [0.3, 0.9]])

@@ -432,6 +432,7 @@ class QualityMetric(_message.Message):
     ESTIMATED_FIELD_NUMBER: _builtins.int
     BASELINE_VALUE_FIELD_NUMBER: _builtins.int
     HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
+    CHECKED_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name: "auc", "log_loss", "brier", "precision", "recall", "accuracy", "expected_calibration_error",
     "mean_absolute_error", "root_mean_squared_error".
@@ -442,6 +443,11 @@ class QualityMetric(_message.Message):
     """Its value on the baseline. Absent: unknown."""
     higher_is_better: _builtins.bool
     """Whether more is better."""
+    checked_count: _builtins.int
+    """Of an estimate: stretches of time before the scope and as long, whose labels have come, which the interval was held
+    against and widened by, so that in the long run it covers as often as stated whatever drifts. 0: there are none, and
+    the interval assumes no concept drift: that a probability goes on meaning what it meant.
+    """
     @_builtins.property
     def value(self) -> _interval_pb2.Interval:
         """Its value with an interval."""
@@ -454,10 +460,11 @@ class QualityMetric(_message.Message):
         estimated: _builtins.bool = ...,
         baseline_value: _builtins.float | None = ...,
         higher_is_better: _builtins.bool = ...,
+        checked_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "estimated", b"estimated", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "checked_count", b"checked_count", "estimated", b"estimated", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
     _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015

@@ -48,9 +48,9 @@ def _read_bytes(read: FeatureRead) -> int:
 
 def _key(event: PredictionEvent) -> tuple[object, ...]:
     version = event.choice.target.version
-    forms = tuple((tensor.name, tensor.shape[1:]) for tensor in (*event.inputs, *event.outputs))
+    forms = tuple([(tensor.name, tensor.shape[1:]) for tensor in (*event.inputs, *event.outputs)])
     # Callers name the entities: a batch must not get a column for each name of each of them.
-    entities = frozenset(name for read in event.reads for name in read.entities)
+    entities = frozenset([name for read in event.reads for name in read.entities]) if event.reads else None
     return (version.model, version.id, event.choice.variant, event.choice.epoch, event.fixed, forms, entities)
 
 
@@ -73,38 +73,35 @@ def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_ev
     first = events[0]
     names = sorted({event.principal for event in events})
     index = {name: position for position, name in enumerate(names)}
+    rows = sum([len(event.ids) for event in events])
     batch = prediction_event_pb2.PredictionBatch(
         model=first.choice.target.version.model,
         version="" if first.fixed else first.choice.target.version.id,
         variant=first.choice.variant,
         environment=environment,
         epoch=first.choice.epoch,
-        prediction_ids=b"".join(found.bytes for event in events for found in event.ids),
+        prediction_ids=b"".join([found.bytes for event in events for found in event.ids]),
         inputs=_joined([event.inputs for event in events]),
         outputs=_joined([event.outputs for event in events]),
         principal_names=names,
         redacted_features=sorted(first.choice.rules.redacted),
+        has_tensors=[bool(event.inputs) for event in events for _ in event.ids],
+        statuses=[event.status for event in events for _ in event.ids],
+        buckets=[bucket for event in events for bucket in event.buckets],
+        principals=[index[event.principal] for event in events for _ in event.ids],
+        degraded=[degraded for event in events for degraded in event.degraded],
+        cached=[False] * rows,
+        latencies_us=[event.latency_us for event in events for _ in event.ids],
+        sampling_weights=[1.0] * rows,
+        feature_read_times_us=[
+            0 if read is None or read.fetched is None else read.fetched.read_time_us
+            for event in events
+            for read in event.reads or [None] * len(event.ids)
+        ],
     )
-    for event in events:
-        rows = len(event.ids)
-        batch.has_tensors.extend([bool(event.inputs)] * rows)
-        batch.statuses.extend([event.status] * rows)
-        batch.buckets.extend(event.buckets)
-        batch.principals.extend([index[event.principal]] * rows)
-        batch.degraded.extend(event.degraded)
-        batch.cached.extend([False] * rows)
-        batch.latencies_us.extend([event.latency_us] * rows)
-        batch.sampling_weights.extend([1.0] * rows)
-        batch.feature_read_times_us.extend(_read_times(event))
     _add_reads(batch, events)
     _add_missing(batch, events)
     return batch
-
-
-def _read_times(event: PredictionEvent) -> Iterable[int]:
-    if not event.reads:
-        return [0] * len(event.ids)
-    return (0 if read.fetched is None else read.fetched.read_time_us for read in event.reads)
 
 
 def _add_reads(batch: prediction_event_pb2.PredictionBatch, events: Sequence[PredictionEvent]) -> None:
@@ -147,8 +144,8 @@ def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[tensor_pb2.Tensor]:
         tensor_pb2.Tensor(
             name=pieces[0].name,
             data_type=_WIRE_TYPE[pieces[0].data_type],
-            shape=(sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:]),
-            data=b"".join(piece.data for piece in pieces),
+            shape=(sum([piece.shape[0] for piece in pieces]), *pieces[0].shape[1:]),
+            data=b"".join([piece.data for piece in pieces]),
         )
         for pieces in zip(*blocks, strict=True)
     ]

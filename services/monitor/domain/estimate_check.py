@@ -1,0 +1,106 @@
+"""Label-free estimates held against the labels that came since.
+
+Confidences cannot know that the meaning of features changed; labels that come late can. So an interval is widened by how
+far past figures came to lie outside of theirs, by the quantile tracking of Angelopoulos, Candes and Tibshirani, Conformal
+PID control for time series prediction (2023), a form of Gibbs and Candes, Adaptive conformal inference under distribution
+shift (2021). Whatever drifts, a share of at most 1 - level + c / n of n intervals in a row misses its figure. Each time
+that misses grow larger than all before, c grows by about 3 plus the number of stretches that labels take to come. No more is
+to be had: the first intervals after a change miss before any label says so.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from services.monitor.domain.interval import LEVEL
+from services.monitor.domain.label_free import (
+    NotCalibrated,
+    ScoreSketch,
+    check_calibration,
+    estimate_quality,
+)
+from services.monitor.domain.quality import ClassificationQuality, QualityMetric
+
+CHECKED_LIMIT: Final = 40
+"""Stretches that are looked back at, at most."""
+REFERENCE_LIMIT: Final = 400
+"""Labelled windows that a past stretch is estimated from, at most."""
+LABELLED_SHARE: Final = 0.9
+"""Of the predictions of a stretch, that must have a label: those whose labels come first may be of a kind."""
+_RATE: Final = 0.5
+"""What a miss widens by, as a share of the largest one so far."""
+_DRAWS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of time before a scope, and as long as it."""
+
+    ago: int
+    """1: the one right before the scope, 2: the one before that."""
+    scores: ScoreSketch
+    quality: ClassificationQuality
+    """What its labels say, as far as they have come."""
+
+
+def hold_against_labels(
+    metrics: Sequence[QualityMetric],
+    stretches: Iterable[Stretch],
+    references: Sequence[tuple[int, ClassificationQuality]],
+    level: float = LEVEL,
+) -> list[QualityMetric]:
+    """Return estimates of a scope with intervals widened by the misses of the stretches before it.
+
+    `references` are labelled windows, by time, and in which stretch they lie: what each stretch is estimated from is what
+    was known as long before it as the newest labels are before the scope.
+    """
+    complete = [s for s in stretches if 0 < LABELLED_SHARE * s.scores.total_weight <= s.quality.labelled_weight]
+    newest_last = sorted(complete, key=lambda stretch: -stretch.ago)[-CHECKED_LIMIT:]
+    if not newest_last:
+        return list(metrics)
+    lag = newest_last[-1].ago
+    misses: dict[str, list[tuple[int, float]]] = {}
+    for stretch in newest_last:
+        known = [quality for ago, quality in references if ago >= stretch.ago + lag]
+        for name, miss in misses_of(stretch, known[-REFERENCE_LIMIT:]).items():
+            misses.setdefault(name, []).append((stretch.ago, miss))
+    return [_widened(metric, misses.get(metric.name, []), lag, level) for metric in metrics]
+
+
+def widening(misses: Sequence[tuple[int, float]], lag: int, level: float = LEVEL) -> float:
+    """Return what an interval of now is to be widened by at each end.
+
+    `misses`, the oldest first: how many stretches ago, and how far the figure lay outside of its interval (less than 0:
+    inside). Each is known `lag` stretches later.
+    """
+    width, largest = 0.0, 0.0
+    waiting: deque[tuple[int, float, float]] = deque()
+    for ago, miss in [*misses, (0, 0.0)]:
+        while waiting and waiting[0][0] >= ago + lag:
+            _, known, given = waiting.popleft()
+            largest = max(largest, known)
+            width = max(0.0, width + _RATE * largest * ((known > given) - (1 - level)))
+        waiting.append((ago, miss, width))
+    return width
+
+
+def misses_of(stretch: Stretch, known: Sequence[ClassificationQuality]) -> Mapping[str, float]:
+    """Return by metric how far a figure lies outside of its interval (less than 0: inside), estimated from what was known."""
+    try:
+        calibration = check_calibration(known)
+    except NotCalibrated:
+        return {}
+    figures = {metric.name: metric.value.estimate for metric in stretch.quality.metrics()}
+    return {
+        metric.name: max(metric.value.lower - figures[metric.name], figures[metric.name] - metric.value.upper)
+        for metric in estimate_quality(stretch.scores, calibration, draws=_DRAWS)
+        if metric.name in figures
+    }
+
+
+def _widened(metric: QualityMetric, misses: Sequence[tuple[int, float]], lag: int, level: float) -> QualityMetric:
+    by, value = widening(misses, lag, level), metric.value
+    # All of these metrics lie between 0 and 1.
+    interval = replace(value, lower=max(value.lower - by, 0.0), upper=min(value.upper + by, 1.0))
+    return replace(metric, value=interval, checked_count=len(misses))
