@@ -32,7 +32,7 @@ DTYPES: Final[Mapping[str, npt.DTypeLike]] = {
 UNNAMED_COLUMNS_LIMIT: Final = 64
 """Columns of a tensor that become features of their own when no signature names them; a wider tensor has none."""
 _LENGTH: Final = Struct("<I")
-_REASONS: Final = pa.array([None, "ABSENT", "STALE", "UNAVAILABLE"], pa.string())
+_REASONS: Final = (None, "ABSENT", "STALE", "UNAVAILABLE")
 """By number of the contract's MissingReason."""
 
 
@@ -193,7 +193,7 @@ def _texts_or_null(keys: Sequence[str]) -> pa.Array:
 def _reasons(codes: Ints) -> pa.Array:
     # A newer router may know reasons that this release does not.
     known = (codes >= 0) & (codes < len(_REASONS))
-    return _REASONS.take(pa.array(np.where(known, codes, 0)))
+    return pa.array(_REASONS, pa.string()).take(pa.array(np.where(known, codes, 0)))
 
 
 def _prediction(batch: RawBatch, info: VersionInfo | None) -> tuple[Floats | None, Floats | None]:
