@@ -121,6 +121,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         gather_s=settings.gather_s,
         message_limit_bytes=settings.message_limit_bytes,
         on_sent=metrics.sent,
+        use_frames=settings.hop == "frames",
     )
     pools = InferencePools(
         settings.pool_addresses(),
@@ -128,6 +129,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         options=options,
         tracing=runtime.tracing,
         hope_s=settings.replica_hope_s,
+        attempt_timeout_s=settings.attempt_timeout_s,
         on_retry=metrics.retried,
     )
     pools.start()
