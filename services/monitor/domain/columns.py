@@ -60,7 +60,8 @@ class PredictionColumns:
     outputs: Mapping[str, Numbers]
     """Numeric output tensors by name, (row_count, ...) each."""
     predicted: Floats | None
-    """Class index of a classification, number of a regression, (row_count,); None when the signature does not say."""
+    """Class index of a classification, number of a regression, NaN where the model gave none, (row_count,); None when
+    the signature does not say."""
     probabilities: Floats | None
     """Probabilities in the order of the signature's labels, (row_count, labels); None for a regression."""
     entity_keys: Mapping[str, pa.Array]

@@ -197,16 +197,17 @@ class _Spread:
 def _readings(columns: PredictionColumns) -> Mapping[str, pa.Array]:
     if columns.predicted is None:
         return {}
-    found: dict[str, pa.Array] = {"prediction": pa.array(columns.predicted)}
+    none = np.isnan(columns.predicted)
+    found: dict[str, pa.Array] = {"prediction": pa.array(columns.predicted, mask=none)}
     if columns.probabilities is not None and columns.info is not None:
-        winners = columns.predicted.astype(np.int32)
+        winners = np.where(none, 0, columns.predicted).astype(np.int32)
         width = columns.probabilities.shape[1]
         offsets = pa.array(np.arange(columns.row_count + 1, dtype=np.int32) * width)
         flat = pa.array(columns.probabilities.astype(np.float32).ravel())
         found["probabilities"] = pa.ListArray.from_arrays(offsets, flat)
-        found["confidence"] = pa.array(columns.probabilities[np.arange(columns.row_count), winners])
+        found["confidence"] = pa.array(columns.probabilities[np.arange(columns.row_count), winners], mask=none)
         found["predicted_label"] = pa.DictionaryArray.from_arrays(
-            pa.array(winners), pa.array(columns.info.labels, pa.string())
+            pa.array(winners, mask=none), pa.array(columns.info.labels, pa.string())
         )
     return found
 

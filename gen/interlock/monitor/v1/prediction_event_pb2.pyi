@@ -51,7 +51,8 @@ Global___MissingReason: _TypeAlias = MissingReason  # noqa: Y015
 @_typing.final
 class PredictionBatch(_message.Message):
     """Holds predictions of one version under one configuration, in columns: every repeated field has one entry for each
-    prediction and is in the same order, tensors have their rows in that order.
+    prediction and is in the same order, tensors have their rows in that order. At most 10,000 predictions, 1,000 tensors on
+    each side, of 8 dimensions, 10,000 features with event times and 1,000 entities.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -85,7 +86,7 @@ class PredictionBatch(_message.Message):
     variant: _builtins.str
     """Variant of the route. Empty: pinned."""
     environment: _builtins.str
-    """Environment that the router serves."""
+    """Id of the environment that the router serves."""
     epoch: _builtins.int
     """Epoch of the routing configuration."""
     prediction_ids: _builtins.bytes
@@ -104,7 +105,7 @@ class PredictionBatch(_message.Message):
 
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """gRPC status codes of the answers."""
+        """gRPC status codes of the answers, 0 to 16."""
 
     @_builtins.property
     def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -132,7 +133,7 @@ class PredictionBatch(_message.Message):
 
     @_builtins.property
     def sampling_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """How many predictions each one stands for: 1 unless events are sampled."""
+        """How many predictions each one stands for: 1 unless events are sampled; above 0, at most a billion."""
 
     @_builtins.property
     def feature_event_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureEventTimes]:
