@@ -86,6 +86,7 @@ def _raw_batch(batch: event_pb.PredictionBatch) -> RawBatch:
             else np.zeros(count, dtype=np.int64)
         ),
         redacted=frozenset(batch.redacted_features),
+        missing={column.feature: _array(column.reasons, np.int64) for column in batch.missing_features},
     )
 
 
@@ -184,6 +185,8 @@ def _length_violations(batch: event_pb.PredictionBatch, count: int) -> Iterator[
     lengths = {f"batch.{name}": len(getattr(batch, name)) for name in _COLUMNS}
     for times in batch.feature_event_times:
         lengths[f"batch.feature_event_times[{echo(times.feature)}]"] = len(times.event_times_us)
+    for missing in batch.missing_features:
+        lengths[f"batch.missing_features[{echo(missing.feature)}]"] = len(missing.reasons)
     for column in batch.entity_keys:
         lengths[f"batch.entity_keys[{echo(column.entity)}]"] = len(column.keys)
     if batch.feature_read_times_us:

@@ -72,6 +72,8 @@ class PredictionColumns:
     """When features were read, microseconds since 1970; 0 = none were, (count,)."""
     redacted: frozenset[str]
     """Features and entities that the route keeps back: all values of them are missing."""
+    missing: Mapping[str, pa.Array]
+    """Why there was no usable value of a fetched feature, by feature; string, null = there was one, (count,) each."""
     receive_time_us: int = 0
     """When the monitor took them, microseconds since 1970; rises from batch to batch."""
 

@@ -32,6 +32,8 @@ DTYPES: Final[Mapping[str, npt.DTypeLike]] = {
 UNNAMED_COLUMNS_LIMIT: Final = 64
 """Columns of a tensor that become features of their own when no signature names them; a wider tensor has none."""
 _LENGTH: Final = Struct("<I")
+_REASONS: Final = (None, "ABSENT", "STALE", "UNAVAILABLE")
+"""By number of the contract's MissingReason."""
 
 
 class MalformedTensor(Exception):
@@ -70,6 +72,7 @@ def columns_of(batch: RawBatch, info: VersionInfo | None, receive_time_us: int =
         feature_event_times_us=batch.feature_event_times_us,
         feature_read_times_us=batch.feature_read_times_us,
         redacted=batch.redacted,
+        missing={name: _reasons(codes) for name, codes in batch.missing.items()},
         receive_time_us=receive_time_us,
     )
 
@@ -196,6 +199,12 @@ def _dictionary(texts: list[bytes]) -> pa.DictionaryArray:
 
 def _texts_or_null(keys: Sequence[str]) -> pa.Array:
     return pa.array([key or None for key in keys], pa.string())
+
+
+def _reasons(codes: Ints) -> pa.Array:
+    # A newer router may know reasons that this release does not.
+    known = (codes >= 0) & (codes < len(_REASONS))
+    return pa.array(_REASONS, pa.string()).take(pa.array(np.where(known, codes, 0)))
 
 
 def _prediction(batch: RawBatch, info: VersionInfo | None) -> tuple[Floats | None, Floats | None]:

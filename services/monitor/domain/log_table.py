@@ -44,6 +44,7 @@ FIXED_FIELDS: Final = (
     pa.field("entities", pa.map_(pa.string(), pa.string())),
     pa.field("feature_event_times", pa.map_(pa.string(), _TIME)),
     pa.field("redacted_features", pa.list_(pa.string())),
+    pa.field("missing_features", pa.map_(pa.string(), pa.string())),
 )
 
 _READINGS: Final = frozenset({"prediction", "predicted_label", "confidence", "probabilities"})
@@ -74,6 +75,7 @@ def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.
         "entities": _map(columns.entity_keys, pa.string(), count),
         "feature_event_times": _map(_event_times(columns.feature_event_times_us), _TIME, count),
         "redacted_features": _repeated(sorted(columns.redacted), count),
+        "missing_features": _map(columns.missing, pa.string(), count),
     }
     spread = _Spread(columns.rows, count)
     fixed |= {name: spread(values) for name, values in _readings(columns).items()}
@@ -124,6 +126,7 @@ def columns_of_table(table: pa.Table, info: VersionInfo | None) -> PredictionCol
         feature_event_times_us={},
         feature_read_times_us=_whole(pc.fill_null(table["feature_read_time"].cast(pa.int64()), 0)),
         redacted=_redacted(table),
+        missing={},
     )
 
 

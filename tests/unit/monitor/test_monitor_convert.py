@@ -56,6 +56,7 @@ WRONG: list[tuple[str, Change]] = [
     ("batch.latencies_us", lambda b: b.latencies_us.append(1)),
     ("batch.sampling_weights", lambda b: b.sampling_weights.append(1)),
     ('batch.feature_event_times["age"]', lambda b: _add_times(b, 3)),
+    ('batch.missing_features["age"]', lambda b: b.missing_features.add(feature="age", reasons=[1] * 3)),
     ('batch.inputs["x"]', lambda b: _add_input(b, 3)),
     ("batch.model", lambda b: setattr(b, "model", "")),
     ("batch.model", lambda b: setattr(b, "model", "../etc")),
