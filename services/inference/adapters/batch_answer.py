@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from services.inference.domain.frame import Failure, FrameTensor
+from services.inference.domain.frame import Failure, FrameTensor, RunFailure
 from services.inference.domain.item import BatchAnswer, OutputData
-from services.inference.domain.ports import RunFailure
 from services.inference.domain.tensor import BYTES, TensorSpec, row_size_bytes
 
 

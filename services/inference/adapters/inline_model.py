@@ -16,9 +16,9 @@ from services.inference.adapters.onnx_model import OnnxModel
 from services.inference.adapters.rehearsal import Golden, rehearse, warm
 from services.inference.adapters.run_batch import run_batch
 from services.inference.adapters.values import array_from_bytes
-from services.inference.domain.frame import Failure, FrameTensor
+from services.inference.domain.frame import Failure, FrameTensor, RunFailure
 from services.inference.domain.item import BatchAnswer
-from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, RunFailure, WorkerExit
+from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, WorkerExit
 from services.inference.domain.version import BatchingPolicy, VersionSpec
 
 _LOADING_NICENESS = 10

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from services.inference.adapters.onnx_model import OnnxModel, RunInterrupted, RunOutOfMemory, RunRefused
 from services.inference.adapters.values import array_from_bytes, bytes_from_array
-from services.inference.domain.frame import Failure, FrameTensor
-from services.inference.domain.ports import RunFailure
+from services.inference.domain.frame import Failure, FrameTensor, RunFailure
 
 
 def run_batch(

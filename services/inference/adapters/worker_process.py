@@ -27,6 +27,7 @@ from services.inference.domain.frame import (
     Frame,
     FrameTensor,
     Kind,
+    RunFailure,
     body_size_bytes,
     decode_frame,
     encode_frame,
@@ -43,7 +44,6 @@ from services.inference.domain.ports import (
     ModelBundle,
     ModelProcess,
     OnResult,
-    RunFailure,
     WorkerExit,
 )
 from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments, create_descriptors

@@ -28,6 +28,7 @@ from services.inference.domain.frame import (
     Frame,
     FrameTensor,
     Kind,
+    RunFailure,
     body_size_bytes,
     decode_frame,
     done_meta,
@@ -37,7 +38,6 @@ from services.inference.domain.frame import (
     parse_run_meta,
     tensor_bytes,
 )
-from services.inference.domain.ports import RunFailure
 from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments
 from services.inference.worker.limits import background_priority, limit_memory, memory_bytes
 
