@@ -64,6 +64,8 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
     """The stream is cut once this many items have come in."""
     wrong_rows: bool = False
     """Answers have one row too many."""
+    word_s: float = 1.0
+    """It speaks of itself so often, in seconds."""
     silent: bool = False
     """It takes everything and says nothing, as a frozen process does."""
     frames_address: str = ""
@@ -103,7 +105,7 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
             if self.draining:
                 return
             try:
-                await asyncio.wait_for(changed.wait(), 1.0)
+                await asyncio.wait_for(changed.wait(), self.word_s)
             except TimeoutError:
                 continue
 

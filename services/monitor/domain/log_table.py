@@ -44,6 +44,7 @@ FIXED_FIELDS: Final = (
     pa.field("entities", pa.map_(pa.string(), pa.string())),
     pa.field("feature_event_times", pa.map_(pa.string(), _TIME)),
     pa.field("redacted_features", pa.list_(pa.string())),
+    pa.field("missing_features", pa.map_(pa.string(), pa.string())),
 )
 
 
@@ -71,6 +72,7 @@ def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.
         "entities": _map(columns.entity_keys, pa.string(), count),
         "feature_event_times": _map(_event_times(columns.feature_event_times_us), _TIME, count),
         "redacted_features": _repeated(sorted(columns.redacted), count),
+        "missing_features": _map(columns.missing, pa.string(), count),
     }
     spread = _Spread(columns.rows, count)
     fixed |= {name: spread(values) for name, values in _readings(columns).items()}
@@ -121,6 +123,7 @@ def columns_of_table(table: pa.Table, info: VersionInfo | None) -> PredictionCol
         feature_event_times_us={},
         feature_read_times_us=_whole(pc.fill_null(table["feature_read_time"].cast(pa.int64()), 0)),
         redacted=_redacted(table),
+        missing={},
     )
 
 
@@ -194,16 +197,17 @@ class _Spread:
 def _readings(columns: PredictionColumns) -> Mapping[str, pa.Array]:
     if columns.predicted is None:
         return {}
-    found: dict[str, pa.Array] = {"prediction": pa.array(columns.predicted)}
+    none = np.isnan(columns.predicted)
+    found: dict[str, pa.Array] = {"prediction": pa.array(columns.predicted, mask=none)}
     if columns.probabilities is not None and columns.info is not None:
-        winners = columns.predicted.astype(np.int32)
+        winners = np.where(none, 0, columns.predicted).astype(np.int32)
         width = columns.probabilities.shape[1]
         offsets = pa.array(np.arange(columns.row_count + 1, dtype=np.int32) * width)
         flat = pa.array(columns.probabilities.astype(np.float32).ravel())
         found["probabilities"] = pa.ListArray.from_arrays(offsets, flat)
-        found["confidence"] = pa.array(columns.probabilities[np.arange(columns.row_count), winners])
+        found["confidence"] = pa.array(columns.probabilities[np.arange(columns.row_count), winners], mask=none)
         found["predicted_label"] = pa.DictionaryArray.from_arrays(
-            pa.array(winners), pa.array(columns.info.labels, pa.string())
+            pa.array(winners, mask=none), pa.array(columns.info.labels, pa.string())
         )
     return found
 

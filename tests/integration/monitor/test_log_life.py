@@ -5,6 +5,8 @@ import errno
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from sqlalchemy import select
 from services.common.database import Database
 from services.common.errors import Unavailable
 from services.common.migration import open_database
-from services.monitor.adapters import label_reader
+from services.monitor.adapters import label_reader, label_store
 from services.monitor.adapters.label_join import LabelJoin
 from services.monitor.adapters.label_reader import LabelReader
 from services.monitor.adapters.label_store import LabelStore
@@ -39,7 +41,7 @@ from services.monitor.domain.log_question import EVER_US
 from services.monitor.domain.ports import LogPolicy
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
-from tests.integration.monitor.asking import logged, query, record, until
+from tests.integration.monitor.asking import query, record, until
 from tests.integration.monitor.conftest import running_monitor
 
 INFO = version_from_proto(model_version())
@@ -133,6 +135,10 @@ async def test_closed_hours_are_merged_with_every_id_once_and_old_ones_forgotten
     assert not stored(tmp_path)
 
 
+async def files_written(folder: Path, count: int) -> bool:
+    return len([name for name in stored(folder) if not name.startswith(".")]) == count
+
+
 def damage(folder: Path) -> None:
     """Tear one file apart, and flip a page of another, whose footer stays sound."""
     torn, flipped, _ = sorted(folder.rglob("*.parquet"))
@@ -145,15 +151,10 @@ def damage(folder: Path) -> None:
 
 async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
     async with running_monitor(tmp_path, FakeRegistry([model_version()]), monitor_log_flush_interval_s=0.05) as monitor:
+        folder = tmp_path / "monitor" / "log"
         for seed in range(3):
             await record(monitor, requests(draw_traffic(seed, [time.time() - 5] * 200)))
-            await logged(monitor, 200 * (seed + 1))
-        folder = tmp_path / "monitor" / "log"
-
-        async def written() -> bool:
-            return len(stored(folder)) == 3 and not any(name.startswith(".") for name in stored(folder))
-
-        await until(written)
+            await until(partial(files_written, folder, seed + 1))
         damage(folder)
         rows = await query(
             monitor, "SELECT count(DISTINCT prediction_id) AS n, sum(features.amount) AS s FROM predictions"
@@ -277,6 +278,26 @@ async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
     async with database.read() as connection:
         states = Counter(await connection.scalars(select(LABEL.c.state)))
     assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
+
+
+async def test_a_label_that_cannot_be_written_is_told_to_its_sender_and_to_nobody_else(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = label_store._row
+
+    def broken(new: Feedback, *more: Any) -> Any:
+        if new.source == "poison":
+            raise RuntimeError("cannot be written")
+        return real(new, *more)
+
+    monkeypatch.setattr(label_store, "_row", broken)
+    now_us = int(time.time() * 1e6)
+    ids = draw_traffic(4, [time.time() - 1] * 5).ids
+    sent = [Feedback(one, "", 1.0, None, now_us, event_given=True) for one in ids]
+    sent[2] = replace(sent[2], source="poison")
+    for _ in range(2):
+        answers = await asyncio.gather(*(store.take([one]) for one in sent), return_exceptions=True)
+        assert [isinstance(answer, RuntimeError) for answer in answers] == [False, False, True, False, False]
 
 
 async def test_two_monitors_on_one_database_join_every_label_once(

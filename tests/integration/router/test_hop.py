@@ -246,6 +246,22 @@ async def test_a_frozen_replica_costs_no_call_and_its_late_answers_are_nobodys(h
         await all_right(world, 50)
 
 
+async def test_a_replica_that_falls_silent_is_given_up_and_what_it_held_is_asked_again(
+    idle_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.router.adapters.inference_client.replica._SILENCE_S", 0.5)
+    replica = idle_world.replica
+    replica.word_s = 0.1
+    await idle_world.start_router()
+    replica.silent = True
+    asking = asyncio.ensure_future(answer_of(idle_world, 5))
+    await eventually(lambda: bool(replica.items))
+    await eventually(lambda: replica.streams == 0)
+    replica.silent = False
+    assert await asking == 5000.5
+    assert [item.attempt for item in replica.items] == [1, 2]
+
+
 async def test_two_silent_replicas_leave_time_for_a_third_try() -> None:
     async with several(3, attempt_timeout_s=0.1) as world:
         for place, replica in enumerate(world.replicas):

@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -23,6 +23,7 @@ from services.router.adapters.inference_client.stream import InferStream, Stream
 _LOG: Final = structlog.get_logger("replica")
 # The contract promises word once a second; a peer that is silent for this long has a blocked loop or a dead host.
 _SILENCE_S: Final = 5.0
+_READ_S: Final = 0.1
 _FIRST_PAUSE_S: Final = 0.05
 # Well inside the time that a request hopes for a replica: it dials a few times before that is over.
 _LONGEST_PAUSE_S: Final = 0.5
@@ -67,8 +68,7 @@ class Connection:
         try:
             call = self._stub.WatchReplica(inference_pb.WatchReplicaRequest())
             while True:
-                async with asyncio.timeout(_SILENCE_S):
-                    state = await call.read()
+                state = await self._next_word(call)
                 if not isinstance(state, inference_pb.WatchReplicaResponse):
                     return
                 self._apply(state)
@@ -80,6 +80,23 @@ class Connection:
             _LOG.debug("replica_watch_ended", code=error.code().name)
         finally:
             self.finish()
+
+    async def _next_word(self, call: Any) -> Any:
+        """Return the process's next word of itself; raises TimeoutError when it is silent, on its streams too."""
+        reading = asyncio.ensure_future(call.read())
+        heard = time.monotonic()
+        try:
+            while True:
+                await asyncio.wait((reading,), timeout=heard + _SILENCE_S - time.monotonic())
+                # Where this process itself was held up, its words wait to be read.
+                done, _ = await asyncio.wait((reading,), timeout=_READ_S)
+                if done:
+                    return reading.result()
+                heard = max((heard, *(stream.heard_at for stream in self.streams.values())))
+                if time.monotonic() >= heard + _SILENCE_S:
+                    raise TimeoutError
+        finally:
+            reading.cancel()
 
     def stream(self, key: VersionKey) -> InferStream | None:
         """Return the stream for a version that is READY here, or None."""

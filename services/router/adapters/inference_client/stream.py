@@ -86,6 +86,8 @@ class InferStream:
         """The longest message that the replica takes."""
         self.closed = False
         """Nothing more goes out; what has gone out may still be answered."""
+        self.heard_at = 0.0
+        """When the replica said something last, in seconds of `time.monotonic()`."""
         self.queue_time_us = 0
         """What the replica said last of its queue."""
         self._row_us = 0.0
@@ -159,6 +161,7 @@ class InferStream:
 
     def take(self, response: inference_pb.CoalescedInferResponse) -> None:
         """Take a message of the replica."""
+        self.heard_at = time.monotonic()
         kind = response.WhichOneof("message")
         if kind == "results":
             results = response.results
