@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,14 +59,15 @@ async def alertmanager(folder: Path, pager: Receiver) -> AsyncIterator[Callable[
                 )
             )
             async with httpx.AsyncClient(trust_env=False) as client:
-                await until(lambda: is_ready(client, url))
+                await until(lambda: is_ready(client, url, running[-1]))
         return url
 
     yield run
     await run(False)
 
 
-async def is_ready(client: httpx.AsyncClient, url: str) -> bool:
+async def is_ready(client: httpx.AsyncClient, url: str, process: asyncio.subprocess.Process) -> bool:
+    assert process.returncode is None, "Alertmanager has ended"
     try:
         return (await client.get(f"{url}/-/ready")).is_success
     except httpx.TransportError:
@@ -147,7 +149,10 @@ async def _equals(client: httpx.AsyncClient, wanted: dict[str, str]) -> bool:
 async def _has_passed_on(client: httpx.AsyncClient) -> bool:
     """Return whether Alertmanager has got an answer from the pager, and so remembers that it told it."""
     metrics = (await client.get("/metrics")).text
-    return 'alertmanager_notification_latency_seconds_count{integration="webhook"} 1' in metrics
+    found = re.search(
+        r'^alertmanager_notification_latency_seconds_count\{integration="webhook"\} (\d+)', metrics, re.MULTILINE
+    )
+    return found is not None and int(found[1]) >= 1
 
 
 async def _has(pager: Receiver, *wanted: tuple[str, str]) -> bool:

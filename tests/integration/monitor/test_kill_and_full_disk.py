@@ -82,7 +82,7 @@ async def send_until_killed(
 ) -> tuple[int, int]:
     """Kill the process in the middle of its work; returns how many predictions and labels it had acknowledged."""
     predictions, feedback = rpc.MonitorServiceStub(channel), feedback_rpc.FeedbackServiceStub(channel)
-    count, labelled = 0, 0
+    count, labelled, number = 0, 0, 0
     with contextlib.suppress(grpc.aio.AioRpcError):
         for number, request in enumerate(requests(traffic, rows=100)):
             if number % 7 == 0:
@@ -94,6 +94,7 @@ async def send_until_killed(
                 labels = [label(one, 1) for one in traffic.ids[count - 50 : count]]
                 await feedback.SendFeedback(feedback_pb.SendFeedbackRequest(feedback=labels))
                 labelled += 50
+    assert process.returncode is not None or number >= 20, "a call failed before the process was killed"
     await process.wait()
     assert 2000 <= count < len(traffic)
     return count, labelled
