@@ -27,6 +27,8 @@ def spawn(work: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
     task = asyncio.create_task(_contain(work), name=name, context=context)  # noqa: TID251 - this is the one place
     _RUNNING.add(task)
     task.add_done_callback(_finish)
+    # Cancelled before its first step, it would complain that nobody ever awaited it.
+    task.add_done_callback(lambda _task: work.close())
     return task
 
 

@@ -111,15 +111,19 @@ async def _definitions(base: Base) -> Sequence[Binding]:
 async def _open_online(base: Base) -> Online:
     """Open the online store and the history; the store catches up with the history in the background."""
     settings, registry = base.settings, base.runtime.registry
-    history = FeatureHistory(
-        settings.history,
-        settings.state_dir.absolute() / "features" / "log",
-        roll_bytes=settings.features_history_roll_mib * 1024**2,
-        roll_s=settings.features_history_roll_s,
-        backlog_bytes=settings.features_history_backlog_mib * 1024**2,
-        clock_us=now_us,
-        metrics=HistoryMetrics(registry),
-    )
+    try:
+        history = FeatureHistory(
+            settings.history,
+            settings.state_dir.absolute() / "features" / "log",
+            roll_bytes=settings.features_history_roll_mib * 1024**2,
+            roll_s=settings.features_history_roll_s,
+            backlog_bytes=settings.features_history_backlog_mib * 1024**2,
+            clock_us=now_us,
+            metrics=HistoryMetrics(registry),
+        )
+    except (ImportError, ValueError) as error:
+        # fsspec's words: a protocol that it does not know, or the package that it wants for one.
+        raise InvalidSettings(f"INTERLOCK_FEATURES_HISTORY_URI: {error}") from None
     await history.open()
     base.stack.push_async_callback(history.close)
     behind = history.behind.set

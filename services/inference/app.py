@@ -28,6 +28,7 @@ from services.inference.domain.admission import QueueLimits
 from services.inference.domain.instance import HostParts, Pauses
 from services.inference.domain.replica import Replica
 from services.inference.domain.version import VersionKey
+from services.inference.servicer.framed_streams import FramedStreams, serve_tcp, serve_unix
 from services.inference.servicer.inference import InferenceServicer
 from services.inference.servicer.oip import OipServicer
 from services.inference.settings import InferenceSettings
@@ -62,10 +63,23 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         await _settle(replica, runtime, settings.inference_start_wait_s)
         await stack.enter_async_context(runtime.in_background(_open_when_settled(replica, runtime), "readiness"))
         tracer = SpanTracer(runtime.tracing)
+        streams = FramedStreams(replica, tracer, settings.message_limit_bytes)
+        frames_address = await stack.enter_async_context(_serve_frames(streams, settings))
+        servicer = InferenceServicer(
+            replica, tracer, limit_bytes=settings.message_limit_bytes, frames_address=frames_address
+        )
         yield [
-            Binding("interlock.inference.v1.InferenceService", InferenceServicer(replica, tracer)),
+            Binding("interlock.inference.v1.InferenceService", servicer),
             Binding(OIP, OipServicer(replica, tracer, _release()), hot=_HOT_METHODS),
         ]
+
+
+def _serve_frames(streams: FramedStreams, settings: InferenceSettings) -> AbstractAsyncContextManager[str]:
+    if settings.inference_frames == "unix":
+        return serve_unix(streams, settings.state_dir.resolve() / "run", settings.drain_grace_s)
+    if settings.inference_frames == "tcp":
+        return serve_tcp(streams, settings.bind_host, settings.drain_grace_s)
+    return contextlib.nullcontext("")
 
 
 def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cache: ArtifactCache) -> HostParts:

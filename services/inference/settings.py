@@ -1,6 +1,6 @@
 """Settings of inference, beside the common ones."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
@@ -19,6 +19,9 @@ class InferenceSettings(CommonSettings):
 
     inference_pool: Annotated[str, AfterValidator(_id)] = "default"
     """Pool that this process belongs to; it loads what is deployed there."""
+    inference_frames: Literal["unix", "tcp", "off"] = "unix"
+    """Where routers' requests are taken as frames, beside gRPC: on a Unix socket in the state folder, or on a TCP port
+    of the bind host, which nothing guards but the network. Routers elsewhere use gRPC."""
     inference_intra_op_threads: Annotated[int, Field(ge=0, le=1024)] = 1
     """Threads of one run of a model. 0 = as many as affinity and cgroup allow."""
     inference_worker_memory_bytes: Annotated[int, Field(ge=0)] = 0

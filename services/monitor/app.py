@@ -118,7 +118,9 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             runtime.in_background(_keep_house(settings, policies, windows.store), "housekeeping")
         )
         sinks: dict[str, PredictionSink] = {"log": log.writer, "windows": windows.intake}
-        intake = await stack.enter_async_context(_open_intake(settings, runtime, versions, sinks, drops))
+        intake = await stack.enter_async_context(
+            _open_intake(settings, runtime, versions, sinks, drops, after_us=await windows.intake.position_us())
+        )
 
         async def on_disk() -> None:
             await intake.drained("log")
@@ -345,6 +347,8 @@ async def _open_intake(
     versions: RegistryVersions,
     sinks: Mapping[str, PredictionSink],
     drops: Drops,
+    *,
+    after_us: int,
 ) -> AsyncIterator[Intake]:
     """Open what spreads predictions; when it ends, every sink has taken all of them."""
     intake = Intake(
@@ -353,6 +357,7 @@ async def _open_intake(
         drops,
         limit_bytes=settings.monitor_intake_limit_bytes,
         sink_limit_rows=settings.monitor_sink_limit_rows,
+        after_us=after_us,
     )
     async with AsyncExitStack() as stack:
         for name, work in intake.works():

@@ -78,7 +78,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 
 def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
     oip = OipServicer(predictor, catalog, _release())
-    http = RouterHttpServicer(predictor, catalog, oip, runtime.health)
+    http = RouterHttpServicer(predictor, catalog, oip, runtime.health, runtime.settings.message_limit_bytes)
     return (
         Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
         Binding(HTTP, http, hot=_HOT_OF[HTTP]),
@@ -121,6 +121,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         gather_s=settings.gather_s,
         message_limit_bytes=settings.message_limit_bytes,
         on_sent=metrics.sent,
+        use_frames=settings.hop == "frames",
     )
     pools = InferencePools(
         settings.pool_addresses(),
@@ -128,6 +129,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         options=options,
         tracing=runtime.tracing,
         hope_s=settings.replica_hope_s,
+        attempt_timeout_s=settings.attempt_timeout_s,
         on_retry=metrics.retried,
     )
     pools.start()

@@ -25,6 +25,10 @@ class Settings(CommonSettings):
     """Longest wait of a request for others to leave with. Seconds; a lone request never waits."""
     replica_hope_s: Annotated[float, Field(ge=0, le=30)] = 5.0
     """Longest wait of a request for a version that was READY a moment ago, or whose replica is being dialled. Seconds."""
+    attempt_timeout_s: Annotated[float, Field(ge=0.01, le=60)] = 0.25
+    """Least time of a replica for an answer before another one is asked; more for versions that usually need more. Seconds."""
+    hop: Literal["frames", "grpc"] = "frames"
+    """How requests travel to inference: as frames where the replica offers them, or over gRPC everywhere."""
     features_timeout_s: Annotated[float, Field(ge=0.001, le=1)] = 0.04
     """Longest wait of a request for its features; then its policies decide. Seconds, inside the request's own deadline."""
     calls_in_flight_limit: PositiveInt = 4096

@@ -1,7 +1,7 @@
 """Installs the foreign clients that the end-to-end tests run: `python tests/clients/install.py`.
 
-They live apart from the suite, in `.venv-clients`, because they need other versions of the same libraries: `tritonclient`
-and Node from PyPI, the Node client's modules from npm, and its stubs, made from our protos. Each step is done again only
+They live apart from the suite, in `.venv-clients`, because they need other versions of the same libraries: `tritonclient`, the
+KServe SDK, MLPerf LoadGen and Node from PyPI, the Node client's modules from npm, and its stubs, made from our protos. Each step is done again only
 when what it is made from has changed.
 """
 
@@ -73,7 +73,9 @@ def is_installed() -> bool:
 def _make_environment() -> None:
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(ENVIRONMENT)])
-    _run([str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)])
+    # Compiling all of it costs more than the tests save: they import a small part.
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    _run([*pip, "-r", str(REQUIREMENTS)])
 
 
 def _install_modules() -> None:

@@ -35,6 +35,11 @@ class Clients:
         job = {"model": MODEL, "version": version, "inputs": TENSORS, "output": OUTPUT, "extensions": extensions}
         return self._run([str(PYTHON), str(CLIENTS / "triton_client.py"), protocol], address, job, Path("/"))
 
+    def other(self, program: str, grpc: str, http: str, **more: Any) -> Any:
+        """One of the programs that take an address for gRPC and one for HTTP, which may be empty; version 1 is asked."""
+        job = {"model": MODEL, "version": "1", "inputs": TENSORS, "output": OUTPUT, "grpc": grpc, "http": http, **more}
+        return self._run([str(PYTHON), str(CLIENTS / program)], grpc, job, Path("/"))
+
     def node(self, address: str) -> Any:
         """A client in JavaScript, from stubs that its own generator made."""
         return self._run([str(NODE), "client.js"], address, _flight_job(), NODE_CLIENT)

@@ -22,8 +22,9 @@ from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.timeout(300)
 
-# What a request may take longer while features are away, and how soon answers are whole again after they are back.
-ADDED_MS, CLEAN_S, PATIENCE_S = 50.0, 5.0, 30.0
+# What a request may take longer while features are away, and how soon the first answer is whole again after they are back:
+# five seconds, as the benchmark shows; a machine that is busy with other tests may be late for the breaker's probes.
+ADDED_MS, CLEAN_S, PATIENCE_S = 50.0, 10.0, 30.0
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,11 @@ async def test_redis_away_under_load_is_answered_by_policy_and_soon_forgotten(li
     away = sorted(ms for value, _, ms in load.answers if value == SCHEDULE_ANSWER)
     # The middle one, so that a busy machine does not decide.
     assert away[len(away) // 2] < usual[len(usual) // 2] + ADDED_MS
+    # The log says of such an answer which values could not be had, and why.
+    url = f"http://{live.stack.edge}/v1/predictionRecords/{load.fallen_back}"
+    await asyncio.to_thread(live.stack.wait_until, lambda: httpx.get(url).is_success, "it is in the log")
+    logged = (await asyncio.to_thread(httpx.get, url)).json()["prediction_record"]
+    assert logged["missing_features"] == dict.fromkeys(("delay", "wind"), "MISSING_REASON_UNAVAILABLE")
 
 
 class _Load:
@@ -125,6 +131,8 @@ class _Load:
         self._router = router
         self._http = http
         self.answers: list[tuple[float, list[str], float]] = []
+        self.fallen_back = ""
+        """Id of an answer that was degraded."""
 
     async def run_for(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -140,6 +148,8 @@ class _Load:
         answer = await self._http.post(f"http://{self._live.stack.edge}/v1/predict", json=body)
         assert answer.status_code == 200, answer.text
         found = answer.json()
+        if found["degraded"]:
+            self.fallen_back = found["prediction_id"]
         return found["prediction"], found["degraded"], found["latency_ms"]
 
     async def _grpc(self) -> tuple[float, list[str], float]:

@@ -1,4 +1,4 @@
-"""An inference replica for the router's tests: the coalescing stream over real gRPC, with the faults that occur."""
+"""An inference replica for the router's tests: the coalescing stream over real gRPC and as frames, with its faults."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -11,9 +11,34 @@ from google.rpc.status_pb2 import Status
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
 from interlock.inference.v1 import inference_service_pb2_grpc as inference_rpc
 
+from services.common.frames import FrameLink
 from tests.fakes.router_models import COMPUTE
 
-Item = inference_pb.InferItem
+
+@dataclass(frozen=True)
+class Item:
+    """One request of a batch."""
+
+    id: int
+    rows: int
+    timeout_us: int
+    attempt: int
+    traceparent: str
+    tenant: str
+    request_id: str
+
+
+def items_of(batch: inference_pb.InferBatch) -> list[Item]:
+    count = len(batch.ids)
+    columns = (
+        batch.attempts or [1] * count,
+        batch.traceparents or [""] * count,
+        batch.tenants or [""] * count,
+        batch.request_ids or [""] * count,
+    )
+    return [Item(*row) for row in zip(batch.ids, batch.rows, batch.timeouts_us, *columns, strict=True)]
+
+
 Refuse = Callable[[Item], Status | None]
 
 
@@ -39,6 +64,12 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
     """The stream is cut once this many items have come in."""
     wrong_rows: bool = False
     """Answers have one row too many."""
+    word_s: float = 1.0
+    """It speaks of itself so often, in seconds."""
+    silent: bool = False
+    """It takes everything and says nothing, as a frozen process does."""
+    frames_address: str = ""
+    """Where it says that it takes frames."""
     draining: bool = False
     items: list[Item] = field(default_factory=list)
     messages: list[int] = field(default_factory=list)
@@ -69,11 +100,12 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb.WatchReplicaResponse]:
         while True:
             changed = self._changed
-            yield self._state()
+            if not self.silent:
+                yield self._state()
             if self.draining:
                 return
             try:
-                await asyncio.wait_for(changed.wait(), 1.0)
+                await asyncio.wait_for(changed.wait(), self.word_s)
             except TimeoutError:
                 continue
 
@@ -88,7 +120,11 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
             for model, version in sorted(self.ready)
         ]
         return inference_pb.WatchReplicaResponse(
-            replica_id=self.replica_id, pool="default", versions=versions, draining=self.draining
+            replica_id=self.replica_id,
+            pool="default",
+            versions=versions,
+            draining=self.draining,
+            frames_address=self.frames_address,
         )
 
     async def CoalescedInfer(
@@ -106,7 +142,8 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
         draining = asyncio.ensure_future(self._tell_drain(answers))
         try:
             while (answer := await answers.get()) is not None:
-                yield answer
+                if not self.silent:
+                    yield answer
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         finally:
             self.streams -= 1
@@ -126,8 +163,8 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
             if request.HasField("cancel"):
                 self.cancelled.extend(request.cancel.ids)
                 continue
-            self.items.extend(request.batch.items)
-            self.messages.append(len(request.batch.items))
+            self.items.extend(items_of(request.batch))
+            self.messages.append(len(request.batch.ids))
             if self.break_after_items is not None and len(self.items) >= self.break_after_items:
                 self.break_after_items = None
                 await answers.put(None)
@@ -148,24 +185,29 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
         await answers.put(inference_pb.CoalescedInferResponse(results=self._results(batch, model)))
 
     def _results(self, batch: inference_pb.InferBatch, model: str) -> inference_pb.InferResults:
-        errors = {item.id: error for item in batch.items if (error := self.refuse(item)) is not None}
-        rows = sum(item.rows for item in batch.items)
+        items = items_of(batch)
+        errors = {item.id: error for item in items if (error := self.refuse(item)) is not None}
+        rows = sum(batch.rows)
         outputs = [
             tensor
             for tensor in COMPUTE[model](batch.tensors, rows)
             if not batch.outputs or tensor.name in batch.outputs
         ]
         if errors:
-            outputs = [_without(tensor, batch.items, errors) for tensor in outputs]
+            outputs = [_without(tensor, items, errors) for tensor in outputs]
         if self.wrong_rows:
             for tensor in outputs:
                 tensor.shape[0] += 1
         self.rows_run += rows
-        results = inference_pb.InferResults(tensors=outputs, queue_time_us=self.queue_time_us)
-        for item in batch.items:
-            failed = errors.get(item.id)
-            results.items.add(id=item.id, rows=0 if failed else item.rows, error=failed, batch_size=rows)
-        return results
+        answered = [item for item in items if item.id not in errors]
+        return inference_pb.InferResults(
+            ids=[item.id for item in answered],
+            rows=[item.rows for item in answered],
+            tensors=outputs if answered else [],
+            failures=[inference_pb.InferFailure(id=ident, error=error) for ident, error in errors.items()],
+            batch_size=rows,
+            queue_time_us=self.queue_time_us,
+        )
 
 
 def _without(tensor: Any, items: Iterable[Item], errors: dict[int, Status]) -> Any:
@@ -182,10 +224,82 @@ def _without(tensor: Any, items: Iterable[Item], errors: dict[int, Status]) -> A
     return tensor
 
 
-async def serve_replica(replica: FakeReplica, address: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, int]:
+class _Aborted(Exception):
+    pass
+
+
+class _FramedStream:
+    """One connection: hands its messages to the replica's stream, and the stream's answers back."""
+
+    def __init__(self, replica: FakeReplica, open_streams: "set[_FramedStream]") -> None:
+        self.link = FrameLink(self, 64 << 20)
+        self._replica = replica
+        self._open_streams = open_streams
+        self._requests: asyncio.Queue[inference_pb.CoalescedInferRequest | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self._status = Status()
+
+    def opened(self) -> None:
+        self._open_streams.add(self)
+        self._task = asyncio.ensure_future(self._run())
+
+    def received(self, message: bytes) -> None:
+        self._requests.put_nowait(inference_pb.CoalescedInferRequest.FromString(message))
+
+    def read_all(self) -> None:
+        self._requests.put_nowait(None)
+
+    def room(self) -> None:
+        return
+
+    def ended(self, error: Exception | None) -> None:
+        self._open_streams.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def abort(self, code: grpc.StatusCode, message: str) -> None:
+        """Stand in for the context of a gRPC call."""
+        self._status = Status(code=code.value[0], message=message)
+        raise _Aborted
+
+    async def _run(self) -> None:
+        async def requests() -> AsyncIterator[inference_pb.CoalescedInferRequest]:
+            while (request := await self._requests.get()) is not None:
+                yield request
+
+        try:
+            async for response in self._replica.CoalescedInfer(requests(), self):
+                self.link.send(response.SerializeToString())
+        except _Aborted:
+            self.link.send(inference_pb.CoalescedInferResponse(ended=self._status).SerializeToString())
+        self.link.close()
+
+
+class ReplicaServer:
+    """A replica's listeners."""
+
+    def __init__(self, server: grpc.aio.Server, frames: asyncio.Server, streams: set[_FramedStream]) -> None:
+        self._server = server
+        self._frames = frames
+        self._streams = streams
+
+    async def stop(self, grace_s: float) -> None:
+        """Close; connections are cut after so many seconds."""
+        self._frames.close()
+        await self._server.stop(grace_s)
+        for stream in list(self._streams):
+            stream.link.abort()
+
+
+async def serve_replica(replica: FakeReplica, address: str = "127.0.0.1:0") -> tuple[ReplicaServer, int]:
     options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
     server = grpc.aio.server(options=options)
     inference_rpc.add_InferenceServiceServicer_to_server(replica, server)
     port = server.add_insecure_port(address)
+    streams: set[_FramedStream] = set()
+    frames = await asyncio.get_running_loop().create_server(
+        lambda: _FramedStream(replica, streams).link, "127.0.0.1", 0
+    )
+    replica.frames_address = f"tcp:{frames.sockets[0].getsockname()[1]}"
     await server.start()
-    return server, port
+    return ReplicaServer(server, frames, streams), port

@@ -25,7 +25,7 @@ from services.common.server import Serving, serving
 from services.router.app import build
 from services.router.settings import Settings
 from tests.fakes.router_features import FakeFeatures, serve_features
-from tests.fakes.router_inference import FakeReplica, serve_replica
+from tests.fakes.router_inference import FakeReplica, ReplicaServer, serve_replica
 from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, flight_signature, mirror_signature, pair_signature
 from tests.fakes.router_monitor import FakeMonitor, serve_monitor
 from tests.fakes.router_registry import FakeControl, Resource, serve_control, served
@@ -78,7 +78,7 @@ class World:
         self._peers = AsyncExitStack()
         self._router = AsyncExitStack()
         self.control_server: grpc.aio.Server | None = None
-        self.replica_servers: list[grpc.aio.Server] = []
+        self.replica_servers: list[ReplicaServer] = []
         self.replica_ports: list[int] = []
         self.monitor_server: grpc.aio.Server | None = None
         self.features_server: grpc.aio.Server | None = None

@@ -18,6 +18,9 @@ _LONGEST_S: Final = 90.0
 _QUIET_COUNT: Final = 100
 # Answers that come while a process stands still. What was asked of it is open meanwhile, or refused.
 _FROZEN_COUNT: Final = 200
+# A grpcio server that stops answers CANCELLED for calls that it has not handed over yet (grpc/grpc#41785): they never
+# began and may be sent again. The edge does so, but not for ever. Our own code answers nobody like that.
+_NEVER_BEGUN: Final = "CANCELLED"
 
 
 async def kill_worker(fleet: Fleet, load: Load) -> None:
@@ -71,16 +74,15 @@ async def reload_version(fleet: Fleet, load: Load) -> None:
 
 
 async def restart_router(fleet: Fleet, load: Load) -> None:
-    """A router is replaced: nobody may notice."""
-    await _next(fleet.routers, load).restart()
-    await _until_answers(load, _QUIET_COUNT)
+    """A router is replaced: nobody may notice, but for calls that a grpcio server never began."""
+    async with _window(fleet, load, "router restarting", allows=_NEVER_BEGUN):
+        await _next(fleet.routers, load).restart()
 
 
 async def restart_replica(fleet: Fleet, load: Load) -> None:
-    """A replica of inference is replaced: nobody may notice."""
-    await _next(fleet.replicas, load).restart()
-    await fleet.until_whole()
-    await _until_answers(load, _QUIET_COUNT)
+    """A replica of inference is replaced: nobody may notice, but for calls that a grpcio server never began."""
+    async with _window(fleet, load, "replica restarting", allows=_NEVER_BEGUN):
+        await _next(fleet.replicas, load).restart()
 
 
 FAULTS: Final[dict[str, Fault]] = {
@@ -94,12 +96,12 @@ FAULTS: Final[dict[str, Fault]] = {
 
 
 @asynccontextmanager
-async def _window(fleet: Fleet, load: Load, name: str) -> AsyncIterator[None]:
+async def _window(fleet: Fleet, load: Load, name: str, allows: str = "UNAVAILABLE") -> AsyncIterator[None]:
     """Tell the judge that something is broken, until all is whole and nothing has been refused for a while."""
-    load.tell(FaultBegan(load.now(), name))
+    load.tell(FaultBegan(load.now(), name, allows))
     yield
     await fleet.until_whole()
-    await _until_answers(load, _QUIET_COUNT, without="UNAVAILABLE")
+    await _until_answers(load, _QUIET_COUNT, without=allows)
     load.tell(FaultEnded(load.now(), name))
 
 

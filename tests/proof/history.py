@@ -92,15 +92,16 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class FaultBegan:
-    """Something is about to be broken, so requests may be refused as UNAVAILABLE from here on."""
+    """Something is about to be broken, so requests may be refused with this status from here on."""
 
     at: float
     name: str
+    allows: str = "UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
 class FaultEnded:
-    """All is whole again: nothing that is asked from here on may be refused as UNAVAILABLE."""
+    """All is whole again: nothing that is asked from here on may be refused in that way."""
 
     at: float
     name: str
@@ -142,6 +143,7 @@ class Verdict:
 @dataclass(slots=True)
 class _Window:
     name: str
+    allows: str
     began: float
     ended: float = float("inf")
 
@@ -163,7 +165,7 @@ class Judge:
             Cancelled: self._withdrawn,
             Unprocessed: lambda event: self._closed_unanswered(event, "never begun"),
             Cut: self._cut,
-            FaultBegan: lambda event: self._windows.append(_Window(event.name, event.at)),
+            FaultBegan: lambda event: self._windows.append(_Window(event.name, event.allows, event.at)),
             FaultEnded: self._fault_ended,
         }
 
@@ -270,16 +272,16 @@ class Judge:
             passed = at - asked.at
             if passed < asked.deadline_s - _DEADLINE_SLACK_S:
                 self._violate("blamed", asked.id, f"{said} after {passed:.4f} s of {asked.deadline_s} s")
-        elif not reason:
+        elif not reason and status != "CANCELLED":
             self._violate("blamed", asked.id, said)
-        elif status == "UNAVAILABLE":
-            if not self._was_broken(asked.at, at):
+        elif status in {"UNAVAILABLE", "CANCELLED"}:
+            if not self._was_broken(asked.at, at, status):
                 self._violate("blamed", asked.id, f"{said}, with nothing broken")
         elif status != "RESOURCE_EXHAUSTED" and not (poisoned and status == "INVALID_ARGUMENT"):
             self._violate("blamed", asked.id, said)
 
-    def _was_broken(self, since: float, until: float) -> bool:
-        return any(window.began <= until and window.ended >= since for window in self._windows)
+    def _was_broken(self, since: float, until: float, status: str) -> bool:
+        return any(one.allows == status and one.began <= until and one.ended >= since for one in self._windows)
 
     def _violate(self, kind: str, request: int, text: str) -> None:
         self.verdict.found[kind] += 1

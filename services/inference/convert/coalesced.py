@@ -1,6 +1,6 @@
 """Messages of the coalesced stream, to items and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ MAX_ITEMS: Final = 1_024
 TEXT_LIMIT_BYTES: Final = 128
 _MICROSECOND: Final = 1e-6
 _MOST: Final = (1 << 32) - 1
+_CRITICALITIES: Final = {int(level): level for level in Criticality}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +43,76 @@ class Payload:
         return [data[edge[first] : edge[first + count]] for data, edge in zip(self.tensors, self.borders, strict=True)]
 
 
-def check_batch(batch: pb.InferBatch) -> int:
-    """Return the rows of all items; raises `InvalidStreamMessage` when the message breaks the rules of the stream."""
-    count = len(batch.items)
-    if not 1 <= count <= MAX_ITEMS:
-        raise InvalidStreamMessage(f"batch.items: want 1 to {MAX_ITEMS}, got {count}")
-    rows = 0
-    ids = set()
-    for item in batch.items:
-        _check_item(item)
-        ids.add(item.id)
-        rows += item.rows
-    if len(ids) != count:
-        raise InvalidStreamMessage("batch.items: want each id once, got one twice")
-    return rows
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The columns of a batch message; one entry for each request. `deadlines` in monotonic seconds."""
 
+    ids: Sequence[int]
+    rows: Sequence[int]
+    deadlines: Sequence[float]
+    criticalities: Sequence[Criticality]
+    traceparents: Sequence[str]
+    request_ids: Sequence[str]
 
-def _check_item(item: pb.InferItem) -> None:
-    if item.rows < 1:
-        raise InvalidStreamMessage(f"batch.items: want at least 1 row in item {item.id}, got 0")
-    if len(item.tenant) > TEXT_LIMIT_BYTES or len(item.request_id) > TEXT_LIMIT_BYTES:
-        raise InvalidStreamMessage(
-            f"batch.items: want at most {TEXT_LIMIT_BYTES} bytes of tenant and request_id in item {item.id}"
+    def __iter__(self) -> Iterator[tuple[int, int, float, Criticality, str, str]]:
+        """Give the requests in the order of their rows."""
+        return iter(
+            zip(
+                self.ids,
+                self.rows,
+                self.deadlines,
+                self.criticalities,
+                self.traceparents,
+                self.request_ids,
+                strict=True,
+            )
         )
+
+
+def requests_from_proto(batch: pb.InferBatch, now: float) -> Requests:
+    """Return the columns; raises `InvalidStreamMessage` when the message breaks the rules of the stream."""
+    ids, rows = list(batch.ids), list(batch.rows)
+    count = len(ids)
+    if not 1 <= count <= MAX_ITEMS:
+        raise InvalidStreamMessage(f"batch.ids: want 1 to {MAX_ITEMS}, got {count}")
+    if len(set(ids)) != count:
+        raise InvalidStreamMessage("batch.ids: want each id once, got one twice")
+    if len(rows) != count or 0 in rows:
+        raise InvalidStreamMessage(f"batch.rows: want at least 1 for each of {count} ids, got {_got(rows)}")
+    if len(batch.timeouts_us) != count:
+        raise InvalidStreamMessage(f"batch.timeouts_us: want one for each of {count} ids, got {len(batch.timeouts_us)}")
+    _texts("tenants", batch.tenants, count)
+    return Requests(
+        ids=ids,
+        rows=rows,
+        deadlines=[now + timeout_us * _MICROSECOND for timeout_us in batch.timeouts_us],
+        criticalities=_criticalities(batch.criticalities, count),
+        traceparents=_texts("traceparents", batch.traceparents, count),
+        request_ids=_texts("request_ids", batch.request_ids, count),
+    )
+
+
+def _got(rows: Sequence[int]) -> str:
+    return "0" if 0 in rows else f"{len(rows)} of them"
+
+
+def _texts(field: str, texts: Sequence[str], count: int) -> Sequence[str]:
+    if not texts:
+        return ("",) * count
+    if len(texts) != count:
+        raise InvalidStreamMessage(f"batch.{field}: want none or one for each of {count} ids, got {len(texts)}")
+    if max(map(len, texts)) > TEXT_LIMIT_BYTES:
+        raise InvalidStreamMessage(f"batch.{field}: want at most {TEXT_LIMIT_BYTES} bytes each, got more")
+    return texts
+
+
+def _criticalities(numbers: Sequence[int], count: int) -> Sequence[Criticality]:
+    """Return the criticalities; what is not given, or not known yet, is ordinary traffic."""
+    if not numbers:
+        return (Criticality.DEFAULT,) * count
+    if len(numbers) != count:
+        raise InvalidStreamMessage(f"batch.criticalities: want none or one for each of {count} ids, got {len(numbers)}")
+    return [_CRITICALITIES.get(number, Criticality.DEFAULT) for number in numbers]
 
 
 def payload_from_proto(batch: pb.InferBatch, rows: int, version: VersionSpec) -> Payload:
@@ -109,37 +157,45 @@ def _check_tensor(spec: TensorSpec, tensor: types_pb.Tensor, rows: int, violatio
         violations.add(spec.name, defect)
 
 
-def criticality_from_proto(number: int) -> Criticality:
-    """Return the criticality; what is not given, or not known yet, is ordinary traffic."""
-    return Criticality(number) if number in {1, 2, 3} else Criticality.DEFAULT
-
-
-def deadline_from_proto(item: pb.InferItem, now: float) -> float:
-    """Return the item's deadline in monotonic seconds."""
-    return now + item.timeout_us * _MICROSECOND
-
-
 def results_to_proto(answer: BatchAnswer, places: Sequence[Place], queue_time_s: float) -> pb.InferResults:
     """Return the answers of some items of one batch."""
-    compute_us = micros(answer.compute_s)
-    results = [
-        pb.InferItemResult(
-            id=place.item.tag,
-            rows=place.item.rows,
-            queue_us=micros(place.item.started - place.item.arrived),
-            compute_us=compute_us,
-            batch_size=answer.rows,
-        )
-        for place in places
-    ]
-    tensors = [tensor_to_proto(tensor) for tensor in answer.tensors(merge_spans(places))]
-    return pb.InferResults(items=results, tensors=tensors, queue_time_us=micros(queue_time_s))
+    return pb.InferResults(
+        ids=[place.item.tag for place in places],
+        rows=[place.item.rows for place in places],
+        queues_us=[micros(place.item.started - place.item.arrived) for place in places],
+        tensors=[tensor_to_proto(tensor) for tensor in answer.tensors(merge_spans(places))],
+        compute_us=micros(answer.compute_s),
+        batch_size=answer.rows,
+        queue_time_us=micros(queue_time_s),
+    )
+
+
+def split_by_size(answer: BatchAnswer, places: Sequence[Place], limit_bytes: int) -> Iterator[Sequence[Place]]:
+    """Yield the places in groups whose outputs have at most about `limit_bytes`; one that has more stands alone."""
+    if sum(len(output.data) for output in answer.outputs) <= limit_bytes:
+        yield places
+        return
+    group: list[Place] = []
+    size_bytes = 0
+    for place in places:
+        own_bytes = size_of(answer, place)
+        if group and size_bytes + own_bytes > limit_bytes:
+            yield group
+            group, size_bytes = [], 0
+        group.append(place)
+        size_bytes += own_bytes
+    yield group
+
+
+def size_of(answer: BatchAnswer, place: Place) -> int:
+    """Return the bytes of one item's outputs."""
+    return sum(len(tensor.data) for tensor in answer.tensors(merge_spans([place])))
 
 
 def failures_to_proto(failed: Sequence[tuple[int, Status]], queue_time_s: float) -> pb.InferResults:
     """Return the failures of some items."""
-    results = [pb.InferItemResult(id=ident, error=status) for ident, status in failed]
-    return pb.InferResults(items=results, queue_time_us=micros(queue_time_s))
+    failures = [pb.InferFailure(id=ident, error=status) for ident, status in failed]
+    return pb.InferResults(failures=failures, queue_time_us=micros(queue_time_s))
 
 
 def micros(seconds: float) -> int:

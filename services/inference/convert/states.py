@@ -33,7 +33,7 @@ _INDEX_STATES: Final = {
 }
 
 
-def replica_to_proto(replica: Replica) -> pb.WatchReplicaResponse:
+def replica_to_proto(replica: Replica, frames_address: str) -> pb.WatchReplicaResponse:
     """Return all that the replica says of itself."""
     return pb.WatchReplicaResponse(
         replica_id=replica.replica_id,
@@ -41,6 +41,7 @@ def replica_to_proto(replica: Replica) -> pb.WatchReplicaResponse:
         versions=[_version_state(host) for host in sorted_hosts(replica.hosts.values())],
         epoch=replica.epoch,
         draining=replica.draining,
+        frames_address=frames_address,
     )
 
 

@@ -6,7 +6,7 @@ sheddable requests may use 60 % of their deadline for it, ordinary ones 90 %, cr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from services.inference.domain.batch_time import BatchTime
@@ -15,6 +15,8 @@ from services.inference.domain.failure import DeadlinePassed, QueueFull
 from services.inference.domain.item import Criticality, Item
 
 _LEAST_RETRY_S: Final = 0.001
+_LEAST_SHARE: Final = 0.05
+_WEIGHT_OF_NEW: Final = 0.05
 _SHARE_OF_DEADLINE: Final[Mapping[Criticality, float]] = {
     Criticality.CRITICAL: 1.0,
     Criticality.DEFAULT: 0.9,
@@ -41,12 +43,27 @@ class Pace:
     done_s: float = 0.0
     """How much of it is done."""
     instances: int = 1
+    shares: dict[Criticality, float] = field(default_factory=lambda: dict.fromkeys(Criticality, 0.0))
+    """How much of each full batch went to a criticality lately: what a batch leaves empty is nobody's."""
 
-    def wait_s(self, rows_before: int) -> float:
-        """Return how long a request waits until its batch starts, behind so many rows."""
+    def wait_s(self, rows_before: int, criticality: Criticality = Criticality.DEFAULT) -> float:
+        """Return how long a request waits until its batch starts, behind so many rows.
+
+        More critical requests that come meanwhile go before it: they take what they took lately.
+        """
         full = rows_before // self.max_rows
-        ahead_s = max(0.0, self.out_s - self.done_s) + full * self.times.seconds(self.max_rows)
-        return ahead_s / self.instances
+        behind_s = full * self.times.seconds(self.max_rows)
+        if behind_s and criticality is not Criticality.CRITICAL:
+            behind_s /= max(_LEAST_SHARE, 1.0 - self._more_critical(criticality))
+        return (max(0.0, self.out_s - self.done_s) + behind_s) / self.instances
+
+    def ran(self, rows: Mapping[Criticality, int]) -> None:
+        """Take the members of one batch into account."""
+        for level, share in self.shares.items():
+            self.shares[level] = share + _WEIGHT_OF_NEW * (rows.get(level, 0) / self.max_rows - share)
+
+    def _more_critical(self, criticality: Criticality) -> float:
+        return sum(share for level, share in self.shares.items() if level < criticality)
 
     def own_s(self, rows_before: int, rows: int) -> float:
         """Return the time of its own batch: with those before it that fill no other."""
@@ -63,7 +80,7 @@ def admit(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace, now: f
     if remaining_s <= 0:
         raise DeadlinePassed("before the request was queued")
     rows_before = queue.rows_before(item.criticality)
-    wait_s = pace.wait_s(rows_before)
+    wait_s = pace.wait_s(rows_before, item.criticality)
     if queue.waiting:
         _check_caps(item, queue, limits, wait_s)
     elif not pace.out_s:

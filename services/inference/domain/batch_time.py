@@ -15,11 +15,12 @@ _BUCKETS: Final = 33
 class BatchTime:
     """Seconds of a batch by rows, as far as they are known; 0 where nothing is."""
 
-    __slots__ = ("_known", "_seconds", "_top")
+    __slots__ = ("_known", "_seconds", "_spread", "_top")
 
     def __init__(self, measured: Sequence[tuple[int, float]] = ()) -> None:
         self._known = [False] * _BUCKETS
         self._seconds = [0.0] * _BUCKETS
+        self._spread = 0.0
         self._top = 0
         """The largest bucket that is known."""
         for rows, seconds in measured:
@@ -34,11 +35,18 @@ class BatchTime:
             return self._seconds[bucket]
         return self._seconds[self._top] * float(1 << (bucket - self._top))
 
+    def careful(self, rows: int) -> float:
+        """Return how long a batch of so many rows takes when it takes long: with twice the mean deviation."""
+        return self.seconds(rows) * (1.0 + 2.0 * self._spread)
+
     def observe(self, rows: int, seconds: float) -> None:
         """Take one batch into account."""
         bucket = (rows - 1).bit_length()
-        if self._known[bucket]:
-            seconds = self._seconds[bucket] + _WEIGHT_OF_NEW * (seconds - self._seconds[bucket])
+        if self._known[bucket] and self._seconds[bucket]:
+            off = (seconds - self._seconds[bucket]) / self._seconds[bucket]
+            # One batch that took ages says little: for the spread it counts as twice the usual.
+            self._spread += _WEIGHT_OF_NEW * (min(abs(off), 1.0) - self._spread)
+            seconds = self._seconds[bucket] * (1.0 + _WEIGHT_OF_NEW * off)
         self._learn(bucket, seconds)
 
     def largest_within(self, sizes: Sequence[int], limit_s: float) -> int:

@@ -24,6 +24,7 @@ from services.inference.domain.failure import (
     InvalidModelOutput,
     ModelOutOfMemory,
     ModelRefused,
+    QueueFull,
     WorkerDied,
 )
 from services.inference.domain.frame import Failure, FrameTensor
@@ -168,6 +169,7 @@ class Dispatcher:
         if self.queue.waiting and self.queue.expires_at() <= now:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
         while (self.queue.waiting or self._retries) and (instance := self._free()) is not None:
+            self._drop_doomed(instance, now)
             batch = self._next_retry(now) or self.queue.next_batch(now, self.in_flight, self._batch_due_s())
             if batch is None:
                 break
@@ -233,6 +235,23 @@ class Dispatcher:
             self._handle_failure(entry, result, now)
         entry.instance.last_result = now
         self.pump()
+
+    def _drop_doomed(self, instance: _Instance, now: float) -> None:
+        """Refuse what a batch that leaves now could not answer in time: more critical requests were put before it.
+
+        With a worker that has nothing else everything is tried: only batches that run correct the times that this is
+        judged by.
+        """
+        if not instance.running:
+            return
+        entry = next(iter(instance.running.values()))
+        left_s = entry.due_s - (now - max(entry.sent, instance.last_result))
+        due_s = max(left_s, 0.0) + self.times.careful(min(self.queue.rows, self.queue.max_rows))
+        doomed = self.queue.expire(now + due_s)
+        if doomed:
+            wait_s = self.queue_time_s
+            text = f"more urgent requests came meanwhile: {due_s * 1000:.1f} ms to the answer would miss the deadline"
+            self._fail(doomed, QueueFull(text, max(wait_s, due_s)), now)
 
     def _free(self) -> _Instance | None:
         """Return the worker with the fewest batches, when it may have one more."""
@@ -300,9 +319,12 @@ class Dispatcher:
         ident = self._next_ident = self._next_ident + 1
         key, items, policy = batch.key, batch.items, self.queue.policy
         trace = next((item.trace for item in items if item.trace is not None), None)
-        for item in items:
-            if item.trace is not None:
-                item.trace.started(batch.rows, batch.reason)
+        levels = {items[0].criticality: batch.rows} if len(items) == 1 else _rows_by_level(items)
+        self._pace.ran(levels)
+        if trace is not None:
+            for item in items:
+                if item.trace is not None:
+                    item.trace.started(batch.rows, batch.reason)
         rows = policy.filled(batch.rows) if policy.batch_sizes else batch.rows
         tensors = [
             FrameTensor(spec.datatype, (rows, *trailing), [item.inputs[index] for item in items])
@@ -463,6 +485,13 @@ def _failure(failure: RunFailure) -> ServiceError:
     if failure.failure is Failure.OUT_OF_MEMORY:
         return ModelOutOfMemory()
     return InvalidModelOutput(failure.text)
+
+
+def _rows_by_level(items: Sequence[Item]) -> dict[Criticality, int]:
+    rows: dict[Criticality, int] = {}
+    for item in items:
+        rows[item.criticality] = rows.get(item.criticality, 0) + item.rows
+    return rows
 
 
 def _places_by_sink(items: Sequence[Item]) -> list[list[Place]]:

@@ -6,7 +6,7 @@ a 4-byte little-endian length and that many bytes. This module is shared with th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Final
 
@@ -61,11 +61,16 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+    trailing: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The shape of one row."""
+    row_bytes: int = field(init=False, repr=False, compare=False)
+    """Bytes of one row where every row has as many and any bytes will do; else 0."""
 
-    @property
-    def trailing(self) -> tuple[int, ...]:
-        """The shape of one row."""
-        return self.shape[1:]
+    def __post_init__(self) -> None:
+        trailing = self.shape[1:]
+        fixed = self.datatype in ITEM_SIZE and self.datatype != "BOOL" and min(trailing, default=1) > 0
+        object.__setattr__(self, "trailing", trailing)
+        object.__setattr__(self, "row_bytes", prod(trailing) * ITEM_SIZE[self.datatype] if fixed else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,33 @@
-"""One coalescing stream: reads batches, submits their items, and collects answers as batches end.
+"""One coalescing stream, whatever carries it: takes batches, submits their items, collects answers as batches end.
 
-Responses are built when the stream has room to send them; what waits here is bounded by the items in flight.
+What carries it, gRPC or frames, sends what stands in `outbox` while its peer reads, and ends when the stream is `over`.
+What waits there is bounded by the items in flight.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Final
 
 from interlock.inference.v1 import inference_service_pb2 as pb
 
-from services.common.errors import ResourceExhausted, ServiceError, to_status
+from services.common.errors import MESSAGE_TOO_LARGE, ResourceExhausted, ServiceError, to_status
+from services.common.names import parse_id
 from services.inference.convert.coalesced import (
     Payload,
-    check_batch,
-    criticality_from_proto,
-    deadline_from_proto,
+    Requests,
     failures_to_proto,
+    open_from_proto,
     payload_from_proto,
+    requests_from_proto,
     results_to_proto,
+    size_of,
+    split_by_size,
 )
 from services.inference.domain.failure import InvalidStreamMessage, InvalidTensors, ReplicaDraining
 from services.inference.domain.item import BatchAnswer, Item, Place, Stage
-from services.inference.domain.model_host import ModelHost
 from services.inference.domain.replica import Replica
 from services.inference.domain.version import LoadState
 from services.inference.servicer.oip import Tracer
@@ -33,6 +36,10 @@ MAX_IN_FLIGHT: Final = 4_096
 _FULL_RETRY_S: Final = 0.01
 # What the caller sent before it read `draining` is still accepted; only after this long is the stream closed to items.
 _CROSSING_S: Final = 0.25
+# Joined answers stay well under the limit of a message; one big answer may come near it alone.
+_JOINED_SHARE: Final = 4
+# What a message has beside the values of its tensors, and more.
+_OVERHEAD_BYTES: Final = 1024
 
 
 class TooManyItems(ResourceExhausted):
@@ -48,86 +55,86 @@ class TooManyItems(ResourceExhausted):
 
 
 class CoalescedStream:
-    """The state of one stream. It is the sink of all its items."""
+    """The state of one stream, from its `open`. It is the sink of all its items.
 
-    def __init__(self, replica: Replica, host: ModelHost, tracer: Tracer) -> None:
+    `on_change` is called when there is something in `outbox`, or the stream is over. The constructor raises ServiceError
+    where the stream cannot be opened.
+    """
+
+    def __init__(
+        self,
+        opening: pb.CoalescedInferRequest,
+        replica: Replica,
+        tracer: Tracer,
+        *,
+        limit_bytes: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        opened = open_from_proto(opening)
+        if replica.draining:
+            raise ReplicaDraining
+        self._host = replica.find_ready(parse_id(opened.model, "model"), parse_id(opened.version, "version"))
         self._replica = replica
-        self._host = host
         self._tracer = tracer
+        self._limit_bytes = limit_bytes
+        self._on_change = on_change
         self._items: dict[int, Item] = {}
-        self._ready: deque[pb.InferResults] = deque()
-        self._wake = asyncio.Event()
         self._read_all = False
-        self._error: BaseException | None = None
-        self._told_at: float | None = None
+        self._told = False
+        self._closed_to_new = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.over = False
+        """Whether nothing more comes out."""
+        self.error: BaseException | None = None
+        """Why it is over; None when its caller wanted it so."""
+        self.outbox: deque[pb.CoalescedInferResponse] = deque()
+        answer = pb.InferOpened(
+            replica_id=replica.replica_id, max_batch_size=self._host.max_batch_size, max_in_flight=MAX_IN_FLIGHT
+        )
+        self.outbox.append(pb.CoalescedInferResponse(opened=answer))
+        self._listening = ExitStack()
+        self._listening.enter_context(replica.listening(self._look))
+
+    def take(self, request: pb.CoalescedInferRequest) -> None:
+        """Take a message. One that breaks the rules ends the stream."""
+        if self.over:
+            return
+        try:
+            self._take(request)
+        except Exception as error:  # noqa: BLE001 - it is told to the caller, as the end of its stream
+            self.read_all(error)
+
+    def read_all(self, error: BaseException | None = None) -> None:
+        """The caller sends nothing more; with an error the stream is over at once."""
+        self._read_all = True
+        self.error = self.error or error
+        self._look()
+
+    def abandon(self) -> None:
+        """Nobody listens any more: take back what is still wanted."""
+        self.over = True
+        self._listening.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        for item in list(self._items.values()):
+            self._host.cancel(item)
+        self._items.clear()
 
     def deliver(self, answer: BatchAnswer, places: Sequence[Place]) -> None:
         """Take the answers of some items of one batch."""
         for place in places:
             self._forget(place.item)
-        self._put(results_to_proto(answer, places, self._host.dispatcher.queue_time_s))
+        for group in split_by_size(answer, places, self._limit_bytes // _JOINED_SHARE):
+            if len(group) == 1 and (size_bytes := size_of(answer, group[0])) > self._limit_bytes - _OVERHEAD_BYTES:
+                self._refuse([(group[0].item.tag, group[0].item.request_id, self._too_large(size_bytes))])
+            else:
+                self._put(results_to_proto(answer, group, self._host.dispatcher.queue_time_s))
 
     def fail(self, items: Sequence[Item], error: ServiceError) -> None:
         """Take the common failure of some items."""
-        failed = []
         for item in items:
             self._forget(item)
-            failed.append((item.tag, to_status(error, item.request_id)))
-        self._put(failures_to_proto(failed, self._host.dispatcher.queue_time_s))
-
-    async def read(self, requests: AsyncIterator[pb.CoalescedInferRequest]) -> None:
-        """Take messages until the caller sends no more. An error ends the stream through `responses`."""
-        try:
-            async for request in requests:
-                self._take(request)
-        except Exception as error:  # noqa: BLE001 - it is raised where the stream is answered
-            self._error = error
-        self._read_all = True
-        self._wake.set()
-
-    async def responses(self) -> AsyncGenerator[pb.CoalescedInferResponse, None]:
-        """Yield answers until the caller is done or the replica drains, and every accepted item is answered."""
-        with self._replica.listening(self._notice):
-            while True:
-                while self._ready:
-                    yield pb.CoalescedInferResponse(results=self._ready.popleft())
-                if self._leaving() and self._told_at is None:
-                    self._told_at = time.monotonic()
-                    yield pb.CoalescedInferResponse(draining=pb.InferDraining())
-                if self._is_over():
-                    return
-                await self._wait()
-
-    def _is_over(self) -> bool:
-        """Return whether the stream ends as its caller wanted; raises what ends it otherwise."""
-        if self._error is not None:
-            raise self._error
-        if self._items or self._ready:
-            return False
-        if self._closed_to_new():
-            raise ReplicaDraining
-        return self._read_all
-
-    async def _wait(self) -> None:
-        """Wait until something changes, or until messages that crossed `draining` had the time to arrive."""
-        if not self._ready:
-            limit_s = None if self._told_at is None or self._closed_to_new() else _CROSSING_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(limit_s):
-                    await self._wake.wait()
-        self._wake.clear()
-
-    def _closed_to_new(self) -> bool:
-        return self._told_at is not None and time.monotonic() >= self._told_at + _CROSSING_S
-
-    def _notice(self) -> None:
-        self._wake.set()
-
-    def abandon(self) -> None:
-        """The caller is gone: take back what it waits for."""
-        for item in list(self._items.values()):
-            self._host.cancel(item)
-        self._items.clear()
+        self._refuse([(item.tag, item.request_id, error) for item in items])
 
     def _take(self, request: pb.CoalescedInferRequest) -> None:
         kind = request.WhichOneof("message")
@@ -139,48 +146,48 @@ class CoalescedStream:
             raise InvalidStreamMessage(f"want batch or cancel after open, got {kind or 'an empty message'}")
 
     def _take_batch(self, batch: pb.InferBatch) -> None:
-        rows = check_batch(batch)
-        for wanted in batch.items:
-            if wanted.id in self._items:
-                raise InvalidStreamMessage(f"batch.items: want an id that is not in flight, got {wanted.id}")
-        self._host.dispatcher.arrived(len(batch.items))
+        requests = requests_from_proto(batch, time.monotonic())
+        if not self._items.keys().isdisjoint(requests.ids):
+            raise InvalidStreamMessage("batch.ids: want ids that are not in flight, got one that is")
+        self._host.dispatcher.arrived(len(requests.ids))
         try:
-            payload = payload_from_proto(batch, rows, self._host.spec)
+            payload = payload_from_proto(batch, sum(requests.rows), self._host.spec)
         except InvalidTensors as error:
-            self._host.dispatcher.gone(len(batch.items))
-            self._refuse([(wanted, error) for wanted in batch.items])
+            self._host.dispatcher.gone(len(requests.ids))
+            named = zip(requests.ids, requests.request_ids, strict=True)
+            self._refuse([(ident, request_id, error) for ident, request_id in named])
             return
-        self._submit(batch, payload)
+        self._submit(requests, payload)
 
-    def _submit(self, batch: pb.InferBatch, payload: Payload) -> None:
-        now, row = time.monotonic(), 0
-        refused: list[tuple[pb.InferItem, ServiceError]] = []
-        for wanted in batch.items:
+    def _submit(self, requests: Requests, payload: Payload) -> None:
+        first = 0
+        refused: list[tuple[int, str, ServiceError]] = []
+        for ident, rows, deadline, criticality, traceparent, request_id in requests:
+            item = Item(
+                rows=rows,
+                inputs=payload.rows(first, rows),
+                key=payload.key,
+                deadline=deadline,
+                sink=self,
+                tag=ident,
+                criticality=criticality,
+                request_id=request_id,
+                trace=self._tracer.begin(self._host.key, traceparent),
+            )
+            first += rows
             try:
-                self._submit_item(wanted, payload, row, now)
+                self._submit_item(item)
             except ServiceError as error:
-                refused.append((wanted, error))
-            row += wanted.rows
+                refused.append((ident, request_id, error))
         self._refuse(refused)
         self._host.dispatcher.pump()
 
-    def _submit_item(self, wanted: pb.InferItem, payload: Payload, row: int, now: float) -> None:
-        if len(self._items) >= MAX_IN_FLIGHT or self._closed_to_new():
+    def _submit_item(self, item: Item) -> None:
+        if len(self._items) >= MAX_IN_FLIGHT or self._closed_to_new:
             self._host.dispatcher.gone(1)
-            raise ReplicaDraining if self._closed_to_new() else TooManyItems()
-        item = Item(
-            rows=wanted.rows,
-            inputs=payload.rows(row, wanted.rows),
-            key=payload.key,
-            deadline=deadline_from_proto(wanted, now),
-            sink=self,
-            tag=wanted.id,
-            criticality=criticality_from_proto(wanted.criticality),
-            request_id=wanted.request_id,
-            trace=self._tracer.begin(self._host.key, wanted.traceparent),
-        )
+            raise ReplicaDraining if self._closed_to_new else TooManyItems()
         self._host.submit(item)
-        self._items[wanted.id] = item
+        self._items[item.tag] = item
 
     def _take_cancel(self, ids: Sequence[int]) -> None:
         """Take items back that still wait; what runs is answered as usual, so says the contract."""
@@ -189,19 +196,43 @@ class CoalescedStream:
             if item is not None and item.stage is not Stage.RUNNING:
                 del self._items[ident]
                 self._host.cancel(item)
-        self._wake.set()
+        self._look()
 
-    def _refuse(self, refused: Sequence[tuple[pb.InferItem, ServiceError]]) -> None:
+    def _refuse(self, refused: Sequence[tuple[int, str, ServiceError]]) -> None:
         if refused:
-            failed = [(wanted.id, to_status(error, wanted.request_id)) for wanted, error in refused]
+            failed = [(ident, to_status(error, request_id)) for ident, request_id, error in refused]
             self._put(failures_to_proto(failed, self._host.dispatcher.queue_time_s))
 
+    def _too_large(self, size_bytes: int) -> ServiceError:
+        return ResourceExhausted(
+            f"the outputs have {size_bytes} bytes, a message may have {self._limit_bytes}",
+            reason=MESSAGE_TOO_LARGE,
+            metadata={"size_bytes": str(size_bytes), "limit_bytes": str(self._limit_bytes)},
+        )
+
     def _put(self, results: pb.InferResults) -> None:
-        self._ready.append(results)
-        self._wake.set()
+        self.outbox.append(pb.CoalescedInferResponse(results=results))
+        self._look()
 
     def _forget(self, item: Item) -> None:
         self._items.pop(item.tag, None)
 
-    def _leaving(self) -> bool:
-        return self._replica.draining or self._host.state is LoadState.UNLOADING
+    def _look(self) -> None:
+        """Say once that this replica or version goes, and find out whether the stream is over."""
+        if self.over:
+            return
+        if not self._told and (self._replica.draining or self._host.state is LoadState.UNLOADING):
+            self._told = True
+            self.outbox.append(pb.CoalescedInferResponse(draining=pb.InferDraining()))
+            self._timer = asyncio.get_running_loop().call_later(_CROSSING_S, self._close_to_new)
+        if self.error is not None:
+            self.over = True
+        elif not self._items:
+            if self._closed_to_new:
+                self.error = ReplicaDraining()
+            self.over = self._closed_to_new or self._read_all
+        self._on_change()
+
+    def _close_to_new(self) -> None:
+        self._closed_to_new = True
+        self._look()

@@ -2,15 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Final
 
 from interlock.inference.v1 import inference_service_pb2 as pb
 
 from services.common.call import Call
-from services.common.names import parse_id
 from services.common.tasks import spawn
-from services.inference.convert.coalesced import open_from_proto
 from services.inference.convert.states import replica_to_proto
 from services.inference.domain.failure import InvalidStreamMessage, ReplicaDraining
 from services.inference.domain.replica import Replica
@@ -18,32 +15,41 @@ from services.inference.servicer.coalesced_stream import CoalescedStream
 from services.inference.servicer.oip import Tracer
 
 _REPORT_INTERVAL_S: Final = 1.0
+_OUTBOX_LIMIT: Final = 256
 
 
 class InferenceServicer:
     """Answers routers."""
 
-    def __init__(self, replica: Replica, tracer: Tracer) -> None:
+    def __init__(self, replica: Replica, tracer: Tracer, *, limit_bytes: int, frames_address: str = "") -> None:
         self._replica = replica
         self._tracer = tracer
+        self._limit_bytes = limit_bytes
+        self._frames_address = frames_address
 
     async def CoalescedInfer(
         self, requests: AsyncIterator[pb.CoalescedInferRequest], call: Call
     ) -> AsyncIterator[pb.CoalescedInferResponse]:
         """Run rows of one version; answers come as their batches end."""
-        opened = await self._open(requests)
-        if self._replica.draining:
-            raise ReplicaDraining
-        host = self._replica.find_ready(parse_id(opened.model, "model"), parse_id(opened.version, "version"))
-        yield pb.CoalescedInferResponse(
-            opened=pb.InferOpened(replica_id=self._replica.replica_id, max_batch_size=host.max_batch_size)
+        opening = await anext(requests, None)
+        if opening is None:
+            raise InvalidStreamMessage("want open as the first message, got the end of the stream")
+        changed, room = asyncio.Event(), asyncio.Event()
+        stream = CoalescedStream(
+            opening, self._replica, self._tracer, limit_bytes=self._limit_bytes, on_change=changed.set
         )
-        stream = CoalescedStream(self._replica, host, self._tracer)
-        reader = spawn(stream.read(requests), name="coalesced reader")
+        reader = spawn(_read(requests, stream, room), name="coalesced reader")
         try:
-            async with aclosing(stream.responses()) as responses:
-                async for response in responses:
-                    yield response
+            while True:
+                while stream.outbox:
+                    yield stream.outbox.popleft()
+                room.set()
+                if stream.over:
+                    break
+                await changed.wait()
+                changed.clear()
+            if stream.error is not None:
+                raise stream.error
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
@@ -53,7 +59,7 @@ class InferenceServicer:
         """Yield the replica's state now, on every change, and once a second."""
         while True:
             changed = self._replica.changed()
-            yield replica_to_proto(self._replica)
+            yield replica_to_proto(self._replica, self._frames_address)
             if self._replica.draining:
                 raise ReplicaDraining
             try:
@@ -62,8 +68,18 @@ class InferenceServicer:
             except TimeoutError:
                 continue
 
-    async def _open(self, requests: AsyncIterator[pb.CoalescedInferRequest]) -> pb.InferOpen:
-        message = await anext(requests, None)
-        if message is None:
-            raise InvalidStreamMessage("want open as the first message, got the end of the stream")
-        return open_from_proto(message)
+
+async def _read(
+    requests: AsyncIterator[pb.CoalescedInferRequest], stream: CoalescedStream, room: asyncio.Event
+) -> None:
+    """Hand messages on until the caller sends no more. What a caller who reads no answers wants is not taken either."""
+    try:
+        async for request in requests:
+            stream.take(request)
+            while len(stream.outbox) > _OUTBOX_LIMIT:
+                room.clear()
+                await room.wait()
+    except Exception as error:  # noqa: BLE001 - it is raised where the stream is answered
+        stream.read_all(error)
+    else:
+        stream.read_all()

@@ -14,8 +14,8 @@ from inference import statistics_pb2 as statistics_pb
 
 from services.common.call import Call
 from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
-from services.common.names import parse_id
-from services.inference.convert.oip import InferRequest, infer_from_proto, infer_to_proto
+from services.common.names import is_id, parse_id
+from services.inference.convert.oip import InferAnswers, InferRequest, infer_from_proto
 from services.inference.convert.states import config_to_proto, index_to_proto, metadata_to_proto, statistics_to_proto
 from services.inference.domain.failure import RegistryDecides, VersionNotLoaded
 from services.inference.domain.item import BatchAnswer, Item, ItemTrace, Place
@@ -58,6 +58,7 @@ class OipServicer:
         self._replica = replica
         self._tracer = tracer
         self._release = release
+        self._answers = InferAnswers()
 
     async def ServerLive(self, request: oip.ServerLiveRequest, call: Call) -> oip.ServerLiveResponse:
         """Say that the process answers."""
@@ -82,12 +83,12 @@ class OipServicer:
         hosts = sorted_hosts(each for each in self._replica.hosts.values() if each.key.model == host.key.model)
         return metadata_to_proto(host, [each.key.version for each in hosts])
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, call: Call) -> oip.ModelInferResponse:
-        """Run a version on the given tensors."""
+    async def ModelInfer(self, request: oip.ModelInferRequest, call: Call) -> bytes:
+        """Run a version on the given tensors; the answer is a ModelInferResponse in wire form."""
         _check_ids(request.model_name, request.model_version, "model_name")
         host = self._replica.find_ready(request.model_name, request.model_version)
         answer, place = await self._infer(host, request, call)
-        return infer_to_proto(host.key, request.id, answer, place)
+        return self._answers.encode(host.key, request.id, answer, place)
 
     async def ModelConfig(self, request: config_pb.ModelConfigRequest, call: Call) -> config_pb.ModelConfigResponse:
         """Return how a version is served."""
@@ -225,8 +226,9 @@ def _check_ids(model: str, version: str, field: str) -> None:
     if not model:
         wrong = Violation(field, "want a model id, got none")
         raise InvalidArgument(f"{wrong.field}: {wrong.description}", reason=INVALID_FIELD, violations=[wrong])
-    parse_id(model, field)
-    if version:
+    if not is_id(model):
+        parse_id(model, field)
+    if version and not is_id(version):
         parse_id(version, "version" if field == "name" else "model_version")
 
 

@@ -95,6 +95,9 @@ class LabelJoin:
             except ServiceError as error:
                 _LOG.warning("labels_not_joined", reason=error.reason)
                 busy = False
+            except Exception as error:  # noqa: BLE001 - other labels wait behind this batch, and it is tried again
+                _LOG.error("labels_not_joined", exc_info=error)
+                busy = False
             if not busy:
                 await asyncio.sleep(self._interval_s)
 

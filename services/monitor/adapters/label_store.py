@@ -81,17 +81,22 @@ class LabelStore:
             self._filled.clear()
 
     async def _write(self, group: Sequence[_Waiting]) -> None:
+        results: Sequence[Taken | Exception]
         try:
-            taken = await self._transact_again(group)
+            results = await self._transact_again(group)
         except ServiceError as error:
-            for waiting in group:
-                _settle(waiting, error)
-            return
+            results = [error] * len(group)
+        except Exception as error:  # noqa: BLE001 - its sender is told, and nobody who shared a transaction with it
+            if len(group) > 1:
+                for waiting in group:
+                    await self._write([waiting])
+                return
+            results = [error]
         except BaseException:
             for waiting in group:
                 waiting.done.cancel()
             raise
-        for waiting, result in zip(group, taken, strict=True):
+        for waiting, result in zip(group, results, strict=True):
             _settle(waiting, result)
 
     async def _transact_again(self, group: Sequence[_Waiting]) -> "list[Taken | ServiceError]":
@@ -191,10 +196,10 @@ def _chunks(ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         yield ids[start : start + _ONE_STATEMENT]
 
 
-def _settle(waiting: _Waiting, result: Taken | ServiceError) -> None:
+def _settle(waiting: _Waiting, result: Taken | Exception) -> None:
     if waiting.done.done():
         return
-    if isinstance(result, ServiceError):
+    if isinstance(result, Exception):
         waiting.done.set_exception(result)
     else:
         waiting.done.set_result(result)

@@ -53,7 +53,12 @@ class LogCompaction:
 
     async def look(self) -> None:
         """Look after every partition once."""
-        for partition in await asyncio.to_thread(self._files.partitions):
+        try:
+            partitions = await asyncio.to_thread(self._files.partitions)
+        except OSError as error:
+            _LOG.error("compaction_failed", error=str(error))
+            return
+        for partition in partitions:
             try:
                 await asyncio.to_thread(self._look_after, partition)
             except (OSError, pa.ArrowException) as error:

@@ -36,7 +36,7 @@ class _Candidate:
 
 
 class LogReplay:
-    """Reads what was received after a time, in the order in which it was received."""
+    """Reads what was received in a time, in the order in which it was received."""
 
     def __init__(self, files: LogFiles, unwritten: Sequence[TailPart], versions: VersionFinder) -> None:
         """`unwritten` is what an earlier process left that could not be written at the start."""
@@ -44,12 +44,14 @@ class LogReplay:
         self._unwritten = unwritten
         self._versions = versions
 
-    async def since(self, after_us: int) -> AsyncIterator[tuple[list[PredictionColumns], int]]:
+    async def between(self, after_us: int, until_us: int) -> AsyncIterator[tuple[list[PredictionColumns], int]]:
         """Yield pieces: predictions, and the receive time by which everything has been given once the piece is."""
-        candidates = await asyncio.to_thread(self._candidates, after_us)
+        if until_us <= after_us:
+            return
+        candidates = await asyncio.to_thread(self._candidates, after_us, until_us)
         while candidates:
             begin_us = max(after_us, min(found.first_us for found in candidates) - 1)
-            after_us = begin_us + _STEP_US
+            after_us = min(begin_us + _STEP_US, until_us)
             piece = []
             for found in candidates:
                 if found.first_us <= after_us and found.last_us > begin_us:
@@ -57,23 +59,27 @@ class LogReplay:
             yield piece, min(after_us, max(found.last_us for found in candidates))
             candidates = [found for found in candidates if found.last_us > after_us]
 
-    def _candidates(self, after_us: int) -> list[_Candidate]:
-        """Return what holds something received after a time."""
-        found = []
+    def _candidates(self, after_us: int, until_us: int) -> list[_Candidate]:
+        """Return what holds something received in a time."""
+        found: list[tuple[LogFile | TailPart, int, int]] = []
         # A file is written after the last of its predictions was received; clocks of stores may be a little off.
         changed = (p for p in self._files.partitions() if self._files.was_changed(p, after_us - _CLOCKS_APART_US))
         files = self._files.files(changed)
         for file in files:
             times = self._files.range_of(file, _RECEIVED)
-            if times is not None and times[1] > after_us:
-                found.append(_Candidate(file, *times))
+            if times is not None:
+                found.append((file, *times))
         written = names_held(files)
         for part in self._unwritten:
             received = [table[_RECEIVED].cast(pa.int64()) for table in part.tables]
-            last_us = max(pc.max(times).as_py() for times in received)
-            if part.name not in written and last_us > after_us:
-                found.append(_Candidate(part, min(pc.min(times).as_py() for times in received), last_us))
-        return found
+            if part.name not in written:
+                first_us, last_us = (edge([edge(times).as_py() for times in received]) for edge in (pc.min, pc.max))
+                found.append((part, first_us.as_py(), last_us.as_py()))
+        return [
+            _Candidate(part, first_us, min(last_us, until_us))
+            for part, first_us, last_us in found
+            if last_us > after_us and first_us <= until_us
+        ]
 
     def _read(self, part: LogFile | TailPart, after_us: int, until_us: int) -> list[pa.Table]:
         received = pc.field(_RECEIVED)

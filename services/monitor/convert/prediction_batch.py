@@ -22,6 +22,11 @@ ROUTER_ID_LIMIT_BYTES: Final = 128
 _REDACTED_LIMIT: Final = 1_000
 _NO_BUCKET: Final = 10_000
 _UINT32_LIMIT: Final = 1 << 32
+_STATUS_LIMIT: Final = 16
+_WEIGHT_LIMIT: Final = 1e9
+_DIMENSIONS_LIMIT: Final = 8
+_COUNT_LIMITS: Final = {"inputs": 1_000, "outputs": 1_000, "feature_event_times": 10_000, "entity_keys": 1_000}
+_ROWS_LIMIT: Final = 10_000
 _COLUMNS: Final = (
     "has_tensors",
     "statuses",
@@ -81,6 +86,7 @@ def _raw_batch(batch: event_pb.PredictionBatch) -> RawBatch:
             else np.zeros(count, dtype=np.int64)
         ),
         redacted=frozenset(batch.redacted_features),
+        missing={column.feature: _array(column.reasons, np.int64) for column in batch.missing_features},
     )
 
 
@@ -140,10 +146,10 @@ def _stamp_violations(request: pb.RecordPredictionsRequest) -> Iterator[Violatio
 
 
 def _name_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
-    names = {"model": batch.model, "version": batch.version, "variant": batch.variant}
-    for field, value in names.items():
+    for field in ("model", "version", "variant", "environment"):
+        value = getattr(batch, field)
         # A prediction that failed before a version was chosen has none.
-        wrong = id_violation(value, f"batch.{field}") if value or field == "model" else None
+        wrong = id_violation(value, f"batch.{field}") if value or field in ("model", "environment") else None
         if wrong is not None:
             yield wrong
 
@@ -158,6 +164,18 @@ def _column_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
             "batch.redacted_features", f"want at most {_REDACTED_LIMIT}, got {len(batch.redacted_features)}"
         )
     count = len(batch.prediction_ids) // ID_BYTES
+    if count > _ROWS_LIMIT:
+        yield Violation("batch.prediction_ids", f"want at most {_ROWS_LIMIT} predictions, got {count}")
+        return
+    # Before any of them is touched: an empty message takes two bytes on the wire and a hundred here.
+    too_many = [
+        Violation(f"batch.{name}", f"want at most {limit}, got {len(getattr(batch, name))}")
+        for name, limit in _COUNT_LIMITS.items()
+        if len(getattr(batch, name)) > limit
+    ]
+    if too_many:
+        yield from too_many
+        return
     yield from _length_violations(batch, count)
     yield from _range_violations(batch)
     yield from _tensor_violations(batch)
@@ -167,6 +185,8 @@ def _length_violations(batch: event_pb.PredictionBatch, count: int) -> Iterator[
     lengths = {f"batch.{name}": len(getattr(batch, name)) for name in _COLUMNS}
     for times in batch.feature_event_times:
         lengths[f"batch.feature_event_times[{echo(times.feature)}]"] = len(times.event_times_us)
+    for missing in batch.missing_features:
+        lengths[f"batch.missing_features[{echo(missing.feature)}]"] = len(missing.reasons)
     for column in batch.entity_keys:
         lengths[f"batch.entity_keys[{echo(column.entity)}]"] = len(column.keys)
     if batch.feature_read_times_us:
@@ -181,12 +201,13 @@ def _range_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
     for name, column, limit in (
         ("principals", batch.principals, principals - 1),
         ("buckets", batch.buckets, _NO_BUCKET),
+        ("statuses", batch.statuses, _STATUS_LIMIT),
     ):
         if column and max(column) > limit:
             yield Violation(f"batch.{name}", f"want at most {limit}, got {max(column)}")
     weights = _array(batch.sampling_weights, np.float64)
-    if not np.all(np.isfinite(weights) & (weights > 0)):
-        yield Violation("batch.sampling_weights", "want finite numbers above 0, got others")
+    if not np.all((weights > 0) & (weights <= _WEIGHT_LIMIT)):
+        yield Violation("batch.sampling_weights", f"want numbers above 0, at most {_WEIGHT_LIMIT:,.0f}, got others")
 
 
 def _tensor_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
@@ -199,9 +220,10 @@ def _tensor_violations(batch: event_pb.PredictionBatch) -> Iterator[Violation]:
 
 
 def _tensor_wrong(tensor: tensor_pb2.Tensor, rows: int) -> str:
-    found = tensor.shape[0] if tensor.shape else 0
-    if found != rows:
-        return f"want {rows} rows, one for each prediction that has tensors, got {found}"
+    if not 1 <= len(tensor.shape) <= _DIMENSIONS_LIMIT:
+        return f"want 1 to {_DIMENSIONS_LIMIT} dimensions, got {len(tensor.shape)}"
+    if tensor.shape[0] != rows:
+        return f"want {rows} rows, one for each prediction that has tensors, got {tensor.shape[0]}"
     if min(tensor.shape, default=0) < 0:
         return f"want sizes of at least 0, got {min(tensor.shape)}"
     name = _DATA_TYPES.get(tensor.data_type, "")

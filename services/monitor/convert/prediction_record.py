@@ -7,6 +7,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
+from interlock.monitor.v1 import prediction_event_pb2 as event_pb
 from interlock.monitor.v1 import prediction_log_service_pb2 as pb
 from interlock.router.v1 import prediction_pb2
 from interlock.types.v1 import feature_value_pb2 as value_pb
@@ -117,6 +118,10 @@ def record_to_proto(logged: LoggedPrediction) -> pb.PredictionRecord:
         rewards=feedback.rewards,
         entities=dict(row["entities"] or ()),
         feature_read_time=_stamp(row["feature_read_time"]) if row["feature_read_time"] else None,
+        missing_features={
+            name: event_pb.MissingReason.Value(f"MISSING_REASON_{reason}")
+            for name, reason in row["missing_features"] or ()
+        },
     )
     if feedback.event_us is not None:
         record.label.CopyFrom(_label(logged))
@@ -136,6 +141,7 @@ def _prediction(logged: LoggedPrediction) -> prediction_pb2.Prediction:
         cached=row["cached"],
         probabilities=row.get("probabilities") or (),
         config_epoch=row["epoch"],
+        missing_features=[name for name, _ in row["missing_features"] or ()],
     )
     value = row.get("prediction")
     if value is not None:

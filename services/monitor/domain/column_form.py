@@ -98,8 +98,9 @@ def output_columns(columns: PredictionColumns, info: VersionInfo) -> Iterator[tu
     if info.task is Task.REGRESSION:
         yield PREDICTION, columns.predicted
         return
-    labels = pa.array(info.labels, pa.string())
-    yield PREDICTION, pa.DictionaryArray.from_arrays(pa.array(columns.predicted.astype(np.int32)), labels)
+    none = np.isnan(columns.predicted)
+    classes = pa.array(np.where(none, 0, columns.predicted).astype(np.int32), mask=none)
+    yield PREDICTION, pa.DictionaryArray.from_arrays(classes, pa.array(info.labels, pa.string()))
     if columns.probabilities is not None:
         for index, label in enumerate(info.labels):
             yield f"{PROBABILITY}{label}", columns.probabilities[:, index]

@@ -60,7 +60,8 @@ class PredictionColumns:
     outputs: Mapping[str, Numbers]
     """Numeric output tensors by name, (row_count, ...) each."""
     predicted: Floats | None
-    """Class index of a classification, number of a regression, (row_count,); None when the signature does not say."""
+    """Class index of a classification, number of a regression, NaN where the model gave none, (row_count,); None when
+    the signature does not say."""
     probabilities: Floats | None
     """Probabilities in the order of the signature's labels, (row_count, labels); None for a regression."""
     entity_keys: Mapping[str, pa.Array]
@@ -71,6 +72,8 @@ class PredictionColumns:
     """When features were read, microseconds since 1970; 0 = none were, (count,)."""
     redacted: frozenset[str]
     """Features and entities that the route keeps back: all values of them are missing."""
+    missing: Mapping[str, pa.Array]
+    """Why there was no usable value of a fetched feature, by feature; string, null = there was one, (count,) each."""
     receive_time_us: int = 0
     """When the monitor took them, microseconds since 1970; rises from batch to batch."""
 

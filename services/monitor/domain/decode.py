@@ -32,6 +32,8 @@ DTYPES: Final[Mapping[str, npt.DTypeLike]] = {
 UNNAMED_COLUMNS_LIMIT: Final = 64
 """Columns of a tensor that become features of their own when no signature names them; a wider tensor has none."""
 _LENGTH: Final = Struct("<I")
+_REASONS: Final = (None, "ABSENT", "STALE", "UNAVAILABLE")
+"""By number of the contract's MissingReason."""
 
 
 class MalformedTensor(Exception):
@@ -70,6 +72,7 @@ def columns_of(batch: RawBatch, info: VersionInfo | None, receive_time_us: int =
         feature_event_times_us=batch.feature_event_times_us,
         feature_read_times_us=batch.feature_read_times_us,
         redacted=batch.redacted,
+        missing={name: _reasons(codes) for name, codes in batch.missing.items()},
         receive_time_us=receive_time_us,
     )
 
@@ -108,11 +111,22 @@ def texts_of(tensor: RawTensor) -> list[bytes]:
 
 
 def predict(probabilities: Floats, threshold: float | None) -> Floats:
-    """Return the class index of each row, as the router reads it; probabilities (count, labels)."""
+    """Return the class index of each row, as the router reads it, NaN where a probability is; (count, labels) to (count,)."""
     if threshold is not None and probabilities.shape[1] == 2:
-        return (probabilities[:, 1] >= threshold).astype(np.float64)
-    winners: Floats = probabilities.argmax(axis=1).astype(np.float64)
+        winners: Floats = (probabilities[:, 1] >= threshold).astype(np.float64)
+    else:
+        winners = probabilities.argmax(axis=1).astype(np.float64)
+    winners[np.isnan(probabilities).any(axis=1)] = np.nan
     return winners
+
+
+def numbers_predicted(values: Numbers) -> Floats | None:
+    """Return what a regression has predicted, NaN for what is no number; None when it is more than one for each row."""
+    if values.size != len(values):
+        return None
+    found = values.astype(np.float64).reshape(-1)
+    found[~np.isfinite(found)] = np.nan
+    return found
 
 
 def _features(batch: RawBatch, info: VersionInfo | None) -> Iterator[tuple[str, FeatureColumn]]:
@@ -187,6 +201,12 @@ def _texts_or_null(keys: Sequence[str]) -> pa.Array:
     return pa.array([key or None for key in keys], pa.string())
 
 
+def _reasons(codes: Ints) -> pa.Array:
+    # A newer router may know reasons that this release does not.
+    known = (codes >= 0) & (codes < len(_REASONS))
+    return pa.array(_REASONS, pa.string()).take(pa.array(np.where(known, codes, 0)))
+
+
 def _prediction(batch: RawBatch, info: VersionInfo | None) -> tuple[Floats | None, Floats | None]:
     if info is None or info.task is None:
         return None, None
@@ -195,7 +215,7 @@ def _prediction(batch: RawBatch, info: VersionInfo | None) -> tuple[Floats | Non
         return None, None
     values = numbers_of(tensor).astype(np.float64)
     if info.task is Task.REGRESSION:
-        return (values.reshape(-1), None) if values.size == len(values) else (None, None)
+        return numbers_predicted(values), None
     if values.ndim != 2 or values.shape[1] != len(info.labels):
         return None, None
     probabilities: Floats = np.clip(values, 0.0, 1.0)

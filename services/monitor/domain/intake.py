@@ -30,12 +30,14 @@ class Intake:
         *,
         limit_bytes: int,
         sink_limit_rows: int,
+        after_us: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`after_us` is the last receive time that was given before; the clock may have been set back since."""
         self._versions = versions
         self._drops = drops
         self._clock = clock
-        self._last_us = 0
+        self._last_us = after_us
         self._queue: BoundedQueue[RawBatch] = BoundedQueue(limit_bytes, lambda batch: batch.size_bytes)
         self._sinks = dict(sinks)
         self._sink_queues: dict[str, BoundedQueue[PredictionColumns]] = {
@@ -76,6 +78,10 @@ class Intake:
         except MalformedTensor as error:
             _LOG.warning("batch_malformed", model=batch.key.model, version=batch.key.version, error=str(error))
             self._drops.add(PART, "malformed", batch.prediction_count)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever one batch holds, the next ones are taken
+            _LOG.error("batch_not_decoded", model=batch.key.model, version=batch.key.version, exc_info=error)
+            self._drops.add(PART, "failed", batch.prediction_count)
             return
         for name, queue in self._sink_queues.items():
             if not queue.offer(columns):

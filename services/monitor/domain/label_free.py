@@ -60,10 +60,16 @@ class ScoreSketch:
         is_predicted_positive: npt.ArrayLike | None = None,
         weights: npt.ArrayLike | None = None,
     ) -> None:
-        """Take probabilities [n] of the positive class, whether the model's class is that [n] (None: p >= 0.5), weights [n]."""
+        """Take probabilities [n] of the positive class, whether the model's class is that [n] (None: p >= 0.5), weights [n].
+
+        NaN is no probability and left out.
+        """
         p = np.asarray(probabilities, dtype=np.float64)
         predicted = p >= 0.5 if is_predicted_positive is None else np.asarray(is_predicted_positive, dtype=bool)
         w = np.ones(p.size) if weights is None else np.asarray(weights, dtype=np.float64)
+        there = ~np.isnan(p)
+        if not there.all():
+            p, predicted, w = p[there], predicted[there], w[there]
         bins = score_bins(p)
         self.predicted_positive += np.bincount(bins, w * predicted, SCORE_BINS)
         self.predicted_negative += np.bincount(bins, w * ~predicted, SCORE_BINS)

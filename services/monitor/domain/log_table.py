@@ -44,7 +44,11 @@ FIXED_FIELDS: Final = (
     pa.field("entities", pa.map_(pa.string(), pa.string())),
     pa.field("feature_event_times", pa.map_(pa.string(), _TIME)),
     pa.field("redacted_features", pa.list_(pa.string())),
+    pa.field("missing_features", pa.map_(pa.string(), pa.string())),
 )
+
+_READINGS: Final = frozenset({"prediction", "predicted_label", "confidence", "probabilities"})
+"""Only versions whose signature says what they predict have these."""
 
 
 def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.0) -> pa.Table:
@@ -71,6 +75,7 @@ def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.
         "entities": _map(columns.entity_keys, pa.string(), count),
         "feature_event_times": _map(_event_times(columns.feature_event_times_us), _TIME, count),
         "redacted_features": _repeated(sorted(columns.redacted), count),
+        "missing_features": _map(columns.missing, pa.string(), count),
     }
     spread = _Spread(columns.rows, count)
     fixed |= {name: spread(values) for name, values in _readings(columns).items()}
@@ -121,6 +126,7 @@ def columns_of_table(table: pa.Table, info: VersionInfo | None) -> PredictionCol
         feature_event_times_us={},
         feature_read_times_us=_whole(pc.fill_null(table["feature_read_time"].cast(pa.int64()), 0)),
         redacted=_redacted(table),
+        missing={},
     )
 
 
@@ -158,6 +164,23 @@ def unified_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema(list(found.items()))
 
 
+def foreign_to_log(schema: pa.Schema) -> str:
+    """Return why a table of this schema is none of the log; empty when it may be one."""
+    for want in FIXED_FIELDS:
+        index = schema.get_field_index(want.name)
+        if index < 0 and want.name not in _READINGS:
+            return f"want a column {want.name}, got none or several"
+        kind = want.type if index < 0 else _plain(schema.field(index).type)
+        # What is inside of lists and maps has names that differ between files and memory.
+        if not kind.equals(want.type) and not (pa.types.is_nested(kind) and kind.id == want.type.id):
+            return f"want {want.name} as {want.type}, got {kind}"
+    for field in schema:
+        kind = _plain(field.type)
+        if field.name.startswith(FEATURE_PREFIX) and not (pa.types.is_string(kind) or pa.types.is_primitive(kind)):
+            return f"want {field.name} as text, number or truth value, got {kind}"
+    return ""
+
+
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
@@ -171,8 +194,9 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _constant(text: str | None, count: int) -> pa.Array:
-    indices = pa.array(np.zeros(count, dtype=np.int8))
-    return pa.DictionaryArray.from_arrays(indices, pa.array([text], pa.string()))
+    # Parquet takes a null among the positions and none among the texts.
+    indices = pa.array(np.zeros(count, dtype=np.int8), mask=np.full(count, text is None))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([text or ""], pa.string()))
 
 
 class _Spread:
@@ -194,16 +218,17 @@ class _Spread:
 def _readings(columns: PredictionColumns) -> Mapping[str, pa.Array]:
     if columns.predicted is None:
         return {}
-    found: dict[str, pa.Array] = {"prediction": pa.array(columns.predicted)}
+    none = np.isnan(columns.predicted)
+    found: dict[str, pa.Array] = {"prediction": pa.array(columns.predicted, mask=none)}
     if columns.probabilities is not None and columns.info is not None:
-        winners = columns.predicted.astype(np.int32)
+        winners = np.where(none, 0, columns.predicted).astype(np.int32)
         width = columns.probabilities.shape[1]
         offsets = pa.array(np.arange(columns.row_count + 1, dtype=np.int32) * width)
         flat = pa.array(columns.probabilities.astype(np.float32).ravel())
         found["probabilities"] = pa.ListArray.from_arrays(offsets, flat)
-        found["confidence"] = pa.array(columns.probabilities[np.arange(columns.row_count), winners])
+        found["confidence"] = pa.array(columns.probabilities[np.arange(columns.row_count), winners], mask=none)
         found["predicted_label"] = pa.DictionaryArray.from_arrays(
-            pa.array(winners), pa.array(columns.info.labels, pa.string())
+            pa.array(winners, mask=none), pa.array(columns.info.labels, pa.string())
         )
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from services.monitor.domain.columns import FeatureColumn, Floats, PredictionColumns
-from services.monitor.domain.decode import blank, predict
+from services.monitor.domain.decode import blank, numbers_predicted, predict
 from services.monitor.domain.version_info import FeatureKind, Task, VersionInfo
 
 
@@ -36,7 +36,7 @@ def _prediction(columns: PredictionColumns, info: VersionInfo) -> tuple[Floats |
     if values is None or info.task is None:
         return None, None
     if info.task is Task.REGRESSION:
-        return (values.astype(np.float64).reshape(-1), None) if values.size == len(values) else (None, None)
+        return numbers_predicted(values), None
     if values.ndim != 2 or values.shape[1] != len(info.labels):
         return None, None
     probabilities: Floats = np.clip(values.astype(np.float64), 0.0, 1.0)

@@ -45,6 +45,8 @@ class RawBatch:
     feature_event_times_us: Mapping[str, Ints]
     feature_read_times_us: Ints
     redacted: frozenset[str]
+    missing: Mapping[str, Ints]
+    """By feature, why there was no usable value, a MissingReason of the contract; 0 = there was, (count,) each."""
 
     @property
     def ok_count(self) -> int:

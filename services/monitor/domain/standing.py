@@ -52,6 +52,8 @@ class Standings:
                 await self.refresh()
             except ServiceError as error:
                 _LOG.warning("standings_not_refreshed", reason=error.reason)
+            except Exception as error:  # noqa: BLE001 - metrics go on whatever is wrong this time
+                _LOG.error("standings_not_refreshed", exc_info=error)
 
     async def refresh(self) -> None:
         """Ask for every version that had predictions in the last two days, at most 200 of them."""
@@ -64,6 +66,8 @@ class Standings:
                 found[key] = await self._standing(key)
             except ServiceError as error:
                 _LOG.warning("version_not_judged", model=key[0], version=key[1], reason=error.reason)
+            except Exception as error:  # noqa: BLE001 - other versions go on
+                _LOG.error("version_not_judged", model=key[0], version=key[1], exc_info=error)
         self._known = found
 
     async def _standing(self, key: tuple[str, str, str]) -> Standing:

@@ -32,6 +32,7 @@ def subset(columns: PredictionColumns, chosen: Bools) -> PredictionColumns:
         entity_keys={name: keys.take(pa.array(positions)) for name, keys in columns.entity_keys.items()},
         feature_event_times_us={name: times[positions] for name, times in columns.feature_event_times_us.items()},
         feature_read_times_us=columns.feature_read_times_us[positions],
+        missing={name: reasons.take(pa.array(positions)) for name, reasons in columns.missing.items()},
     )
 
 

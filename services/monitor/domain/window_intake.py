@@ -68,6 +68,7 @@ class WindowIntake:
         self._sketches = 0
         """Sketches in the open windows, at most."""
         self._taken_us = 0
+        self._started_us = int(clock() * 1e6)
         self._forms: OrderedDict[tuple[str, str], VersionForm] = OrderedDict()
         self._waiting: deque[PredictionColumns] = deque()
         self._waiting_rows = 0
@@ -97,6 +98,10 @@ class WindowIntake:
             await asyncio.sleep(interval_s)
             await self._retry_waiting()
             await self._try_flush()
+
+    async def position_us(self) -> int:
+        """Return the receive time up to which what came in is in the database."""
+        return await self._store.position(self._position)
 
     async def flush(self) -> None:
         """Add everything to the database now; raises ServiceError, and keeps what could not be added."""
@@ -128,7 +133,8 @@ class WindowIntake:
 
     async def _restore(self, replay: Replay) -> None:
         count = 0
-        async for piece, until_us in replay.since(await self._store.position(self._position)):
+        # What comes in from now on comes through `take`, also when it is in a file before files are looked for.
+        async for piece, until_us in replay.between(await self.position_us(), self._started_us):
             for columns in piece:
                 if columns.info is not None:
                     await self._add(columns, columns.info)
@@ -158,7 +164,11 @@ class WindowIntake:
         for _ in range(len(self._waiting)):
             columns = self._waiting.popleft()
             self._waiting_rows -= columns.count
-            await self.take(columns)
+            try:
+                await self.take(columns)
+            except Exception as error:  # noqa: BLE001 - as with those that need not wait: one batch stops no other
+                _LOG.error("waiting_not_added", model=columns.model, version=columns.version, exc_info=error)
+                self._drops.add(PART, "failed", columns.count)
 
     async def _add(self, columns: PredictionColumns, info: VersionInfo) -> None:
         async with self._adding:

@@ -88,8 +88,8 @@ class WindowStore(Protocol):
 class Replay(Protocol):
     """Gives predictions back from the log."""
 
-    def since(self, after_us: int) -> AsyncIterator[tuple[Sequence[PredictionColumns], int]]:
-        """Yield what was received after a time, in pieces: predictions, and by when all is given with the piece."""
+    def between(self, after_us: int, until_us: int) -> AsyncIterator[tuple[Sequence[PredictionColumns], int]]:
+        """Yield what was received in (after, until], in pieces: predictions, and by when all is given with the piece."""
 
 
 class VersionFinder(Protocol):

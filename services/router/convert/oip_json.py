@@ -23,7 +23,8 @@ from services.router.domain.tensor import DATA_TYPES, Kind, Tensor, element_coun
 HEADER_LENGTH_KEY: Final = "inference-header-content-length"
 BINARY_CONTENT_TYPE: Final = "application/octet-stream"
 
-_REQUEST: Final = ("id", "parameters", "inputs", "outputs")
+# The path names model and version; the KServe SDK says the model again in the body, and nobody reads it there.
+_REQUEST: Final = ("id", "parameters", "inputs", "outputs", "model_name", "model_version")
 _INPUT: Final = ("name", "shape", "datatype", "parameters", "data")
 _OUTPUT: Final = ("name", "parameters")
 _BINARY_SIZE: Final = "binary_data_size"

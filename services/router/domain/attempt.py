@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.common.errors import ServiceError
-from services.router.domain.enrichment import FeatureRead, FilledRow
+from services.router.domain.enrichment import FeatureRead, FilledRow, Missing
 from services.router.domain.plan import Draft, Plan
 from services.router.domain.ports import PredictionId
 from services.router.domain.routing import Choice
@@ -22,7 +22,7 @@ class Pending:
     choice: Choice
     id: PredictionId
     error: ServiceError | None = None
-    missing: tuple[str, ...] = ()
+    missing: Missing = field(default_factory=dict)
     features_down: bool = False
     read: FeatureRead | None = None
     """What was fetched for the first choice."""

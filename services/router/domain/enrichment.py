@@ -1,7 +1,7 @@
 """Putting fetched values into a row, and what happens where there is none: the policies of signature and route."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from services.common.errors import ServiceError, Violation
@@ -17,6 +17,18 @@ class FeatureStatus(Enum):
     PRESENT = "present"
     STALE = "stale"
     MISSING = "missing"
+
+
+class MissingReason(Enum):
+    """Why a fetched feature had no usable value."""
+
+    ABSENT = "absent"
+    STALE = "stale"
+    UNAVAILABLE = "unavailable"
+
+
+Missing = Mapping[str, MissingReason]
+"""Fetched features that had no usable value, by name."""
 
 
 class FeatureFailurePolicy(Enum):
@@ -64,7 +76,7 @@ class FilledRow:
     """A row that is ready for the model, and the names of its fetched features that had no usable value."""
 
     encoded: EncodedRow
-    missing: tuple[str, ...] = ()
+    missing: Missing = field(default_factory=dict)
 
 
 class FallsBack(Exception):
@@ -73,7 +85,7 @@ class FallsBack(Exception):
     `missing` names the fetched features that had no usable value.
     """
 
-    def __init__(self, error: ServiceError, missing: tuple[str, ...] = ()) -> None:
+    def __init__(self, error: ServiceError, missing: Missing) -> None:
         super().__init__(error.message)
         self.error = error
         self.missing = missing
@@ -87,8 +99,8 @@ def fill(plan: Plan, draft: Draft, fetched: FetchedRow | None, on_failure: Featu
     """
     if plan.plain:
         return FilledRow(plan.pack(draft))
-    gaps = [_Gap(feature, why) for feature, why in _gaps(plan, fetched)]
-    missing = tuple(gap.feature.spec.name for gap in gaps)
+    gaps = list(_gaps(plan, fetched))
+    missing = {gap.feature.spec.name: gap.reason for gap in gaps}
     policies = {gap: _policy(gap.feature, None if fetched is not None else on_failure) for gap in gaps}
     for policy in (MissingPolicy.REFUSE, MissingPolicy.FALLBACK):
         found = [gap.violation() for gap in gaps if policies[gap] is policy]
@@ -99,13 +111,14 @@ def fill(plan: Plan, draft: Draft, fetched: FetchedRow | None, on_failure: Featu
             raise FallsBack(error, missing)
     if draft.notes.falling:
         raise FallsBack(InvalidFeatures([_absent(name) for name in draft.notes.falling]), missing)
-    _put(plan, draft, fetched, frozenset(missing))
+    _put(plan, draft, fetched, missing)
     return FilledRow(plan.pack(draft), missing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Gap:
     feature: FetchedFeature
+    reason: MissingReason
     why: str
 
     def violation(self) -> Violation:
@@ -113,18 +126,20 @@ class _Gap:
         return Violation(f"features.{spec.name}", f"want a value of {spec.source}, got {self.why}")
 
 
-def _gaps(plan: Plan, fetched: FetchedRow | None) -> Iterator[tuple[FetchedFeature, str]]:
+def _gaps(plan: Plan, fetched: FetchedRow | None) -> Iterator[_Gap]:
     for index, feature in enumerate(plan.fetched):
         if fetched is None:
-            yield feature, "no answer from the features service"
-        elif fetched.statuses[index] is FeatureStatus.MISSING:
-            yield feature, "none: nothing is known for these keys"
-        elif fetched.statuses[index] is FeatureStatus.STALE:
-            yield feature, f"one that is too old for its view: {fetched.ages_ms[index] / 1e3:g} s"
-        elif feature.spec.max_age_s is not None and fetched.ages_ms[index] > feature.spec.max_age_s * 1e3:
-            yield feature, f"one that is {fetched.ages_ms[index] / 1e3:g} s old, over {feature.spec.max_age_s:g} s"
+            yield _Gap(feature, MissingReason.UNAVAILABLE, "no answer from the features service")
+            continue
+        status, age_s, limit_s = fetched.statuses[index], fetched.ages_ms[index] / 1e3, feature.spec.max_age_s
+        if status is FeatureStatus.MISSING:
+            yield _Gap(feature, MissingReason.ABSENT, "none: nothing is known for these keys")
+        elif status is FeatureStatus.STALE:
+            yield _Gap(feature, MissingReason.STALE, f"one that is too old for its view: {age_s:g} s")
+        elif limit_s is not None and age_s > limit_s:
+            yield _Gap(feature, MissingReason.STALE, f"one that is {age_s:g} s old, over {limit_s:g} s")
         elif fetched.values[index] is None and not feature.spec.nullable:
-            yield feature, "null"
+            yield _Gap(feature, MissingReason.ABSENT, "null")
 
 
 def _policy(feature: FetchedFeature, on_failure: FeatureFailurePolicy | None) -> MissingPolicy:
@@ -138,7 +153,7 @@ def _policy(feature: FetchedFeature, on_failure: FeatureFailurePolicy | None) ->
     return MissingPolicy.REFUSE if policy is MissingPolicy.DEFAULT and feature.reader.default is None else policy
 
 
-def _put(plan: Plan, draft: Draft, fetched: FetchedRow | None, missing: frozenset[str]) -> None:
+def _put(plan: Plan, draft: Draft, fetched: FetchedRow | None, missing: Missing) -> None:
     """Fill the free columns of a draft: with what was fetched, or the declared default."""
     violations: list[Violation] = []
     for index, feature in enumerate(plan.fetched):

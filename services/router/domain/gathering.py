@@ -58,7 +58,7 @@ class Gathering(Generic[WaitingT]):
             return False
         return True
 
-    def take(self) -> list[WaitingT]:
-        """Return everything that waits; it has left."""
-        taken, self.waiting = self.waiting, []
+    def take(self, limit: int | None = None) -> list[WaitingT]:
+        """Return everything that waits, or the first of it; it has left."""
+        taken, self.waiting = self.waiting[:limit], self.waiting[limit:] if limit is not None else []
         return taken

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from services.common.call import Call
 from services.common.errors import ServiceError
-from services.router.domain.enrichment import FeatureRead
+from services.router.domain.enrichment import FeatureRead, Missing
 from services.router.domain.ports import EventSink, PredictionEvent, PredictionId, PredictionMetrics
 from services.router.domain.redaction import redacted
 from services.router.domain.routing import Choice
@@ -33,6 +33,7 @@ class Observation:
         "_degraded",
         "_events",
         "_metrics",
+        "_missing",
         "_reads",
         "_started",
         "fixed",
@@ -53,14 +54,23 @@ class Observation:
         self._buckets: list[int] = []
         self._degraded: list[bool] = []
         self._reads: list[FeatureRead] | None = None
+        self._missing: dict[int, Missing] = {}
         self.fixed = False
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()
 
     def add_row(
-        self, prediction_id: PredictionId, bucket: int, *, degraded: bool = False, read: FeatureRead | None = None
+        self,
+        prediction_id: PredictionId,
+        bucket: int,
+        *,
+        degraded: bool = False,
+        read: FeatureRead | None = None,
+        missing: Missing | None = None,
     ) -> None:
         """Say that the block holds one more row; either each of its rows has a `read` or none."""
+        if missing:
+            self._missing[len(self.ids)] = missing
         self.ids.append(prediction_id)
         self._buckets.append(bucket)
         self._degraded.append(degraded)
@@ -99,6 +109,7 @@ class Observation:
                 principal=self._call.principal,
                 latency_us=min(int(seconds * 1e6), _LATENCY_LIMIT_US),
                 reads=tuple(self._reads) if self._reads else (),
+                missing=self._missing,
                 fixed=self.fixed,
             )
         )

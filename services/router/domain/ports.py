@@ -1,12 +1,12 @@
 """What the domain needs from outside; adapters and the tests' fakes provide it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.common.call import Call
 from services.common.errors import ServiceError
-from services.router.domain.enrichment import FeatureAsk, FeatureRead, FeatureStatus, FetchedRow
+from services.router.domain.enrichment import FeatureAsk, FeatureRead, FeatureStatus, FetchedRow, Missing
 from services.router.domain.routing import Choice, Target
 from services.router.domain.tensor import Tensor
 
@@ -84,6 +84,8 @@ class PredictionEvent:
     latency_us: int
     reads: tuple[FeatureRead, ...] = ()
     """What was fetched; empty for a version that fetches nothing."""
+    missing: Mapping[int, Missing] = field(default_factory=dict)
+    """Features without a usable value, by the position of the prediction that lacked them."""
     fixed: bool = False
     """A fixed prediction of the route answered, and no version."""
 

@@ -190,14 +190,14 @@ class RowsRun:
         try:
             attempt.filled = fill(attempt.plan, attempt.draft, fetched, attempt.choice.rules.feature_failure)
         except FallsBack as falls:
-            pending.missing = _union(pending.missing, falls.missing)
+            pending.missing = {**pending.missing, **falls.missing}
             self._miss(pending, attempt.choice, falls.error, falls=True)
             return False
         except ServiceError as error:
             self._miss(pending, attempt.choice, error)
             return False
         if attempt.filled.missing:
-            pending.missing = _union(pending.missing, attempt.filled.missing)
+            pending.missing = {**pending.missing, **attempt.filled.missing}
         return True
 
     async def _run_block(self, block: Sequence[Attempt]) -> None:
@@ -206,7 +206,10 @@ class RowsRun:
         seen = self._steps.observe(choice, self._call, self._started)
         for attempt, encoded in rows:
             degraded = attempt.on_a_rung or encoded.defaulted or attempt.pending.features_down
-            seen.add_row(attempt.pending.id, attempt.choice.bucket, degraded=degraded, read=attempt.read)
+            pending = attempt.pending
+            seen.add_row(
+                pending.id, attempt.choice.bucket, degraded=degraded, read=attempt.read, missing=pending.missing
+            )
         seen.inputs = plan.tensors([encoded for _, encoded in rows])
         hope_s = _LADDER_HOPE_S if choice.rules.ladder else None
         try:
@@ -250,7 +253,7 @@ class RowsRun:
             }
             degraded = tuple(way for way, holds in ways.items() if holds)
         ms = elapsed_ms(self._started)
-        answer = Answer(pending.id, reading, attempt.choice, encoded.flagged, degraded, ms, pending.missing)
+        answer = Answer(pending.id, reading, attempt.choice, encoded.flagged, degraded, ms, tuple(pending.missing))
         self._settle(pending, answer)
 
     def _answer_fixed(self, value: float, falling: Sequence[Pending]) -> None:
@@ -261,13 +264,14 @@ class RowsRun:
                 self._falling.append(pending)
                 continue
             seen = self._steps.observe(pending.choice, self._call, self._started)
-            seen.add_row(pending.id, pending.choice.bucket, degraded=True)
+            seen.add_row(pending.id, pending.choice.bucket, degraded=True, missing=pending.missing)
             seen.fixed = True
             seen.end(None)
             degraded = (FEATURES_UNAVAILABLE, FALLBACK) if pending.features_down else (FALLBACK,)
             ms = elapsed_ms(self._started)
             self._settle(
-                pending, Answer(pending.id, reading, pending.choice, (), degraded, ms, pending.missing, fixed=True)
+                pending,
+                Answer(pending.id, reading, pending.choice, (), degraded, ms, tuple(pending.missing), fixed=True),
             )
 
     def _settle(self, pending: Pending, answer: Answer) -> None:
@@ -298,9 +302,5 @@ class RowsRun:
 
     def _observe(self, pending: Pending, choice: Choice) -> Observation:
         seen = self._steps.observe(choice, self._call, self._started)
-        seen.add_row(pending.id, choice.bucket, read=pending.read)
+        seen.add_row(pending.id, choice.bucket, read=pending.read, missing=pending.missing)
         return seen
-
-
-def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    return (*first, *(name for name in second if name not in first))

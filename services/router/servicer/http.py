@@ -8,6 +8,7 @@ from inference import repository_pb2
 from interlock.router.v1 import http_service_pb2 as pb
 
 from services.common.call import Call
+from services.common.content_encoding import CONTENT_ENCODING_KEY, decoded
 from services.common.errors import Violation
 from services.common.health import HealthBoard
 from services.common.json_body import Fields, decode_object
@@ -37,21 +38,24 @@ _PROBES: Final = frozenset({"", "ready", "startup"})
 class RouterHttpServicer:
     """Speaks JSON, and the binary tensor extension, where the transcoder cannot."""
 
-    def __init__(self, predictor: Predictor, catalog: Catalog, oip: OipServicer, board: HealthBoard) -> None:
+    def __init__(
+        self, predictor: Predictor, catalog: Catalog, oip: OipServicer, board: HealthBoard, body_limit_bytes: int
+    ) -> None:
         self._predictor = predictor
         self._catalog = catalog
         self._oip = oip
         self._board = board
+        self._body_limit_bytes = body_limit_bytes
 
     async def Predict(self, request: pb.PredictHttpRequest, call: Call) -> HttpBody:
         """POST /v1/predict."""
-        ask = predict_from_json(request.body.data)
+        ask = predict_from_json(self._body(request.body, call))
         answer = await self._predictor.predict(ask.model, ask.version, ask.row, call)
         return prediction_to_json(answer, probabilities=ask.probabilities)
 
     async def PredictRows(self, request: pb.PredictRowsHttpRequest, call: Call) -> HttpBody:
         """POST /v1/predict_rows."""
-        ask = rows_from_json(request.body.data)
+        ask = rows_from_json(self._body(request.body, call))
         results = await self._predictor.predict_rows(ask.model, ask.version, ask.rows, call)
         return rows_to_json(results, probabilities=ask.probabilities, request_id=call.request_id)
 
@@ -114,8 +118,12 @@ class RouterHttpServicer:
         good = {"": True, "ready": self._board.ready, "startup": self._catalog.configured()}[request.probe]
         return _verdict(call, {"status": "SERVING" if good else "NOT_SERVING"}, good=good)
 
+    def _body(self, body: HttpBody, call: Call) -> bytes:
+        encoding = call.metadata.get(CONTENT_ENCODING_KEY)
+        return decoded(body.data, encoding, self._body_limit_bytes) if encoding else body.data
+
     def _infer_ask(self, request: pb.ModelInferHttpRequest, call: Call) -> InferAsk:
-        model, version, body = request.model_name, request.model_version, request.body.data
+        model, version, body = request.model_name, request.model_version, self._body(request.body, call)
         check_names(model, version, model_field="model_name", version_field="model_version")
         given = call.metadata.get(HEADER_LENGTH_KEY, "")
         length = header_length(given, len(body))

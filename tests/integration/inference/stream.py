@@ -12,6 +12,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from interlock.inference.v1 import inference_service_pb2 as pb
 
+from services.common.frames import FrameLink
 from services.common.tasks import spawn
 
 
@@ -38,7 +39,9 @@ class StreamClient:
         ids = []
         for each in rows:
             ident = next(self._ids)
-            batch.items.add(id=ident, rows=len(each), timeout_us=int(timeout_s * 1e6))
+            batch.ids.append(ident)
+            batch.rows.append(len(each))
+            batch.timeouts_us.append(int(timeout_s * 1e6))
             self.waiting[ident] = asyncio.get_running_loop().create_future()
             ids.append(ident)
         joined = np.concatenate(rows)
@@ -65,22 +68,86 @@ class StreamClient:
     def _take(self, results: pb.InferResults) -> None:
         first = 0
         width = results.tensors[0].shape[1] * 4 if results.tensors else 0
-        for item in results.items:
-            future = self.waiting.pop(item.id)
-            if future.cancelled():
-                first += item.rows
-                continue
-            if item.HasField("error"):
-                future.set_exception(ItemFailed(item.error))
-                continue
-            self.batch_sizes.append(item.batch_size)
-            future.set_result(results.tensors[0].data[first * width : (first + item.rows) * width])
-            first += item.rows
+        for failure in results.failures:
+            future = self.waiting.pop(failure.id)
+            if not future.cancelled():
+                future.set_exception(ItemFailed(failure.error))
+        for ident, rows in zip(results.ids, results.rows, strict=True):
+            future = self.waiting.pop(ident)
+            if not future.cancelled():
+                self.batch_sizes.append(results.batch_size)
+                future.set_result(results.tensors[0].data[first * width : (first + rows) * width])
+            first += rows
+
+
+class FramedCall:
+    """A stream as frames, with the methods of gRPC's call."""
+
+    def __init__(self) -> None:
+        self.link = FrameLink(self, 64 << 20)
+        self.answers: asyncio.Queue[pb.CoalescedInferResponse | None] = asyncio.Queue()
+        self.status = Status()
+        self.error: Exception | None = None
+        self.is_open = asyncio.Event()
+        self.is_over = asyncio.Event()
+
+    def opened(self) -> None:
+        self.is_open.set()
+
+    def received(self, message: bytes) -> None:
+        response = pb.CoalescedInferResponse.FromString(message)
+        if response.HasField("ended"):
+            self.status = response.ended
+        else:
+            self.answers.put_nowait(response)
+
+    def read_all(self) -> None:
+        self.link.close()
+
+    def room(self) -> None:
+        raise AssertionError("the service reads what it is sent")
+
+    def ended(self, error: Exception | None) -> None:
+        self.error = error
+        self.is_over.set()
+        self.answers.put_nowait(None)
+
+    async def write(self, message: pb.CoalescedInferRequest) -> None:
+        self.link.send(message.SerializeToString())
+
+    async def done_writing(self) -> None:
+        self.link.stop_sending()
+
+    async def read(self) -> Any:
+        return await self.answers.get() or grpc.aio.EOF
+
+    async def code(self) -> grpc.StatusCode:
+        await self.is_over.wait()
+        return next(code for code in grpc.StatusCode if code.value[0] == self.status.code)
+
+    def cancel(self) -> None:
+        self.link.abort()
+
+
+async def open_call(own: Any, form: str = "grpc") -> Any:
+    """Return a stream to the service, over gRPC or as frames, in which nothing has been said yet."""
+    if form == "grpc":
+        return own.CoalescedInfer()
+    watch = own.WatchReplica(pb.WatchReplicaRequest())
+    kind, _, place = (await watch.read()).frames_address.partition(":")
+    watch.cancel()
+    call = FramedCall()
+    if kind == "unix":
+        await asyncio.get_running_loop().create_unix_connection(lambda: call.link, place)
+    else:
+        await asyncio.get_running_loop().create_connection(lambda: call.link, "127.0.0.1", int(place))
+    await call.is_open.wait()
+    return call
 
 
 @asynccontextmanager
-async def open_stream(own: Any, model: str, version: str) -> AsyncIterator[StreamClient]:
-    call = own.CoalescedInfer()
+async def open_stream(own: Any, model: str, version: str, form: str = "grpc") -> AsyncIterator[StreamClient]:
+    call = await open_call(own, form)
     await call.write(pb.CoalescedInferRequest(open=pb.InferOpen(model=model, version=version, client_id="test")))
     opened = await call.read()
     assert opened.HasField("opened")

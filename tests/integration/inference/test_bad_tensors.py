@@ -1,5 +1,6 @@
 """Every kind of wrong tensor is refused with what was wanted and what came, and never reaches the model."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from interlock.inference.v1 import inference_service_pb2 as pb
 from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
 from tests.integration.inference.conftest import Running
+from tests.integration.inference.stream import open_call, open_stream, row
 
 ROW = np.ones((1, 2), "<f4").tobytes()
 
@@ -174,7 +176,11 @@ async def test_texts_are_walked_and_must_be_texts(running: Running, registry: Fa
 def message(**changes: Any) -> pb.InferBatch:
     batch = pb.InferBatch(outputs=changes.get("outputs", []))
     for ident, rows in changes.get("items", [(1, 1)]):
-        batch.items.add(id=ident, rows=rows, timeout_us=1_000_000)
+        batch.ids.append(ident)
+        batch.rows.append(rows)
+        batch.timeouts_us.append(1_000_000)
+    for column in ("tenants", "attempts"):
+        getattr(batch, column).extend(changes.get(column, []))
     tensor = {"name": "x", "data_type": 11, "shape": [1, 2], "data": ROW, **changes.get("tensor", {})}
     batch.tensors.add(**tensor)
     return batch
@@ -198,9 +204,9 @@ async def test_tensors_of_a_stream_that_do_not_fit_fail_their_items_only(
         {"data": ROW[:3]},
     ):
         await stream.write(pb.CoalescedInferRequest(batch=message(tensor=tensor)))
-        (item,) = (await stream.read()).results.items
-        assert (item.id, item.error.code) == (1, 3), tensor
-        assert "want" in item.error.message
+        (failure,) = (await stream.read()).results.failures
+        assert (failure.id, failure.error.code) == (1, 3), tensor
+        assert "want" in failure.error.message
     await stream.write(pb.CoalescedInferRequest(batch=message()))
     answer = (await stream.read()).results
     assert answer.tensors[0].data == np.full((1, 2), 3, "<f4").tobytes()
@@ -227,8 +233,26 @@ async def test_tensors_of_a_stream_that_do_not_fit_fail_their_items_only(
             pb.CoalescedInferRequest(open=pb.InferOpen(model="oracle", version="1")),
             pb.CoalescedInferRequest(batch=message(items=[(1, 0)])),
         ],
+        [
+            pb.CoalescedInferRequest(open=pb.InferOpen(model="oracle", version="1")),
+            pb.CoalescedInferRequest(batch=message(tenants=["a", "b"])),
+        ],
+        [
+            pb.CoalescedInferRequest(open=pb.InferOpen(model="oracle", version="1")),
+            pb.CoalescedInferRequest(batch=message(tenants=["a" * 129])),
+        ],
     ],
-    ids=["batch first", "empty", "nothing", "open twice", "no items", "id twice", "no rows"],
+    ids=[
+        "batch first",
+        "empty",
+        "nothing",
+        "open twice",
+        "no items",
+        "id twice",
+        "no rows",
+        "columns of other lengths",
+        "long text",
+    ],
 )
 async def test_a_message_that_breaks_the_rules_ends_the_stream(
     running: Running, put_oracle: Callable[..., None], messages: list[pb.CoalescedInferRequest]
@@ -251,3 +275,37 @@ async def test_a_stream_for_a_version_that_is_not_here(running: Running) -> None
         await stream.read()
     assert ended.value.code() is grpc.StatusCode.NOT_FOUND
     assert details(ended.value)[1] == "VERSION_NOT_LOADED"
+
+
+async def test_bad_frames_cost_their_connection_and_nothing_else(
+    running: Running, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle()
+    await running.ready("oracle/1")
+    opening = pb.CoalescedInferRequest(open=pb.InferOpen(model="oracle", version="1"))
+    async with open_stream(running.own, "oracle", "1", "frames") as stream:
+        for bad in (b"\xff\xff", opening.SerializeToString()[:-1]):
+            call = await open_call(running.own, "frames")
+            await call.write(opening)
+            assert (await call.read()).HasField("opened")
+            call.link.send(bad)
+            await asyncio.wait_for(call.is_over.wait(), 5)
+        for messages in ([pb.CoalescedInferRequest()], [opening, pb.CoalescedInferRequest(batch=message(items=[]))]):
+            call = await open_call(running.own, "frames")
+            for each in messages:
+                await call.write(each)
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await stream.infer(row(5)) == [(row(5) * 2 + 1).tobytes()]
+
+
+async def test_answers_that_one_message_cannot_hold_come_in_several(
+    start: Callable[..., Any], registry: FakeRegistry, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle(max_batch_size=1024)
+    async with registry.listening() as address, start(address, message_limit_bytes=16_384) as running:
+        await running.ready("oracle/1")
+        for form in ("grpc", "frames"):
+            async with open_stream(running.own, "oracle", "1", form) as stream:
+                rows = [np.full((200, 2), value, "<f4") for value in range(8)]
+                assert await stream.infer(*rows) == [(each * 2 + 1).tobytes() for each in rows]
+                assert max(stream.batch_sizes) > 400, "a batch is larger than what is joined in one message"

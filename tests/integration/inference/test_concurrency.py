@@ -23,7 +23,7 @@ class Crowd:
         self.outcomes = {"right": 0, "cancelled": 0, "refused": 0}
 
     async def one_stream(self, number: int) -> None:
-        async with open_stream(self.running.own, "oracle", "1") as stream:
+        async with open_stream(self.running.own, "oracle", "1", ("grpc", "frames")[number % 2]) as stream:
             for turn in range(20):
                 first = number * 100_000 + turn * 100
                 await self.one_message(stream, [float(first + place) for place in range(25)])

@@ -12,6 +12,7 @@ from interlock.inference.v1 import inference_service_pb2 as pb
 from tests.fakes import inference_models
 from tests.fakes.inference_registry import FakeRegistry, spec
 from tests.integration.inference.conftest import Running
+from tests.integration.inference.stream import open_call
 
 
 @pytest.mark.rpc("inference.GRPCInferenceService/ModelInfer", "happy")
@@ -53,25 +54,22 @@ async def test_a_coalesced_message_is_answered_item_by_item(running: Running, re
     words = ["a", "zürich", "", "long" * 20]
     data = b"".join(len(w.encode()).to_bytes(4, "little") + w.encode() for w in words)
     numbers = np.arange(4, dtype="<i8").tobytes()
-    batch = pb.InferBatch(outputs=["m", "echo"])
-    batch.items.add(id=7, rows=1, timeout_us=5_000_000)
-    batch.items.add(id=9, rows=3, timeout_us=5_000_000)
+    batch = pb.InferBatch(ids=[7, 9], rows=[1, 3], timeouts_us=[5_000_000] * 2, outputs=["m", "echo"])
     batch.tensors.add(name="n", data_type=9, shape=[4, 1], data=numbers)
     batch.tensors.add(name="word", data_type=13, shape=[4, 1], data=data)
-    stream = running.own.CoalescedInfer()
-    await stream.write(pb.CoalescedInferRequest(open=pb.InferOpen(model="text", version="1", client_id="test")))
-    opened = await stream.read()
-    assert opened.opened.max_batch_size == 8
-    await stream.write(pb.CoalescedInferRequest(batch=batch))
+    for form in ("grpc", "frames"):
+        stream = await open_call(running.own, form)
+        await stream.write(pb.CoalescedInferRequest(open=pb.InferOpen(model="text", version="1", client_id="test")))
+        opened = await stream.read()
+        assert (opened.opened.max_batch_size, opened.opened.max_in_flight) == (8, 4096)
+        await stream.write(pb.CoalescedInferRequest(batch=batch))
 
-    answer = (await stream.read()).results
+        answer = (await stream.read()).results
 
-    assert [(item.id, item.rows, item.batch_size, item.HasField("error")) for item in answer.items] == [
-        (7, 1, 4, False),
-        (9, 3, 4, False),
-    ]
-    assert [tensor.name for tensor in answer.tensors] == ["m", "echo"]
-    assert answer.tensors[0].data == numbers
-    assert answer.tensors[1].data == data
-    await stream.done_writing()
-    assert (await stream.code()).name == "OK"
+        assert (list(answer.ids), list(answer.rows), answer.batch_size) == ([7, 9], [1, 3], 4)
+        assert not answer.failures
+        assert [tensor.name for tensor in answer.tensors] == ["m", "echo"]
+        assert answer.tensors[0].data == numbers
+        assert answer.tensors[1].data == data
+        await stream.done_writing()
+        assert (await stream.code()).name == "OK"

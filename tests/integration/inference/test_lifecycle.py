@@ -32,14 +32,21 @@ async def test_a_drain_answers_what_it_accepted_and_ends_streams_unavailable(
         watch = running.own.WatchReplica(pb.WatchReplicaRequest())
         first = await watch.read()
         assert (first.pool, first.draining, first.epoch) == ("default", False, registry.epoch)
-        async with open_stream(running.own, "oracle", "1") as stream:
-            batch, ids = stream.put([row(value) for value in range(50)])
-            await stream.send(batch)
+        async with (
+            open_stream(running.own, "oracle", "1") as over_grpc,
+            open_stream(running.own, "oracle", "1", "frames") as as_frames,
+        ):
+            streams = (over_grpc, as_frames)
+            waiting = []
+            for stream in streams:
+                batch, ids = stream.put([row(value) for value in range(50)])
+                waiting += [stream.waiting[ident] for ident in ids]
+                await stream.send(batch)
             draining = asyncio.ensure_future(running.serving.runtime.drain())
-            answers = await asyncio.gather(*(stream.waiting[ident] for ident in ids if ident in stream.waiting))
-            assert all(isinstance(answer, bytes) for answer in answers)
-            await asyncio.wait_for(stream.draining.wait(), 5)
-            assert await stream.call.code() is grpc.StatusCode.UNAVAILABLE
+            assert all(isinstance(answer, bytes) for answer in await asyncio.gather(*waiting))
+            for stream in streams:
+                await asyncio.wait_for(stream.draining.wait(), 5)
+                assert await stream.call.code() is grpc.StatusCode.UNAVAILABLE
             await draining
         last = [message async for message in until_end(watch)][-1]
         assert last.draining

@@ -47,7 +47,7 @@ async def test_a_traced_item_has_a_span_with_its_queue_and_its_computation(
             await running.ready("oracle/1")
             async with open_stream(running.own, "oracle", "1") as stream:
                 batch, ids = stream.put([row(1), row(2)])
-                batch.items[0].traceparent = f"00-{TRACE}-{PARENT}-01"
+                batch.traceparents.extend([f"00-{TRACE}-{PARENT}-01", ""])
                 futures = [stream.waiting[ident] for ident in ids]
                 await stream.call.write(pb.CoalescedInferRequest(batch=batch))
                 await asyncio.gather(*futures)

@@ -66,9 +66,7 @@ async def test_one_poisoned_request_fails_alone(running: Running, registry: Fake
     stream = running.own.CoalescedInfer()
     await stream.write(pb.CoalescedInferRequest(open=pb.InferOpen(model="picky", version="1")))
     await stream.read()
-    batch = pb.InferBatch()
-    for ident, _ in enumerate(indexes):
-        batch.items.add(id=ident, rows=1, timeout_us=5_000_000)
+    batch = pb.InferBatch(ids=range(8), rows=[1] * 8, timeouts_us=[5_000_000] * 8)
     batch.tensors.add(name="index", data_type=9, shape=[8, 1], data=np.array(indexes, "<i8").tobytes())
     await stream.write(pb.CoalescedInferRequest(batch=batch))
     answers: dict[int, float] = {}
@@ -76,11 +74,8 @@ async def test_one_poisoned_request_fails_alone(running: Running, registry: Fake
     while len(answers) + len(errors) < len(indexes):
         results = (await stream.read()).results
         values = iter(np.frombuffer(results.tensors[0].data, "<f4").tolist() if results.tensors else [])
-        for each in results.items:
-            if each.HasField("error"):
-                errors[each.id] = each.error.message
-            else:
-                answers[each.id] = next(values)
+        errors |= {failure.id: failure.error.message for failure in results.failures}
+        answers |= {ident: next(values) for ident in results.ids}
     assert answers == {ident: [10.0, 20.0, 30.0][index] for ident, index in enumerate(indexes) if index != 99}
     assert list(errors) == [3]
     assert errors[3].startswith("the model refused these values")

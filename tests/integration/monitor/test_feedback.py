@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.api.httpbody_pb2 import HttpBody
+from interlock.monitor.v1 import analysis_pb2
+from interlock.monitor.v1 import analysis_service_pb2 as analysis_pb
+from interlock.monitor.v1 import analysis_service_pb2_grpc as analysis_rpc
 from interlock.monitor.v1 import feedback_service_pb2 as pb
 from interlock.monitor.v1 import feedback_service_pb2_grpc as rpc
 from interlock.monitor.v1 import http_service_pb2 as http_pb
 from interlock.monitor.v1 import http_service_pb2_grpc as http_rpc
+from prometheus_client import generate_latest
 
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, requests
@@ -219,3 +224,28 @@ async def test_many_senders_at_once_are_all_answered_right(monitor: Monitor, tra
     """They share transactions; each gets its own outcomes."""
     answers = await asyncio.gather(*(send(monitor, label(one, 1), label(one, 1)) for one in traffic.ids))
     assert answers == [["WAITING", "DUPLICATE"]] * COUNT
+
+
+async def test_an_output_that_is_no_number_costs_only_itself(tmp_path: Path, traffic: Traffic) -> None:
+    (request,) = requests(traffic)
+    chances = np.frombuffer(request.batch.outputs[0].data, dtype="<f4").copy()
+    chances[:2] = np.nan
+    request.batch.outputs[0].data = chances.tobytes()
+    async with running_monitor(tmp_path, FakeRegistry([model_version()]), **QUICK) as monitor:
+        await record(monitor, [request])
+        assert await send(monitor, *(label(one, 1) for one in traffic.ids)) == ["TAKEN"] * COUNT
+        assert len(await _joined(monitor, COUNT - 1)) == COUNT - 1
+        assert len(await query(monitor, "SELECT 1 FROM predictions WHERE prediction IS NULL")) == 1
+        scope = analysis_pb2.AnalysisScope(model_version="models/fraud/versions/1")
+        scope.start_time.FromSeconds(int(time.time()) - 7200)
+        scope.end_time.FromSeconds(int(time.time()) + 3600)
+        asked = analysis_pb.GetDataQualityReportRequest(scope=scope)
+
+        async def in_windows() -> bool:
+            answer = await analysis_rpc.AnalysisServiceStub(monitor.channel).GetDataQualityReport(asked)
+            return answer.data_quality_report.prediction_count == COUNT
+
+        await until(in_windows)
+        metrics = generate_latest(monitor.serving.runtime.registry).decode()
+    dropped = [line for line in metrics.splitlines() if line.startswith("interlock_monitor_predictions_not_taken")]
+    assert dropped == ['interlock_monitor_predictions_not_taken_total{part="labels",reason="no_prediction"} 1.0']

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from interlock.monitor.v1 import prediction_event_pb2 as event_pb
 from interlock.monitor.v1 import prediction_log_service_pb2 as pb
 
 from tests.fakes.monitor_registry import FakeRegistry, model_version
@@ -41,6 +42,9 @@ async def test_a_prediction_is_found_with_what_it_was_made_from_and_what_became_
     batch.batch.entity_keys.add(entity="customer", keys=["c-1"] * COUNT)
     batch.batch.feature_event_times.add(feature="amount", event_times_us=[0, *[1_700_000_000_000_000] * (COUNT - 1)])
     batch.batch.feature_read_times_us.extend([1_700_000_001_000_000] * COUNT)
+    # The last one is of a release that knows more reasons.
+    reasons = [0, 0, event_pb.MISSING_REASON_UNAVAILABLE, event_pb.MISSING_REASON_STALE, 99, *[0] * (COUNT - 5)]
+    batch.batch.missing_features.add(feature="amount", reasons=reasons)
     await record(monitor, [batch])
     await logged(monitor, COUNT)
     assert await send(monitor, label(traffic.ids[1], "fraud")) == ["TAKEN"]
@@ -58,6 +62,13 @@ async def test_a_prediction_is_found_with_what_it_was_made_from_and_what_became_
     assert found.prediction.probabilities[1] == pytest.approx(traffic.chance[1])
     assert found.prediction_time.ToMilliseconds() == int.from_bytes(traffic.ids[1][:6], "big")
     assert found.label.string_value == "fraud"
+    records = [await record_of(monitor, prediction_id) for prediction_id in traffic.ids[1:5]]
+    assert [dict(one.missing_features) for one in records if one is not None] == [
+        {},
+        {"amount": event_pb.MISSING_REASON_UNAVAILABLE},
+        {"amount": event_pb.MISSING_REASON_STALE},
+        {},
+    ]
     assert "amount" not in (await record_of(monitor, traffic.ids[0])).feature_event_times  # type: ignore[union-attr]
 
 

@@ -1,6 +1,7 @@
 """Windows outlive restarts, crashes and a registry that is away; what they hold is bounded."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 
+from services.monitor.adapters.log_replay import LogReplay
 from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import draw_traffic, hour_times, requests
 from tests.integration.monitor.conftest import Monitor, running_monitor
@@ -94,3 +96,24 @@ async def test_many_windows_and_features_are_bounded(tmp_path: Path) -> None:
         wanted = b'predictions_not_taken_total{part="windows",reason="out_of_range"} 30.0'
         while wanted not in generate_latest(monitor.serving.runtime.registry):
             await asyncio.sleep(0.02)
+
+
+async def test_what_comes_in_before_a_slow_start_has_looked_at_the_log_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, may_look = LogReplay._candidates, threading.Event()
+
+    def look_late(*arguments: Any) -> Any:
+        may_look.wait(30)
+        return look(*arguments)
+
+    monkeypatch.setattr(LogReplay, "_candidates", look_late)
+    folder = tmp_path / "monitor" / "log"
+    async with running_monitor(
+        tmp_path, FakeRegistry([trained_version()]), monitor_log_flush_interval_s=0.05
+    ) as monitor:
+        await record(monitor, requests(draw_traffic(1, hour_times(100, 0))))
+        while not [path for path in folder.rglob("*.parquet") if not path.name.startswith(".")]:
+            await asyncio.sleep(0.02)
+        may_look.set()
+        await _count(monitor, 100)

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceStub
+from interlock.monitor.v1 import prediction_event_pb2 as event_pb
 from interlock.registry.v1 import route_pb2
 from interlock.router.v1 import prediction_pb2
 from interlock.router.v1 import router_service_pb2 as pb
@@ -386,6 +387,25 @@ async def test_events_tell_keys_and_times_and_nothing_that_is_redacted(filled: W
 
 def struct_of(value: float) -> bytes:
     return struct.pack("<d", value)
+
+
+async def test_events_tell_why_there_was_no_value(filled: World) -> None:
+    await start(filled, f"deployments/{LIVE}-2", redacted=("wind",), wind=FALLBACK, landings=FALLBACK)
+    filled.features.put("carriers.delay", "B6", 12.0, age_ms=61_000)
+    asked = {(await predict(filled)).prediction_id: {"delay": event_pb.MISSING_REASON_STALE}}
+    assert filled.features_server is not None
+    await filled.features_server.stop(0)
+    found = await predict(filled)
+    asked[found.prediction_id] = dict.fromkeys(("delay", "landings"), event_pb.MISSING_REASON_UNAVAILABLE)
+    assert (found.model_version, list(found.degraded)) == ("2", ["features_unavailable", "fallback"])
+    await eventually(lambda: filled.monitor.rows == 2)
+    assert asked == {
+        str(uuid.UUID(bytes=batch.prediction_ids[16 * row : 16 * row + 16])): {
+            column.feature: column.reasons[row] for column in batch.missing_features if column.reasons[row]
+        }
+        for batch in filled.monitor.batches
+        for row in range(len(batch.statuses))
+    }
 
 
 async def test_a_trace_goes_on_at_the_features_service(filled: World) -> None:

@@ -4,24 +4,50 @@ import asyncio
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import grpc
 import pytest
 from inference import grpc_service_pb2 as oip_pb
 from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
+from interlock.inference.v1 import inference_service_pb2 as inference_pb
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
 
+from services.common.call import Call
 from services.common.channels import open_stream_channel
 from services.common.tasks import spawn
+from services.router.adapters.inference_client.failure import HopFailed
 from services.router.adapters.inference_client.replica import Replica
-from services.router.adapters.inference_client.stream import StreamOptions
+from services.router.adapters.inference_client.stream import InferStream, StreamOptions
+from services.router.domain.ports import Job
+from services.router.domain.tensor import Tensor
 from tests.fakes.router_inference import FakeReplica, serve_replica, status_of
 from tests.fakes.router_models import FLIGHT, PAIR
 from tests.fakes.router_world import STANDARD_READY, World, error_of, eventually, reason_of, reasons
 from tests.integration.router.test_oip_grpc import mirror_infer
+
+
+@pytest.fixture(params=["frames", "grpc"])
+async def hop_world(request: pytest.FixtureRequest, idle_world: World) -> World:
+    """The world, with each form of the hop."""
+    idle_world.overrides["hop"] = request.param
+    await idle_world.start_router()
+    return idle_world
+
+
+@asynccontextmanager
+async def several(replicas: int, **overrides: object) -> AsyncIterator[World]:
+    """Give a world with several replicas, whose router knows how long an answer usually takes."""
+    async with World(replicas=replicas) as world:
+        world.overrides |= overrides
+        await world.start_router()
+        await eventually(lambda: all(replica.streams == len(STANDARD_READY) for replica in world.replicas))
+        for a in range(10):
+            await answer_of(world, a)
+        yield world
 
 
 def ask(a: int, b: float = 0.5) -> pb.PredictRequest:
@@ -44,11 +70,16 @@ async def test_a_lone_call_does_not_wait_for_others(world: World) -> None:
     assert world.replica.messages == [1]
 
 
-async def test_calls_that_wait_at_the_same_moment_leave_in_one_message(world: World) -> None:
-    world.replica.delay_s = 0.01
-    await all_right(world, 200)
-    assert len(world.replica.messages) < 100
-    assert sum(world.replica.messages) == 200
+async def test_calls_that_wait_at_the_same_moment_leave_in_one_message(idle_world: World) -> None:
+    idle_world.overrides["gather_s"] = 0.1
+    await idle_world.start_router()
+    idle_world.replica.hold = asyncio.Event()
+    answering = asyncio.ensure_future(all_right(idle_world, 200))
+    await eventually(lambda: len(idle_world.replica.items) == 200)
+    idle_world.replica.hold.set()
+    await answering
+    assert len(idle_world.replica.messages) < 100
+    assert sum(idle_world.replica.messages) == 200
 
 
 async def test_items_carry_deadline_trace_and_ids(world: World) -> None:
@@ -63,8 +94,9 @@ async def test_items_carry_deadline_trace_and_ids(world: World) -> None:
     assert (item.attempt, item.rows, item.tenant) == (1, 1, "local")
 
 
-async def test_thousands_of_calls_with_cancels_never_mix_answers_up(world: World) -> None:
+async def test_thousands_of_calls_with_cancels_never_mix_answers_up(hop_world: World) -> None:
     """Rows of different sizes, half of them cancelled at random moments: every answer is its own."""
+    world = hop_world
     world.replica.delay_s = 0.002
     chance = random.Random(7)
     # A server takes 256 streams of a connection.
@@ -88,14 +120,15 @@ async def test_thousands_of_calls_with_cancels_never_mix_answers_up(world: World
         assert struct.unpack(f"<{rows}d", answer.raw_output_contents[0]) == (index * 1000.0 + 1,) * rows
         return "answered"
 
-    outcomes = await asyncio.gather(*(one(index) for index in range(2000)))
-    assert outcomes.count("answered") >= 1000
-    assert outcomes.count("cancelled") > 50
+    outcomes = await asyncio.gather(*(one(index) for index in range(1000)))
+    assert outcomes.count("answered") >= 500
+    assert outcomes.count("cancelled") > 25
     await asyncio.gather(*(channel.close() for channel in channels))
     await all_right(world, 10)
 
 
-async def test_a_cancelled_call_is_taken_back_and_disturbs_nobody(world: World) -> None:
+async def test_a_cancelled_call_is_taken_back_and_disturbs_nobody(hop_world: World) -> None:
+    world = hop_world
     world.replica.hold = asyncio.Event()
     calls = [world.router.Predict(ask(a), timeout=10) for a in range(4)]
     waiting = [asyncio.ensure_future(call.code()) for call in calls]
@@ -137,7 +170,8 @@ async def test_refusals_of_inference_reach_the_caller_and_are_not_tried_again(
     assert len(world.replica.items) == 1
 
 
-async def test_one_refused_call_does_not_fail_those_that_travelled_with_it(world: World) -> None:
+async def test_one_refused_call_does_not_fail_those_that_travelled_with_it(hop_world: World) -> None:
+    world = hop_world
     world.replica.refuse = lambda item: (
         status_of(grpc.StatusCode.INVALID_ARGUMENT, "MODEL_REFUSED") if item.request_id == "bad" else None
     )
@@ -165,7 +199,8 @@ async def test_a_request_that_kills_workers_meets_two_of_them_at_most(world: Wor
     assert len(world.replica.items) == 2
 
 
-async def test_a_broken_stream_loses_no_call(world: World) -> None:
+async def test_a_broken_stream_loses_no_call(hop_world: World) -> None:
+    world = hop_world
     world.replica.delay_s = 0.005
     world.replica.break_after_items = 20
     await all_right(world, 100)
@@ -194,8 +229,88 @@ async def test_a_dead_replica_is_left_for_the_other() -> None:
         assert await answering == [a * 1000 + 0.5 for a in range(40)]
 
 
-async def test_a_replica_that_is_replaced_on_its_port_fails_no_call(world: World) -> None:
+@pytest.mark.parametrize("hop", ["frames", "grpc"])
+async def test_a_frozen_replica_costs_no_call_and_its_late_answers_are_nobodys(hop: str) -> None:
+    async with several(3, attempt_timeout_s=0.1, hop=hop) as world:
+        frozen = world.replicas[0]
+        frozen.silent = True
+        frozen.hold = asyncio.Event()
+        for first in range(0, 200, 20):
+            answers = await asyncio.gather(*(answer_of(world, a) for a in range(first, first + 20)))
+            assert answers == [a * 1000 + 0.5 for a in range(first, first + 20)]
+        assert world.metric("interlock_router_inference_retries_total") > 0
+        await eventually(lambda: bool(frozen.cancelled))
+        assert len(frozen.items) < 60, "it is left alone after its first silence"
+        frozen.silent = False
+        frozen.hold.set()
+        await all_right(world, 50)
+
+
+async def test_a_replica_that_falls_silent_is_given_up_and_what_it_held_is_asked_again(
+    idle_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.router.adapters.inference_client.replica._SILENCE_S", 0.5)
+    replica = idle_world.replica
+    replica.word_s = 0.1
+    await idle_world.start_router()
+    replica.silent = True
+    asking = asyncio.ensure_future(answer_of(idle_world, 5))
+    await eventually(lambda: bool(replica.items))
+    await eventually(lambda: replica.streams == 0)
+    replica.silent = False
+    assert await asking == 5000.5
+    assert [item.attempt for item in replica.items] == [1, 2]
+
+
+async def test_two_silent_replicas_leave_time_for_a_third_try() -> None:
+    async with several(3, attempt_timeout_s=0.1) as world:
+        for place, replica in enumerate(world.replicas):
+            replica.queue_time_us = place * 100_000
+            replica.set_ready(STANDARD_READY)
+        for replica in world.replicas[:2]:
+            replica.hold = asyncio.Event()
+        before = len(world.replicas[2].items)
+        # The replicas have not been told apart before their word has come.
+        await eventually_async(lambda: answer_of(world, 3), lambda: len(world.replicas[2].items) > before)
+        assert max(item.attempt for item in world.replicas[2].items) == 3
+        assert all(item.attempt < 3 for replica in world.replicas[:2] for item in replica.items)
+
+
+async def test_frames_that_lead_nowhere_or_elsewhere_are_not_used(idle_world: World) -> None:
+    other = FakeReplica(replica_id="other", ready=set(STANDARD_READY))
+    server, _ = await serve_replica(other)
+    for address in (other.frames_address, "unix:/nowhere/hop.sock", "tcp:1", "carrier pigeons"):
+        idle_world.replica.frames_address = address
+        await idle_world.start_router()
+        await all_right(idle_world, 5)
+        await idle_world.stop_router()
+    assert len(idle_world.replica.items) == 20
+    assert not other.items
+    await server.stop(0)
+
+
+async def test_a_replica_that_takes_no_more_is_left_for_one_that_does() -> None:
+    stream = InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda: None)
+    opened = inference_pb.InferOpened(replica_id="r", max_in_flight=3)
+    stream.take(inference_pb.CoalescedInferResponse(opened=opened))
+    job = Job((Tensor("x", "FP64", (1, 2), bytes(16)),), 1)
+    call = Call("m", deadline=time.monotonic() + 60)
+    asking = [asyncio.ensure_future(stream.infer(job, call, 1, "")) for _ in range(5)]
+    await eventually(lambda: not stream.has_room)
+    sent = 0
+    while (message := stream.next_message()) is not None:
+        sent += len(message.batch.ids)
+        stream.has_sent()
+    assert sent == 3, "no more than it may have in flight"
+    assert stream.load > InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda: None).load
+    stream.ended()
+    failed = await asyncio.gather(*asking, return_exceptions=True)
+    assert [error.ran for error in failed if isinstance(error, HopFailed)] == [True] * 3 + [False] * 2
+
+
+async def test_a_replica_that_is_replaced_on_its_port_fails_no_call(hop_world: World) -> None:
     """The new process is READY on the port before the old one drains, as `interlock restart` does it."""
+    world = hop_world
     world.replica.delay_s = 0.01
     failures: list[grpc.aio.AioRpcError] = []
     answered = 0
@@ -227,6 +342,12 @@ async def test_a_replica_that_is_replaced_on_its_port_fails_no_call(world: World
     stop.set()
     await asyncio.gather(*workers)
     assert not failures, reasons(failures)
+
+
+async def eventually_async(work: Callable[[], Awaitable[object]], condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await work()
 
 
 def _more_than(count: Callable[[], int], limit: int) -> bool:
@@ -263,7 +384,8 @@ async def test_a_call_at_the_moment_of_a_loss_knows_that_the_version_was_ready(w
     await server.stop(0)
 
 
-async def test_a_replica_that_comes_back_is_waited_for(world: World) -> None:
+async def test_a_replica_that_comes_back_is_waited_for(hop_world: World) -> None:
+    world = hop_world
     port = world.replica_ports[0]
     await world.replica_servers[0].stop(0)
     waiting = asyncio.ensure_future(answer_of(world, 5))

@@ -56,10 +56,22 @@ WRONG: list[tuple[str, Change]] = [
     ("batch.latencies_us", lambda b: b.latencies_us.append(1)),
     ("batch.sampling_weights", lambda b: b.sampling_weights.append(1)),
     ('batch.feature_event_times["age"]', lambda b: _add_times(b, 3)),
+    ('batch.missing_features["age"]', lambda b: b.missing_features.add(feature="age", reasons=[1] * 3)),
     ('batch.inputs["x"]', lambda b: _add_input(b, 3)),
     ("batch.model", lambda b: setattr(b, "model", "")),
     ("batch.model", lambda b: setattr(b, "model", "../etc")),
     ("batch.version", lambda b: setattr(b, "version", "1\n")),
+    ("batch.environment", lambda b: setattr(b, "environment", "")),
+    ("batch.environment", lambda b: setattr(b, "environment", "a\x00b")),
+    ("batch.statuses", lambda b: b.statuses.__setitem__(0, 70_000)),
+    ("batch.sampling_weights", lambda b: b.sampling_weights.__setitem__(0, 3e38)),
+    ("batch.sampling_weights", lambda b: b.sampling_weights.__setitem__(0, float("nan"))),
+    ('batch.inputs["none"]', lambda b: b.inputs.add(name="none", data=b"\x00")),
+    # Multiplied, they would be a number of millions of digits.
+    ('batch.inputs["deep"]', lambda b: b.inputs.add(name="deep", shape=[2] + [1 << 62] * 100_000)),
+    ("batch.inputs", lambda b: b.inputs.extend([tensor_pb2.Tensor()] * 100_000)),
+    ("batch.entity_keys", lambda b: b.entity_keys.extend([event_pb.EntityKeys()] * 100_000)),
+    ("batch.prediction_ids", lambda b: setattr(b, "prediction_ids", bytes(16 * 10_001))),
 ]
 
 

@@ -25,8 +25,10 @@ class Sink:
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
         self.fails = False
+        self.receive_times_us: list[int] = []
 
     async def take(self, columns: PredictionColumns) -> None:
+        self.receive_times_us.append(columns.receive_time_us)
         await self.may_go_on.wait()
         if self.fails:
             raise RuntimeError("broken")
@@ -73,6 +75,8 @@ async def test_a_batch_that_comes_again_a_broken_tensor_and_a_broken_sink_are_co
         assert intake.offer(first)
         assert not intake.offer(first)
         assert intake.offer(replace(batch(2), inputs=(RawTensor("t", "BYTES", (2, 1), b"\xff"),)))
+        # Nothing that reading the batch lets through; whatever it is, it must cost this batch only.
+        assert intake.offer(replace(batch(1), inputs=(RawTensor("t", "FP32", (7, 7), b""),)))
         await intake.drained()
         sink.fails = True
         assert intake.offer(batch(4))
@@ -81,7 +85,12 @@ async def test_a_batch_that_comes_again_a_broken_tensor_and_a_broken_sink_are_co
         assert intake.offer(batch(5))
         await intake.drained()
     assert sink.count == 8
-    assert set(drops.counts()) == {("intake", "resent", 3), ("intake", "malformed", 2), ("log", "failed", 4)}
+    assert set(drops.counts()) == {
+        ("intake", "resent", 3),
+        ("intake", "malformed", 2),
+        ("intake", "failed", 1),
+        ("log", "failed", 4),
+    }
 
 
 async def test_what_waits_to_be_decoded_is_bounded_in_bytes() -> None:
@@ -90,3 +99,15 @@ async def test_what_waits_to_be_decoded_is_bounded_in_bytes() -> None:
     for _ in range(4):
         assert intake.offer(batch(5))
     assert list(drops.counts()) == [("intake", "queue_full", 5)]
+
+
+async def test_receive_times_rise_though_the_clock_is_set_back() -> None:
+    times, sink = iter([2e9, 2e9 - 86_400, 1.0]), Sink()
+    limits = {"limit_bytes": 10**6, "sink_limit_rows": 100, "after_us": 2_100_000_000_000_000}
+    async with running(
+        lambda: Intake(NoVersions(), {"log": sink}, Drops(), clock=lambda: next(times), **limits)
+    ) as intake:
+        for _ in range(3):
+            assert intake.offer(batch(1))
+        await intake.drained()
+    assert sink.receive_times_us == [2_100_000_000_000_000 + step for step in (1, 2, 3)]

@@ -64,7 +64,7 @@ class Versions:
 
 
 class NothingToReplay:
-    async def since(self, after_us: int) -> AsyncIterator[tuple[Sequence[PredictionColumns], int]]:
+    async def between(self, after_us: int, until_us: int) -> AsyncIterator[tuple[Sequence[PredictionColumns], int]]:
         if after_us < 0:
             yield [], 0
 

@@ -162,6 +162,7 @@ BUGS: dict[str, tuple[Callable[[History], None], str]] = {
     "a good row is refused": (refuse("INVALID_ARGUMENT", "MODEL_REFUSED"), "blamed"),
     "a refusal without a reason": (refuse("RESOURCE_EXHAUSTED", ""), "blamed"),
     "unavailable with nothing broken": (refuse("UNAVAILABLE", "WORKER_DIED"), "blamed"),
+    "cancelled by nobody": (refuse("CANCELLED", ""), "blamed"),
     "a deadline that has not passed": (refuse("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"), "blamed"),
 }
 

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from services.common.errors import ServiceError
-from services.router.domain.enrichment import FallsBack, FeatureFailurePolicy, FeatureStatus, FetchedRow, fill
+from services.router.domain.enrichment import (
+    FallsBack,
+    FeatureFailurePolicy,
+    FeatureStatus,
+    FetchedRow,
+    Missing,
+    MissingReason,
+    fill,
+)
 from services.router.domain.failure import FeaturesMissing, FeaturesUnavailable, InvalidFeatures
 from services.router.domain.plan import Plan, compile_plan
 from services.router.domain.signature import (
@@ -44,37 +52,39 @@ def row_of(*found: tuple[object, FeatureStatus, int]) -> FetchedRow:
 
 def filled(
     plan: Plan, row: FetchedRow | None, policy: FeatureFailurePolicy = SIGNATURE
-) -> tuple[tuple[float, ...], tuple[str, ...]]:
+) -> tuple[tuple[float, ...], Missing]:
     found = fill(plan, plan.draft({"r": 1.0}), row, policy)
     return struct.unpack(f"<{1 + len(plan.fetched)}d", found.encoded.chunks[0]), found.missing
 
 
 def test_present_values_take_their_columns_in_the_order_of_the_signature() -> None:
     row = row_of((2, PRESENT, 0), (3.5, PRESENT, 10**9))
-    assert filled(plan_of({}, {}), row) == ((1.0, 2.0, 3.5), ())
+    assert filled(plan_of({}, {}), row) == ((1.0, 2.0, 3.5), {})
 
 
 @pytest.mark.parametrize(
     ("value", "status", "age_ms", "missing"),
     [
-        (2.0, PRESENT, 5_000, False),
-        (2.0, PRESENT, 5_001, True),
-        (2.0, STALE, 1, True),
-        (None, GONE, -1, True),
+        (2.0, PRESENT, 5_000, None),
+        (2.0, PRESENT, 5_001, MissingReason.STALE),
+        (2.0, STALE, 1, MissingReason.STALE),
+        (None, GONE, -1, MissingReason.ABSENT),
         # A view may have a default of its own for what is missing; the signature's decides.
-        (2.0, GONE, -1, True),
-        (None, PRESENT, 1, True),
+        (2.0, GONE, -1, MissingReason.ABSENT),
+        (None, PRESENT, 1, MissingReason.ABSENT),
     ],
 )
-def test_what_counts_as_missing(value: object, status: FeatureStatus, age_ms: int, missing: bool) -> None:
+def test_what_counts_as_missing(
+    value: object, status: FeatureStatus, age_ms: int, missing: MissingReason | None
+) -> None:
     plan = plan_of({"missing": DEFAULT, "default": 9.0, "max_age_s": 5.0})
-    values, names = filled(plan, row_of((value, status, age_ms)))
-    assert (values[1], names) == ((9.0, ("f1",)) if missing else (2.0, ()))
+    values, found = filled(plan, row_of((value, status, age_ms)))
+    assert (values[1], found) == ((9.0, {"f1": missing}) if missing else (2.0, {}))
 
 
 def test_null_is_a_value_where_the_signature_allows_it() -> None:
     values, names = filled(plan_of({"nullable": True}), row_of((None, PRESENT, 1)))
-    assert (math.isnan(values[1]), names) == (True, ())
+    assert (math.isnan(values[1]), names) == (True, {})
 
 
 def test_refusal_goes_before_fallback_and_lists_all_that_is_refused() -> None:
@@ -89,7 +99,7 @@ def test_fallback_goes_before_default_and_knows_all_that_is_missing() -> None:
     with pytest.raises(FallsBack) as caught:
         filled(plan, row_of((None, GONE, -1), (None, GONE, -1), (1.0, PRESENT, 0)))
     assert isinstance(caught.value.error, FeaturesMissing)
-    assert caught.value.missing == ("f1", "f2")
+    assert caught.value.missing == {"f1": MissingReason.ABSENT, "f2": MissingReason.ABSENT}
 
 
 def test_a_request_value_may_fall_back_too() -> None:
@@ -98,7 +108,7 @@ def test_a_request_value_may_fall_back_too() -> None:
     with pytest.raises(FallsBack) as caught:
         fill(plan, plan.draft({}), None, SIGNATURE)
     assert isinstance(caught.value.error, InvalidFeatures)
-    assert caught.value.missing == ()
+    assert caught.value.missing == {}
 
 
 UNAVAILABLE, FALLS, STANDS_IN = FeaturesUnavailable, FallsBack, None
@@ -118,7 +128,7 @@ def test_the_route_s_word_goes_before_the_signature_s_when_the_service_is_silent
 ) -> None:
     plan = plan_of({"missing": signature, "default": 4.0})
     if outcome is None:
-        assert filled(plan, None, route) == ((1.0, 4.0), ("f1",))
+        assert filled(plan, None, route) == ((1.0, 4.0), {"f1": MissingReason.UNAVAILABLE})
         return
     with pytest.raises(outcome) as caught:
         filled(plan, None, route)
@@ -128,7 +138,7 @@ def test_the_route_s_word_goes_before_the_signature_s_when_the_service_is_silent
 
 def test_the_route_s_word_counts_only_when_the_service_is_silent() -> None:
     plan = plan_of({"missing": DEFAULT, "default": 4.0})
-    assert filled(plan, row_of((None, GONE, -1)), FeatureFailurePolicy.REFUSE) == ((1.0, 4.0), ("f1",))
+    assert filled(plan, row_of((None, GONE, -1)), FeatureFailurePolicy.REFUSE)[0] == (1.0, 4.0)
 
 
 def test_without_a_declared_default_nothing_stands_in() -> None:

@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from interlock.types.v1 import tensor_pb2 as interlock_dot_types_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.interlock/inference/v1/inference_service.proto\x12\x16interlock.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1finterlock/types/v1/tensor.proto\"\xc1\x01\n\x15\x43oalescedInferRequest\x12\x31\n\x04open\x18\x01 \x01(\x0b\x32!.interlock.inference.v1.InferOpenH\x00\x12\x33\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".interlock.inference.v1.InferBatchH\x00\x12\x35\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32#.interlock.inference.v1.InferCancelH\x00\x42\t\n\x07message\">\n\tInferOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\"|\n\nInferBatch\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.interlock.inference.v1.InferItem\x12+\n\x07tensors\x18\x02 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12\x0f\n\x07outputs\x18\x03 \x03(\t\"\xbd\x01\n\tInferItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x12\n\ntimeout_us\x18\x03 \x01(\x04\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x38\n\x0b\x63riticality\x18\x05 \x01(\x0e\x32#.interlock.inference.v1.Criticality\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"\x1a\n\x0bInferCancel\x12\x0b\n\x03ids\x18\x01 \x03(\x04\"\xce\x01\n\x16\x43oalescedInferResponse\x12\x35\n\x06opened\x18\x01 \x01(\x0b\x32#.interlock.inference.v1.InferOpenedH\x00\x12\x37\n\x07results\x18\x02 \x01(\x0b\x32$.interlock.inference.v1.InferResultsH\x00\x12\x39\n\x08\x64raining\x18\x03 \x01(\x0b\x32%.interlock.inference.v1.InferDrainingH\x00\x42\t\n\x07message\"9\n\x0bInferOpened\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x02 \x01(\r\"\x8a\x01\n\x0cInferResults\x12\x36\n\x05items\x18\x01 \x03(\x0b\x32\'.interlock.inference.v1.InferItemResult\x12+\n\x07tensors\x18\x02 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12\x15\n\rqueue_time_us\x18\x03 \x01(\r\"\x88\x01\n\x0fInferItemResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08queue_us\x18\x04 \x01(\r\x12\x12\n\ncompute_us\x18\x05 \x01(\r\x12\x12\n\nbatch_size\x18\x06 \x01(\r\"\x0f\n\rInferDraining\"\x15\n\x13WatchReplicaRequest\"\x91\x01\n\x14WatchReplicaResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x36\n\x08versions\x18\x03 \x03(\x0b\x32$.interlock.inference.v1.VersionState\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"\x9f\x02\n\x0cVersionState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.interlock.inference.v1.LoadState\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x15\n\rqueue_time_us\x18\x05 \x01(\r\x12\x13\n\x0bqueued_rows\x18\x06 \x01(\r\x12\x17\n\x0f\x65xecution_count\x18\x07 \x01(\x04\x12\x17\n\x0finference_count\x18\x08 \x01(\x04\x12\x17\n\x0fready_instances\x18\t \x01(\r\x12\x35\n\tlast_exit\x18\n \x01(\x0b\x32\".interlock.inference.v1.WorkerExit\"\x86\x01\n\nWorkerExit\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\x0e\n\x06signal\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_lines\x18\x04 \x03(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9f\x01\n\tLoadState\x12\x1a\n\x16LOAD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_STATE_FETCHING\x10\x01\x12\x16\n\x12LOAD_STATE_LOADING\x10\x02\x12\x14\n\x10LOAD_STATE_READY\x10\x03\x12\x15\n\x11LOAD_STATE_FAILED\x10\x04\x12\x18\n\x14LOAD_STATE_UNLOADING\x10\x05*x\n\x0b\x43riticality\x12\x1b\n\x17\x43RITICALITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43RITICALITY_CRITICAL\x10\x01\x12\x17\n\x13\x43RITICALITY_DEFAULT\x10\x02\x12\x19\n\x15\x43RITICALITY_SHEDDABLE\x10\x03*\xd3\x04\n\x14InferenceErrorReason\x12&\n\"INFERENCE_ERROR_REASON_UNSPECIFIED\x10\x00\x12-\n)INFERENCE_ERROR_REASON_VERSION_NOT_LOADED\x10\x01\x12,\n(INFERENCE_ERROR_REASON_VERSION_NOT_READY\x10\x02\x12*\n&INFERENCE_ERROR_REASON_INVALID_TENSORS\x10\x03\x12%\n!INFERENCE_ERROR_REASON_QUEUE_FULL\x10\x04\x12&\n\"INFERENCE_ERROR_REASON_WORKER_DIED\x10\x05\x12(\n$INFERENCE_ERROR_REASON_MODEL_REFUSED\x10\x06\x12/\n+INFERENCE_ERROR_REASON_INVALID_MODEL_OUTPUT\x10\x07\x12+\n\'INFERENCE_ERROR_REASON_REGISTRY_DECIDES\x10\x08\x12\x31\n-INFERENCE_ERROR_REASON_INVALID_STREAM_MESSAGE\x10\t\x12+\n\'INFERENCE_ERROR_REASON_OUTPUT_NOT_FOUND\x10\n\x12(\n$INFERENCE_ERROR_REASON_OUT_OF_MEMORY\x10\x0b\x12)\n%INFERENCE_ERROR_REASON_BATCH_TOO_SLOW\x10\x0c\x32\xf9\x01\n\x10InferenceService\x12s\n\x0e\x43oalescedInfer\x12-.interlock.inference.v1.CoalescedInferRequest\x1a..interlock.inference.v1.CoalescedInferResponse(\x01\x30\x01\x12p\n\x0cWatchReplica\x12+.interlock.inference.v1.WatchReplicaRequest\x1a,.interlock.inference.v1.WatchReplicaResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.interlock/inference/v1/inference_service.proto\x12\x16interlock.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1finterlock/types/v1/tensor.proto\"\xc1\x01\n\x15\x43oalescedInferRequest\x12\x31\n\x04open\x18\x01 \x01(\x0b\x32!.interlock.inference.v1.InferOpenH\x00\x12\x33\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\".interlock.inference.v1.InferBatchH\x00\x12\x35\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32#.interlock.inference.v1.InferCancelH\x00\x42\t\n\x07message\">\n\tInferOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\"\x84\x02\n\nInferBatch\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0c\n\x04rows\x18\x02 \x03(\r\x12\x13\n\x0btimeouts_us\x18\x03 \x03(\x04\x12+\n\x07tensors\x18\x04 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12\x0f\n\x07outputs\x18\x05 \x03(\t\x12:\n\rcriticalities\x18\x06 \x03(\x0e\x32#.interlock.inference.v1.Criticality\x12\x10\n\x08\x61ttempts\x18\x07 \x03(\r\x12\x14\n\x0ctraceparents\x18\x08 \x03(\t\x12\x0f\n\x07tenants\x18\t \x03(\t\x12\x13\n\x0brequest_ids\x18\n \x03(\t\"\x1a\n\x0bInferCancel\x12\x0b\n\x03ids\x18\x01 \x03(\x04\"\xf3\x01\n\x16\x43oalescedInferResponse\x12\x35\n\x06opened\x18\x01 \x01(\x0b\x32#.interlock.inference.v1.InferOpenedH\x00\x12\x37\n\x07results\x18\x02 \x01(\x0b\x32$.interlock.inference.v1.InferResultsH\x00\x12\x39\n\x08\x64raining\x18\x03 \x01(\x0b\x32%.interlock.inference.v1.InferDrainingH\x00\x12#\n\x05\x65nded\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07message\"P\n\x0bInferOpened\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x02 \x01(\r\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\"\xe0\x01\n\x0cInferResults\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0c\n\x04rows\x18\x02 \x03(\r\x12\x11\n\tqueues_us\x18\x03 \x03(\r\x12+\n\x07tensors\x18\x04 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12\x36\n\x08\x66\x61ilures\x18\x05 \x03(\x0b\x32$.interlock.inference.v1.InferFailure\x12\x12\n\ncompute_us\x18\x06 \x01(\r\x12\x12\n\nbatch_size\x18\x07 \x01(\r\x12\x15\n\rqueue_time_us\x18\x08 \x01(\r\"=\n\x0cInferFailure\x12\n\n\x02id\x18\x01 \x01(\x04\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\x0f\n\rInferDraining\"\x15\n\x13WatchReplicaRequest\"\xa9\x01\n\x14WatchReplicaResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x36\n\x08versions\x18\x03 \x03(\x0b\x32$.interlock.inference.v1.VersionState\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x16\n\x0e\x66rames_address\x18\x06 \x01(\t\"\x9f\x02\n\x0cVersionState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.interlock.inference.v1.LoadState\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x15\n\rqueue_time_us\x18\x05 \x01(\r\x12\x13\n\x0bqueued_rows\x18\x06 \x01(\r\x12\x17\n\x0f\x65xecution_count\x18\x07 \x01(\x04\x12\x17\n\x0finference_count\x18\x08 \x01(\x04\x12\x17\n\x0fready_instances\x18\t \x01(\r\x12\x35\n\tlast_exit\x18\n \x01(\x0b\x32\".interlock.inference.v1.WorkerExit\"\x86\x01\n\nWorkerExit\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\x0e\n\x06signal\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_lines\x18\x04 \x03(\t\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x9f\x01\n\tLoadState\x12\x1a\n\x16LOAD_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13LOAD_STATE_FETCHING\x10\x01\x12\x16\n\x12LOAD_STATE_LOADING\x10\x02\x12\x14\n\x10LOAD_STATE_READY\x10\x03\x12\x15\n\x11LOAD_STATE_FAILED\x10\x04\x12\x18\n\x14LOAD_STATE_UNLOADING\x10\x05*x\n\x0b\x43riticality\x12\x1b\n\x17\x43RITICALITY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43RITICALITY_CRITICAL\x10\x01\x12\x17\n\x13\x43RITICALITY_DEFAULT\x10\x02\x12\x19\n\x15\x43RITICALITY_SHEDDABLE\x10\x03*\xd3\x04\n\x14InferenceErrorReason\x12&\n\"INFERENCE_ERROR_REASON_UNSPECIFIED\x10\x00\x12-\n)INFERENCE_ERROR_REASON_VERSION_NOT_LOADED\x10\x01\x12,\n(INFERENCE_ERROR_REASON_VERSION_NOT_READY\x10\x02\x12*\n&INFERENCE_ERROR_REASON_INVALID_TENSORS\x10\x03\x12%\n!INFERENCE_ERROR_REASON_QUEUE_FULL\x10\x04\x12&\n\"INFERENCE_ERROR_REASON_WORKER_DIED\x10\x05\x12(\n$INFERENCE_ERROR_REASON_MODEL_REFUSED\x10\x06\x12/\n+INFERENCE_ERROR_REASON_INVALID_MODEL_OUTPUT\x10\x07\x12+\n\'INFERENCE_ERROR_REASON_REGISTRY_DECIDES\x10\x08\x12\x31\n-INFERENCE_ERROR_REASON_INVALID_STREAM_MESSAGE\x10\t\x12+\n\'INFERENCE_ERROR_REASON_OUTPUT_NOT_FOUND\x10\n\x12(\n$INFERENCE_ERROR_REASON_OUT_OF_MEMORY\x10\x0b\x12)\n%INFERENCE_ERROR_REASON_BATCH_TOO_SLOW\x10\x0c\x32\xf9\x01\n\x10InferenceService\x12s\n\x0e\x43oalescedInfer\x12-.interlock.inference.v1.CoalescedInferRequest\x1a..interlock.inference.v1.CoalescedInferResponse(\x01\x30\x01\x12p\n\x0cWatchReplica\x12+.interlock.inference.v1.WatchReplicaRequest\x1a,.interlock.inference.v1.WatchReplicaResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,40 +36,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['WatchReplica']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['WatchReplica']._serialized_options = b'\220\002\001'
-  _globals['_LOADSTATE']._serialized_start=1935
-  _globals['_LOADSTATE']._serialized_end=2094
-  _globals['_CRITICALITY']._serialized_start=2096
-  _globals['_CRITICALITY']._serialized_end=2216
-  _globals['_INFERENCEERRORREASON']._serialized_start=2219
-  _globals['_INFERENCEERRORREASON']._serialized_end=2814
+  _globals['_LOADSTATE']._serialized_start=1974
+  _globals['_LOADSTATE']._serialized_end=2133
+  _globals['_CRITICALITY']._serialized_start=2135
+  _globals['_CRITICALITY']._serialized_end=2255
+  _globals['_INFERENCEERRORREASON']._serialized_start=2258
+  _globals['_INFERENCEERRORREASON']._serialized_end=2853
   _globals['_COALESCEDINFERREQUEST']._serialized_start=166
   _globals['_COALESCEDINFERREQUEST']._serialized_end=359
   _globals['_INFEROPEN']._serialized_start=361
   _globals['_INFEROPEN']._serialized_end=423
-  _globals['_INFERBATCH']._serialized_start=425
-  _globals['_INFERBATCH']._serialized_end=549
-  _globals['_INFERITEM']._serialized_start=552
-  _globals['_INFERITEM']._serialized_end=741
-  _globals['_INFERCANCEL']._serialized_start=743
-  _globals['_INFERCANCEL']._serialized_end=769
-  _globals['_COALESCEDINFERRESPONSE']._serialized_start=772
-  _globals['_COALESCEDINFERRESPONSE']._serialized_end=978
-  _globals['_INFEROPENED']._serialized_start=980
-  _globals['_INFEROPENED']._serialized_end=1037
-  _globals['_INFERRESULTS']._serialized_start=1040
-  _globals['_INFERRESULTS']._serialized_end=1178
-  _globals['_INFERITEMRESULT']._serialized_start=1181
-  _globals['_INFERITEMRESULT']._serialized_end=1317
-  _globals['_INFERDRAINING']._serialized_start=1319
-  _globals['_INFERDRAINING']._serialized_end=1334
-  _globals['_WATCHREPLICAREQUEST']._serialized_start=1336
-  _globals['_WATCHREPLICAREQUEST']._serialized_end=1357
-  _globals['_WATCHREPLICARESPONSE']._serialized_start=1360
-  _globals['_WATCHREPLICARESPONSE']._serialized_end=1505
-  _globals['_VERSIONSTATE']._serialized_start=1508
-  _globals['_VERSIONSTATE']._serialized_end=1795
-  _globals['_WORKEREXIT']._serialized_start=1798
-  _globals['_WORKEREXIT']._serialized_end=1932
-  _globals['_INFERENCESERVICE']._serialized_start=2817
-  _globals['_INFERENCESERVICE']._serialized_end=3066
+  _globals['_INFERBATCH']._serialized_start=426
+  _globals['_INFERBATCH']._serialized_end=686
+  _globals['_INFERCANCEL']._serialized_start=688
+  _globals['_INFERCANCEL']._serialized_end=714
+  _globals['_COALESCEDINFERRESPONSE']._serialized_start=717
+  _globals['_COALESCEDINFERRESPONSE']._serialized_end=960
+  _globals['_INFEROPENED']._serialized_start=962
+  _globals['_INFEROPENED']._serialized_end=1042
+  _globals['_INFERRESULTS']._serialized_start=1045
+  _globals['_INFERRESULTS']._serialized_end=1269
+  _globals['_INFERFAILURE']._serialized_start=1271
+  _globals['_INFERFAILURE']._serialized_end=1332
+  _globals['_INFERDRAINING']._serialized_start=1334
+  _globals['_INFERDRAINING']._serialized_end=1349
+  _globals['_WATCHREPLICAREQUEST']._serialized_start=1351
+  _globals['_WATCHREPLICAREQUEST']._serialized_end=1372
+  _globals['_WATCHREPLICARESPONSE']._serialized_start=1375
+  _globals['_WATCHREPLICARESPONSE']._serialized_end=1544
+  _globals['_VERSIONSTATE']._serialized_start=1547
+  _globals['_VERSIONSTATE']._serialized_end=1834
+  _globals['_WORKEREXIT']._serialized_start=1837
+  _globals['_WORKEREXIT']._serialized_end=1971
+  _globals['_INFERENCESERVICE']._serialized_start=2856
+  _globals['_INFERENCESERVICE']._serialized_end=3105
 # @@protoc_insertion_point(module_scope)

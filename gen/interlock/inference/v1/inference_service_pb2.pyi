@@ -224,100 +224,96 @@ Global___InferOpen: _TypeAlias = InferOpen  # noqa: Y015
 
 @_typing.final
 class InferBatch(_message.Message):
-    """Holds requests whose rows have the same dtype, trailing shape and requested outputs."""
+    """Holds requests whose rows have the same dtype, trailing shape and requested outputs. What describes the requests
+    stands in columns, for a message of each request would cost more than its rows.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TIMEOUTS_US_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    CRITICALITIES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    TRACEPARENTS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferItem]:
-        """The requests, in the order of their rows. 1 to 1,024."""
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the requests, in the order of their rows, 1 to 1,024. Chosen by the caller; unique among the requests in
+        flight on the stream.
+        """
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows of each request, at least 1."""
+
+    @_builtins.property
+    def timeouts_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Time left until each caller's deadline, in microseconds, when the message was sent."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
-        """Every input of the signature once: rows of all items joined along the batch dimension."""
+        """Every input of the signature once: rows of all requests joined along the batch dimension."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the outputs to answer. Empty: all."""
 
+    @_builtins.property
+    def criticalities(self) -> _containers.RepeatedScalarFieldContainer[Global___Criticality.ValueType]:
+        """What may be refused first under overload, for each request. Empty: all are DEFAULT."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which try each request is, from 1. Empty: all are the first."""
+
+    @_builtins.property
+    def traceparents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """W3C trace parent of each caller's span, which may be empty. Empty: none is traced."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenant on whose behalf, of each request, for fair queues and logs. At most 128 bytes each. Empty: none is given."""
+
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each caller's correlation id, for logs. At most 128 bytes each. Empty: none is given."""
+
     def __init__(
         self,
         *,
-        items: _abc.Iterable[Global___InferItem] | None = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        timeouts_us: _abc.Iterable[_builtins.int] | None = ...,
         tensors: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
+        criticalities: _abc.Iterable[Global___Criticality.ValueType] | None = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+        traceparents: _abc.Iterable[_builtins.str] | None = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "outputs", b"outputs", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "criticalities", b"criticalities", "ids", b"ids", "outputs", b"outputs", "request_ids", b"request_ids", "rows", b"rows", "tenants", b"tenants", "tensors", b"tensors", "timeouts_us", b"timeouts_us", "traceparents", b"traceparents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InferBatch: _TypeAlias = InferBatch  # noqa: Y015
 
 @_typing.final
-class InferItem(_message.Message):
-    """Describes one request of a batch. What stream metadata says elsewhere stands here, as a stream is shared."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ID_FIELD_NUMBER: _builtins.int
-    ROWS_FIELD_NUMBER: _builtins.int
-    TIMEOUT_US_FIELD_NUMBER: _builtins.int
-    TRACEPARENT_FIELD_NUMBER: _builtins.int
-    CRITICALITY_FIELD_NUMBER: _builtins.int
-    ATTEMPT_FIELD_NUMBER: _builtins.int
-    TENANT_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    id: _builtins.int
-    """Chosen by the caller; unique among the items in flight on the stream."""
-    rows: _builtins.int
-    """Rows of this request, at least 1."""
-    timeout_us: _builtins.int
-    """Time left until the caller's deadline, in microseconds, when the message was sent. Required."""
-    traceparent: _builtins.str
-    """W3C trace parent of the caller's span. Empty: not traced."""
-    criticality: Global___Criticality.ValueType
-    """What may be refused first under overload."""
-    attempt: _builtins.int
-    """Which try this is, from 1."""
-    tenant: _builtins.str
-    """Tenant on whose behalf, for fair queues and logs. At most 128 bytes."""
-    request_id: _builtins.str
-    """The caller's correlation id, for logs. At most 128 bytes."""
-    def __init__(
-        self,
-        *,
-        id: _builtins.int = ...,
-        rows: _builtins.int = ...,
-        timeout_us: _builtins.int = ...,
-        traceparent: _builtins.str = ...,
-        criticality: Global___Criticality.ValueType = ...,
-        attempt: _builtins.int = ...,
-        tenant: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "criticality", b"criticality", "id", b"id", "request_id", b"request_id", "rows", b"rows", "tenant", b"tenant", "timeout_us", b"timeout_us", "traceparent", b"traceparent"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___InferItem: _TypeAlias = InferItem  # noqa: Y015
-
-@_typing.final
 class InferCancel(_message.Message):
-    """Takes requests back. An item that is unknown or already running is answered as usual and the answer is unused."""
+    """Takes requests back. One that is unknown or already running is answered as usual and the answer is unused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of items."""
+        """Ids of requests."""
 
     def __init__(
         self,
@@ -341,6 +337,7 @@ class CoalescedInferResponse(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___InferOpened:
         """Answers `open`: the version is ready."""
@@ -353,18 +350,23 @@ class CoalescedInferResponse(_message.Message):
     def draining(self) -> Global___InferDraining:
         """The replica shuts down: send nothing more; what was accepted will be answered."""
 
+    @_builtins.property
+    def ended(self) -> _status_pb2.Status:
+        """Ends the stream, and says why. Only on frames, which have no status of their own."""
+
     def __init__(
         self,
         *,
         opened: Global___InferOpened | None = ...,
         results: Global___InferResults | None = ...,
         draining: Global___InferDraining | None = ...,
+        ended: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "message", b"message", "opened", b"opened", "results", b"results"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "ended", b"ended", "message", b"message", "opened", b"opened", "results", b"results"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "message", b"message", "opened", b"opened", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "ended", b"ended", "message", b"message", "opened", b"opened", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "results", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "results", "draining", "ended"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -378,19 +380,23 @@ class InferOpened(_message.Message):
 
     REPLICA_ID_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """The replica's id, unique to the process."""
     max_batch_size: _builtins.int
     """Most rows that one batch of the model may hold."""
+    max_in_flight: _builtins.int
+    """Most requests that the stream may have in flight; more are refused, each by itself."""
     def __init__(
         self,
         *,
         replica_id: _builtins.str = ...,
         max_batch_size: _builtins.int = ...,
+        max_in_flight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "replica_id", b"replica_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_size", b"max_batch_size", "max_in_flight", b"max_in_flight", "replica_id", b"replica_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,81 +404,91 @@ Global___InferOpened: _TypeAlias = InferOpened  # noqa: Y015
 
 @_typing.final
 class InferResults(_message.Message):
-    """Holds answers of one batch that ran."""
+    """Holds answers of one batch that ran, in columns like the requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ITEMS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    QUEUES_US_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    COMPUTE_US_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
     QUEUE_TIME_US_FIELD_NUMBER: _builtins.int
+    compute_us: _builtins.int
+    """Time of the batch in the model, in microseconds."""
+    batch_size: _builtins.int
+    """Rows in the batch, of all callers."""
     queue_time_us: _builtins.int
     """Time that a request arriving now would wait, in microseconds."""
     @_builtins.property
-    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferItemResult]:
-        """One for each item, in the order of their rows."""
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the requests that are answered, in the order of their rows."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows of each of them in the tensors."""
+
+    @_builtins.property
+    def queues_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Time of each in the queue, in microseconds."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
-        """Requested outputs: rows of all items that have no error, joined along the batch dimension."""
+        """Requested outputs: rows of all answered requests, joined along the batch dimension."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferFailure]:
+        """Requests that get no answer."""
 
     def __init__(
         self,
         *,
-        items: _abc.Iterable[Global___InferItemResult] | None = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        queues_us: _abc.Iterable[_builtins.int] | None = ...,
         tensors: _abc.Iterable[_tensor_pb2.Tensor] | None = ...,
+        failures: _abc.Iterable[Global___InferFailure] | None = ...,
+        compute_us: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
         queue_time_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "queue_time_us", b"queue_time_us", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_us", b"compute_us", "failures", b"failures", "ids", b"ids", "queue_time_us", b"queue_time_us", "queues_us", b"queues_us", "rows", b"rows", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InferResults: _TypeAlias = InferResults  # noqa: Y015
 
 @_typing.final
-class InferItemResult(_message.Message):
-    """Holds the status of one item."""
+class InferFailure(_message.Message):
+    """Says why a request gets no answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
-    ROWS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
-    QUEUE_US_FIELD_NUMBER: _builtins.int
-    COMPUTE_US_FIELD_NUMBER: _builtins.int
-    BATCH_SIZE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Id of the item."""
-    rows: _builtins.int
-    """Rows in the tensors; 0 with an error."""
-    queue_us: _builtins.int
-    """Time in the queue, in microseconds."""
-    compute_us: _builtins.int
-    """Time of the batch in the model, in microseconds."""
-    batch_size: _builtins.int
-    """Rows in that batch, of all callers."""
+    """Id of the request."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why there is no answer. Absent: there is one."""
+        """Why."""
 
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
-        rows: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
-        queue_us: _builtins.int = ...,
-        compute_us: _builtins.int = ...,
-        batch_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_us", b"compute_us", "error", b"error", "id", b"id", "queue_us", b"queue_us", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___InferItemResult: _TypeAlias = InferItemResult  # noqa: Y015
+Global___InferFailure: _TypeAlias = InferFailure  # noqa: Y015
 
 @_typing.final
 class InferDraining(_message.Message):
@@ -519,6 +535,7 @@ class WatchReplicaResponse(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    FRAMES_ADDRESS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Id of the replica, unique to the process."""
     pool: _builtins.str
@@ -527,6 +544,13 @@ class WatchReplicaResponse(_message.Message):
     """Epoch of the registry's configuration that it has applied."""
     draining: _builtins.bool
     """Whether it shuts down: no new work."""
+    frames_address: _builtins.str
+    """Where it takes the messages of CoalescedInfer as frames: `unix:` and a path, for callers on its host, or `tcp:` and
+    a port of the host that the caller reached it at. Empty: nowhere. A frame is the length of a message in 4 bytes,
+    little-endian, and the message. Before its first frame each side sends the letters `ILF1` and the length in bytes
+    of the longest message that it takes, in 4 bytes, little-endian. A connection is one stream; what breaks these
+    rules ends it. Frames are neither authenticated nor encrypted: the socket's folder and the network guard them.
+    """
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionState]:
         """The versions it holds or loads."""
@@ -539,10 +563,11 @@ class WatchReplicaResponse(_message.Message):
         versions: _abc.Iterable[Global___VersionState] | None = ...,
         epoch: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        frames_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "epoch", b"epoch", "pool", b"pool", "replica_id", b"replica_id", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "epoch", b"epoch", "frames_address", b"frames_address", "pool", b"pool", "replica_id", b"replica_id", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

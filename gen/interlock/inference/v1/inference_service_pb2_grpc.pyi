@@ -39,10 +39,11 @@ class InferenceServiceStub:
     """Runs rows of one model version on one long-lived stream, many requests in a message. The first message is `open`
     and only the first. Answers come in any order, each as soon as its batch has run.
 
-    Each item has its own deadline and its own status; the stream itself has no deadline. It ends NOT_FOUND when the
+    Each request has its own deadline and its own status; the stream itself has no deadline. It ends NOT_FOUND when the
     version is not loaded here, INVALID_ARGUMENT when a message breaks the rules below, and UNAVAILABLE after
-    `draining` once every accepted item is answered. At most 4,096 items are in flight on a stream; more are refused
-    with RESOURCE_EXHAUSTED, each by itself.
+    `draining` once every accepted request is answered. At most 4,096 requests are in flight on a stream; more are
+    refused with RESOURCE_EXHAUSTED, each by itself. The same messages travel as frames on a socket where a replica
+    offers one; see `WatchReplicaResponse.frames_address`.
     """
     WatchReplica: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.WatchReplicaRequest, _inference_service_pb2.WatchReplicaResponse]
     """Tells what this replica holds, on every change and once a second. The stream has no deadline; it ends UNAVAILABLE
@@ -60,10 +61,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Runs rows of one model version on one long-lived stream, many requests in a message. The first message is `open`
     and only the first. Answers come in any order, each as soon as its batch has run.
 
-    Each item has its own deadline and its own status; the stream itself has no deadline. It ends NOT_FOUND when the
+    Each request has its own deadline and its own status; the stream itself has no deadline. It ends NOT_FOUND when the
     version is not loaded here, INVALID_ARGUMENT when a message breaks the rules below, and UNAVAILABLE after
-    `draining` once every accepted item is answered. At most 4,096 items are in flight on a stream; more are refused
-    with RESOURCE_EXHAUSTED, each by itself.
+    `draining` once every accepted request is answered. At most 4,096 requests are in flight on a stream; more are
+    refused with RESOURCE_EXHAUSTED, each by itself. The same messages travel as frames on a socket where a replica
+    offers one; see `WatchReplicaResponse.frames_address`.
     """
     WatchReplica: _aio.UnaryStreamMultiCallable[_inference_service_pb2.WatchReplicaRequest, _inference_service_pb2.WatchReplicaResponse]  # type: ignore[assignment]
     """Tells what this replica holds, on every change and once a second. The stream has no deadline; it ends UNAVAILABLE
@@ -84,10 +86,11 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Runs rows of one model version on one long-lived stream, many requests in a message. The first message is `open`
         and only the first. Answers come in any order, each as soon as its batch has run.
 
-        Each item has its own deadline and its own status; the stream itself has no deadline. It ends NOT_FOUND when the
+        Each request has its own deadline and its own status; the stream itself has no deadline. It ends NOT_FOUND when the
         version is not loaded here, INVALID_ARGUMENT when a message breaks the rules below, and UNAVAILABLE after
-        `draining` once every accepted item is answered. At most 4,096 items are in flight on a stream; more are refused
-        with RESOURCE_EXHAUSTED, each by itself.
+        `draining` once every accepted request is answered. At most 4,096 requests are in flight on a stream; more are
+        refused with RESOURCE_EXHAUSTED, each by itself. The same messages travel as frames on a socket where a replica
+        offers one; see `WatchReplicaResponse.frames_address`.
         """
 
     @_abc_1.abstractmethod

@@ -25,17 +25,21 @@ _sym_db = _symbol_database.Default()
 from interlock.types.v1 import tensor_pb2 as interlock_dot_types_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+interlock/monitor/v1/prediction_event.proto\x12\x14interlock.monitor.v1\x1a\x1finterlock/types/v1/tensor.proto\"\xc5\x04\n\x0fPredictionBatch\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\x16\n\x0eprediction_ids\x18\x06 \x01(\x0c\x12*\n\x06inputs\x18\x07 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12+\n\x07outputs\x18\x08 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12\x13\n\x0bhas_tensors\x18\t \x03(\x08\x12\x10\n\x08statuses\x18\n \x03(\r\x12\x0f\n\x07\x62uckets\x18\x0b \x03(\r\x12\x12\n\nprincipals\x18\x0c \x03(\r\x12\x17\n\x0fprincipal_names\x18\r \x03(\t\x12\x10\n\x08\x64\x65graded\x18\x0e \x03(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x0f \x03(\x08\x12\x14\n\x0clatencies_us\x18\x10 \x03(\r\x12\x18\n\x10sampling_weights\x18\x11 \x03(\x02\x12\x44\n\x13\x66\x65\x61ture_event_times\x18\x12 \x03(\x0b\x32\'.interlock.monitor.v1.FeatureEventTimes\x12\x35\n\x0b\x65ntity_keys\x18\x13 \x03(\x0b\x32 .interlock.monitor.v1.EntityKeys\x12\x1d\n\x15\x66\x65\x61ture_read_times_us\x18\x14 \x03(\x03\x12\x19\n\x11redacted_features\x18\x15 \x03(\t\"*\n\nEntityKeys\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\"<\n\x11\x46\x65\x61tureEventTimes\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x16\n\x0e\x65vent_times_us\x18\x02 \x03(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+interlock/monitor/v1/prediction_event.proto\x12\x14interlock.monitor.v1\x1a\x1finterlock/types/v1/tensor.proto\"\x85\x05\n\x0fPredictionBatch\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\x16\n\x0eprediction_ids\x18\x06 \x01(\x0c\x12*\n\x06inputs\x18\x07 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12+\n\x07outputs\x18\x08 \x03(\x0b\x32\x1a.interlock.types.v1.Tensor\x12\x13\n\x0bhas_tensors\x18\t \x03(\x08\x12\x10\n\x08statuses\x18\n \x03(\r\x12\x0f\n\x07\x62uckets\x18\x0b \x03(\r\x12\x12\n\nprincipals\x18\x0c \x03(\r\x12\x17\n\x0fprincipal_names\x18\r \x03(\t\x12\x10\n\x08\x64\x65graded\x18\x0e \x03(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x0f \x03(\x08\x12\x14\n\x0clatencies_us\x18\x10 \x03(\r\x12\x18\n\x10sampling_weights\x18\x11 \x03(\x02\x12\x44\n\x13\x66\x65\x61ture_event_times\x18\x12 \x03(\x0b\x32\'.interlock.monitor.v1.FeatureEventTimes\x12\x35\n\x0b\x65ntity_keys\x18\x13 \x03(\x0b\x32 .interlock.monitor.v1.EntityKeys\x12\x1d\n\x15\x66\x65\x61ture_read_times_us\x18\x14 \x03(\x03\x12\x19\n\x11redacted_features\x18\x15 \x03(\t\x12>\n\x10missing_features\x18\x16 \x03(\x0b\x32$.interlock.monitor.v1.MissingFeature\"W\n\x0eMissingFeature\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x34\n\x07reasons\x18\x02 \x03(\x0e\x32#.interlock.monitor.v1.MissingReason\"*\n\nEntityKeys\x12\x0e\n\x06\x65ntity\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\t\"<\n\x11\x46\x65\x61tureEventTimes\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x16\n\x0e\x65vent_times_us\x18\x02 \x03(\x03*\x84\x01\n\rMissingReason\x12\x1e\n\x1aMISSING_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15MISSING_REASON_ABSENT\x10\x01\x12\x18\n\x14MISSING_REASON_STALE\x10\x02\x12\x1e\n\x1aMISSING_REASON_UNAVAILABLE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'interlock.monitor.v1.prediction_event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MISSINGREASON']._serialized_start=946
+  _globals['_MISSINGREASON']._serialized_end=1078
   _globals['_PREDICTIONBATCH']._serialized_start=103
-  _globals['_PREDICTIONBATCH']._serialized_end=684
-  _globals['_ENTITYKEYS']._serialized_start=686
-  _globals['_ENTITYKEYS']._serialized_end=728
-  _globals['_FEATUREEVENTTIMES']._serialized_start=730
-  _globals['_FEATUREEVENTTIMES']._serialized_end=790
+  _globals['_PREDICTIONBATCH']._serialized_end=748
+  _globals['_MISSINGFEATURE']._serialized_start=750
+  _globals['_MISSINGFEATURE']._serialized_end=837
+  _globals['_ENTITYKEYS']._serialized_start=839
+  _globals['_ENTITYKEYS']._serialized_end=881
+  _globals['_FEATUREEVENTTIMES']._serialized_start=883
+  _globals['_FEATUREEVENTTIMES']._serialized_end=943
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from interlock.types.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -19,10 +20,39 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _MissingReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MissingReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissingReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MISSING_REASON_UNSPECIFIED: _MissingReason.ValueType  # 0
+    """None is told."""
+    MISSING_REASON_ABSENT: _MissingReason.ValueType  # 1
+    """Nothing is known for the keys, or the value is null and may not be."""
+    MISSING_REASON_STALE: _MissingReason.ValueType  # 2
+    """The value is older than its view or the signature allow."""
+    MISSING_REASON_UNAVAILABLE: _MissingReason.ValueType  # 3
+    """The features service, or its online store, did not answer in time."""
+
+class MissingReason(_MissingReason, metaclass=_MissingReasonEnumTypeWrapper):
+    """Tells why a fetched feature had no usable value. May receive new values."""
+
+MISSING_REASON_UNSPECIFIED: MissingReason.ValueType  # 0
+"""None is told."""
+MISSING_REASON_ABSENT: MissingReason.ValueType  # 1
+"""Nothing is known for the keys, or the value is null and may not be."""
+MISSING_REASON_STALE: MissingReason.ValueType  # 2
+"""The value is older than its view or the signature allow."""
+MISSING_REASON_UNAVAILABLE: MissingReason.ValueType  # 3
+"""The features service, or its online store, did not answer in time."""
+Global___MissingReason: _TypeAlias = MissingReason  # noqa: Y015
+
 @_typing.final
 class PredictionBatch(_message.Message):
     """Holds predictions of one version under one configuration, in columns: every repeated field has one entry for each
-    prediction and is in the same order, tensors have their rows in that order.
+    prediction and is in the same order, tensors have their rows in that order. At most 10,000 predictions, 1,000 tensors on
+    each side, of 8 dimensions, 10,000 features with event times and 1,000 entities.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -48,6 +78,7 @@ class PredictionBatch(_message.Message):
     ENTITY_KEYS_FIELD_NUMBER: _builtins.int
     FEATURE_READ_TIMES_US_FIELD_NUMBER: _builtins.int
     REDACTED_FEATURES_FIELD_NUMBER: _builtins.int
+    MISSING_FEATURES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     version: _builtins.str
@@ -55,7 +86,7 @@ class PredictionBatch(_message.Message):
     variant: _builtins.str
     """Variant of the route. Empty: pinned."""
     environment: _builtins.str
-    """Environment that the router serves."""
+    """Id of the environment that the router serves."""
     epoch: _builtins.int
     """Epoch of the routing configuration."""
     prediction_ids: _builtins.bytes
@@ -74,7 +105,7 @@ class PredictionBatch(_message.Message):
 
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """gRPC status codes of the answers."""
+        """gRPC status codes of the answers, 0 to 16."""
 
     @_builtins.property
     def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -102,7 +133,7 @@ class PredictionBatch(_message.Message):
 
     @_builtins.property
     def sampling_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """How many predictions each one stands for: 1 unless events are sampled."""
+        """How many predictions each one stands for: 1 unless events are sampled; above 0, at most a billion."""
 
     @_builtins.property
     def feature_event_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureEventTimes]:
@@ -122,6 +153,12 @@ class PredictionBatch(_message.Message):
     def redacted_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Features and entities that the route keeps back: their columns in `inputs` hold NaN, zero or empty text, and mean
         nothing. At most 1,000.
+        """
+
+    @_builtins.property
+    def missing_features(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingFeature]:
+        """Why fetched features had no usable value, one column for each feature that some prediction of the batch lacked. Where
+        a rung of the route's ladder answered, features of the version that could not are among them.
         """
 
     def __init__(
@@ -148,14 +185,43 @@ class PredictionBatch(_message.Message):
         entity_keys: _abc.Iterable[Global___EntityKeys] | None = ...,
         feature_read_times_us: _abc.Iterable[_builtins.int] | None = ...,
         redacted_features: _abc.Iterable[_builtins.str] | None = ...,
+        missing_features: _abc.Iterable[Global___MissingFeature] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "cached", b"cached", "degraded", b"degraded", "entity_keys", b"entity_keys", "environment", b"environment", "epoch", b"epoch", "feature_event_times", b"feature_event_times", "feature_read_times_us", b"feature_read_times_us", "has_tensors", b"has_tensors", "inputs", b"inputs", "latencies_us", b"latencies_us", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "principal_names", b"principal_names", "principals", b"principals", "redacted_features", b"redacted_features", "sampling_weights", b"sampling_weights", "statuses", b"statuses", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "cached", b"cached", "degraded", b"degraded", "entity_keys", b"entity_keys", "environment", b"environment", "epoch", b"epoch", "feature_event_times", b"feature_event_times", "feature_read_times_us", b"feature_read_times_us", "has_tensors", b"has_tensors", "inputs", b"inputs", "latencies_us", b"latencies_us", "missing_features", b"missing_features", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "principal_names", b"principal_names", "principals", b"principals", "redacted_features", b"redacted_features", "sampling_weights", b"sampling_weights", "statuses", b"statuses", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictionBatch: _TypeAlias = PredictionBatch  # noqa: Y015
+
+@_typing.final
+class MissingFeature(_message.Message):
+    """Says why one fetched feature had no usable value, so that a policy decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    """Name of the feature."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[Global___MissingReason.ValueType]:
+        """One for each prediction of the batch. Unspecified: it had a value, or needed none."""
+
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        reasons: _abc.Iterable[Global___MissingReason.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingFeature: _TypeAlias = MissingFeature  # noqa: Y015
 
 @_typing.final
 class EntityKeys(_message.Message):

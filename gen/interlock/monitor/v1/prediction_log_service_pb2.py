@@ -26,11 +26,12 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from interlock.monitor.v1 import prediction_event_pb2 as interlock_dot_monitor_dot_v1_dot_prediction__event__pb2
 from interlock.router.v1 import prediction_pb2 as interlock_dot_router_dot_v1_dot_prediction__pb2
 from interlock.types.v1 import feature_value_pb2 as interlock_dot_types_dot_v1_dot_feature__value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1interlock/monitor/v1/prediction_log_service.proto\x12\x14interlock.monitor.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a$interlock/router/v1/prediction.proto\x1a&interlock/types/v1/feature_value.proto\"\xa9\x08\n\x10PredictionRecord\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.Prediction\x12\x15\n\rprediction_id\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x13\n\x06\x62ucket\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\tprincipal\x18\x08 \x01(\t\x12\x33\n\x0fprediction_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x46\n\x08\x66\x65\x61tures\x18\n \x03(\x0b\x32\x34.interlock.monitor.v1.PredictionRecord.FeaturesEntry\x12Z\n\x13\x66\x65\x61ture_event_times\x18\x0b \x03(\x0b\x32=.interlock.monitor.v1.PredictionRecord.FeatureEventTimesEntry\x12!\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x12.google.rpc.Status\x12\x17\n\x0fsampling_weight\x18\r \x01(\x01\x12/\n\x05label\x18\x0e \x01(\x0b\x32 .interlock.types.v1.FeatureValue\x12.\n\x0blabel_delay\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\x07rewards\x18\x10 \x03(\x0b\x32\x33.interlock.monitor.v1.PredictionRecord.RewardsEntry\x12\x46\n\x08\x65ntities\x18\x11 \x03(\x0b\x32\x34.interlock.monitor.v1.PredictionRecord.EntitiesEntry\x12\x35\n\x11\x66\x65\x61ture_read_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1aQ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue:\x02\x38\x01\x1aT\n\x16\x46\x65\x61tureEventTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\x1a.\n\x0cRewardsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rEntitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_bucket\"3\n\x1aGetPredictionRecordRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\"`\n\x1bGetPredictionRecordResponse\x12\x41\n\x11prediction_record\x18\x01 \x01(\x0b\x32&.interlock.monitor.v1.PredictionRecord\"\x80\x02\n\x1cListPredictionRecordsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65rrors_only\x18\x06 \x01(\x08\x12\x15\n\rlabelled_only\x18\x07 \x01(\x08\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\"|\n\x1dListPredictionRecordsResponse\x12\x42\n\x12prediction_records\x18\x01 \x03(\x0b\x32&.interlock.monitor.v1.PredictionRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xac\x01\n\x19QueryPredictionLogRequest\x12\x0b\n\x03sql\x18\x01 \x01(\t\x12\x15\n\rmax_row_count\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x1aQueryPredictionLogResponse\x12\x14\n\x0c\x61rrow_stream\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x32\xea\x03\n\x14PredictionLogService\x12\xac\x01\n\x13GetPredictionRecord\x12\x30.interlock.monitor.v1.GetPredictionRecordRequest\x1a\x31.interlock.monitor.v1.GetPredictionRecordResponse\"0\x90\x02\x01\x82\xd3\xe4\x93\x02\'\x12%/v1/predictionRecords/{prediction_id}\x12\xa2\x01\n\x15ListPredictionRecords\x12\x32.interlock.monitor.v1.ListPredictionRecordsRequest\x1a\x33.interlock.monitor.v1.ListPredictionRecordsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/predictionRecords\x12~\n\x12QueryPredictionLog\x12/.interlock.monitor.v1.QueryPredictionLogRequest\x1a\x30.interlock.monitor.v1.QueryPredictionLogResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1interlock/monitor/v1/prediction_log_service.proto\x12\x14interlock.monitor.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a+interlock/monitor/v1/prediction_event.proto\x1a$interlock/router/v1/prediction.proto\x1a&interlock/types/v1/feature_value.proto\"\xdd\t\n\x10PredictionRecord\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.Prediction\x12\x15\n\rprediction_id\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\x12\x13\n\x06\x62ucket\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\tprincipal\x18\x08 \x01(\t\x12\x33\n\x0fprediction_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x46\n\x08\x66\x65\x61tures\x18\n \x03(\x0b\x32\x34.interlock.monitor.v1.PredictionRecord.FeaturesEntry\x12Z\n\x13\x66\x65\x61ture_event_times\x18\x0b \x03(\x0b\x32=.interlock.monitor.v1.PredictionRecord.FeatureEventTimesEntry\x12!\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x12.google.rpc.Status\x12\x17\n\x0fsampling_weight\x18\r \x01(\x01\x12/\n\x05label\x18\x0e \x01(\x0b\x32 .interlock.types.v1.FeatureValue\x12.\n\x0blabel_delay\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x44\n\x07rewards\x18\x10 \x03(\x0b\x32\x33.interlock.monitor.v1.PredictionRecord.RewardsEntry\x12\x46\n\x08\x65ntities\x18\x11 \x03(\x0b\x32\x34.interlock.monitor.v1.PredictionRecord.EntitiesEntry\x12\x35\n\x11\x66\x65\x61ture_read_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12U\n\x10missing_features\x18\x13 \x03(\x0b\x32;.interlock.monitor.v1.PredictionRecord.MissingFeaturesEntry\x1aQ\n\rFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue:\x02\x38\x01\x1aT\n\x16\x46\x65\x61tureEventTimesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12)\n\x05value\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp:\x02\x38\x01\x1a.\n\x0cRewardsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a/\n\rEntitiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a[\n\x14MissingFeaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0e\x32#.interlock.monitor.v1.MissingReason:\x02\x38\x01\x42\t\n\x07_bucket\"3\n\x1aGetPredictionRecordRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\"`\n\x1bGetPredictionRecordResponse\x12\x41\n\x11prediction_record\x18\x01 \x01(\x0b\x32&.interlock.monitor.v1.PredictionRecord\"\x80\x02\n\x1cListPredictionRecordsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65rrors_only\x18\x06 \x01(\x08\x12\x15\n\rlabelled_only\x18\x07 \x01(\x08\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\"|\n\x1dListPredictionRecordsResponse\x12\x42\n\x12prediction_records\x18\x01 \x03(\x0b\x32&.interlock.monitor.v1.PredictionRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xac\x01\n\x19QueryPredictionLogRequest\x12\x0b\n\x03sql\x18\x01 \x01(\t\x12\x15\n\rmax_row_count\x18\x02 \x01(\x03\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x1aQueryPredictionLogResponse\x12\x14\n\x0c\x61rrow_stream\x18\x01 \x01(\x0c\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x32\xea\x03\n\x14PredictionLogService\x12\xac\x01\n\x13GetPredictionRecord\x12\x30.interlock.monitor.v1.GetPredictionRecordRequest\x1a\x31.interlock.monitor.v1.GetPredictionRecordResponse\"0\x90\x02\x01\x82\xd3\xe4\x93\x02\'\x12%/v1/predictionRecords/{prediction_id}\x12\xa2\x01\n\x15ListPredictionRecords\x12\x32.interlock.monitor.v1.ListPredictionRecordsRequest\x1a\x33.interlock.monitor.v1.ListPredictionRecordsResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/predictionRecords\x12~\n\x12QueryPredictionLog\x12/.interlock.monitor.v1.QueryPredictionLogRequest\x1a\x30.interlock.monitor.v1.QueryPredictionLogResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,34 +46,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTIONRECORD_REWARDSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTIONRECORD_ENTITIESENTRY']._loaded_options = None
   _globals['_PREDICTIONRECORD_ENTITIESENTRY']._serialized_options = b'8\001'
+  _globals['_PREDICTIONRECORD_MISSINGFEATURESENTRY']._loaded_options = None
+  _globals['_PREDICTIONRECORD_MISSINGFEATURESENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTIONLOGSERVICE'].methods_by_name['GetPredictionRecord']._loaded_options = None
   _globals['_PREDICTIONLOGSERVICE'].methods_by_name['GetPredictionRecord']._serialized_options = b'\220\002\001\202\323\344\223\002\'\022%/v1/predictionRecords/{prediction_id}'
   _globals['_PREDICTIONLOGSERVICE'].methods_by_name['ListPredictionRecords']._loaded_options = None
   _globals['_PREDICTIONLOGSERVICE'].methods_by_name['ListPredictionRecords']._serialized_options = b'\220\002\001\202\323\344\223\002\027\022\025/v1/predictionRecords'
   _globals['_PREDICTIONLOGSERVICE'].methods_by_name['QueryPredictionLog']._loaded_options = None
   _globals['_PREDICTIONLOGSERVICE'].methods_by_name['QueryPredictionLog']._serialized_options = b'\220\002\001'
-  _globals['_PREDICTIONRECORD']._serialized_start=274
-  _globals['_PREDICTIONRECORD']._serialized_end=1339
-  _globals['_PREDICTIONRECORD_FEATURESENTRY']._serialized_start=1064
-  _globals['_PREDICTIONRECORD_FEATURESENTRY']._serialized_end=1145
-  _globals['_PREDICTIONRECORD_FEATUREEVENTTIMESENTRY']._serialized_start=1147
-  _globals['_PREDICTIONRECORD_FEATUREEVENTTIMESENTRY']._serialized_end=1231
-  _globals['_PREDICTIONRECORD_REWARDSENTRY']._serialized_start=1233
-  _globals['_PREDICTIONRECORD_REWARDSENTRY']._serialized_end=1279
-  _globals['_PREDICTIONRECORD_ENTITIESENTRY']._serialized_start=1281
-  _globals['_PREDICTIONRECORD_ENTITIESENTRY']._serialized_end=1328
-  _globals['_GETPREDICTIONRECORDREQUEST']._serialized_start=1341
-  _globals['_GETPREDICTIONRECORDREQUEST']._serialized_end=1392
-  _globals['_GETPREDICTIONRECORDRESPONSE']._serialized_start=1394
-  _globals['_GETPREDICTIONRECORDRESPONSE']._serialized_end=1490
-  _globals['_LISTPREDICTIONRECORDSREQUEST']._serialized_start=1493
-  _globals['_LISTPREDICTIONRECORDSREQUEST']._serialized_end=1749
-  _globals['_LISTPREDICTIONRECORDSRESPONSE']._serialized_start=1751
-  _globals['_LISTPREDICTIONRECORDSRESPONSE']._serialized_end=1875
-  _globals['_QUERYPREDICTIONLOGREQUEST']._serialized_start=1878
-  _globals['_QUERYPREDICTIONLOGREQUEST']._serialized_end=2050
-  _globals['_QUERYPREDICTIONLOGRESPONSE']._serialized_start=2052
-  _globals['_QUERYPREDICTIONLOGRESPONSE']._serialized_end=2121
-  _globals['_PREDICTIONLOGSERVICE']._serialized_start=2124
-  _globals['_PREDICTIONLOGSERVICE']._serialized_end=2614
+  _globals['_PREDICTIONRECORD']._serialized_start=319
+  _globals['_PREDICTIONRECORD']._serialized_end=1564
+  _globals['_PREDICTIONRECORD_FEATURESENTRY']._serialized_start=1196
+  _globals['_PREDICTIONRECORD_FEATURESENTRY']._serialized_end=1277
+  _globals['_PREDICTIONRECORD_FEATUREEVENTTIMESENTRY']._serialized_start=1279
+  _globals['_PREDICTIONRECORD_FEATUREEVENTTIMESENTRY']._serialized_end=1363
+  _globals['_PREDICTIONRECORD_REWARDSENTRY']._serialized_start=1365
+  _globals['_PREDICTIONRECORD_REWARDSENTRY']._serialized_end=1411
+  _globals['_PREDICTIONRECORD_ENTITIESENTRY']._serialized_start=1413
+  _globals['_PREDICTIONRECORD_ENTITIESENTRY']._serialized_end=1460
+  _globals['_PREDICTIONRECORD_MISSINGFEATURESENTRY']._serialized_start=1462
+  _globals['_PREDICTIONRECORD_MISSINGFEATURESENTRY']._serialized_end=1553
+  _globals['_GETPREDICTIONRECORDREQUEST']._serialized_start=1566
+  _globals['_GETPREDICTIONRECORDREQUEST']._serialized_end=1617
+  _globals['_GETPREDICTIONRECORDRESPONSE']._serialized_start=1619
+  _globals['_GETPREDICTIONRECORDRESPONSE']._serialized_end=1715
+  _globals['_LISTPREDICTIONRECORDSREQUEST']._serialized_start=1718
+  _globals['_LISTPREDICTIONRECORDSREQUEST']._serialized_end=1974
+  _globals['_LISTPREDICTIONRECORDSRESPONSE']._serialized_start=1976
+  _globals['_LISTPREDICTIONRECORDSRESPONSE']._serialized_end=2100
+  _globals['_QUERYPREDICTIONLOGREQUEST']._serialized_start=2103
+  _globals['_QUERYPREDICTIONLOGREQUEST']._serialized_end=2275
+  _globals['_QUERYPREDICTIONLOGRESPONSE']._serialized_start=2277
+  _globals['_QUERYPREDICTIONLOGRESPONSE']._serialized_end=2346
+  _globals['_PREDICTIONLOGSERVICE']._serialized_start=2349
+  _globals['_PREDICTIONLOGSERVICE']._serialized_end=2839
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.rpc import status_pb2 as _status_pb2
+from interlock.monitor.v1 import prediction_event_pb2 as _prediction_event_pb2
 from interlock.router.v1 import prediction_pb2 as _prediction_pb2
 from interlock.types.v1 import feature_value_pb2 as _feature_value_pb2
 import builtins as _builtins
@@ -111,6 +112,26 @@ class PredictionRecord(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class MissingFeaturesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _prediction_event_pb2.MissingReason.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _prediction_event_pb2.MissingReason.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PREDICTION_FIELD_NUMBER: _builtins.int
     PREDICTION_ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
@@ -129,6 +150,7 @@ class PredictionRecord(_message.Message):
     REWARDS_FIELD_NUMBER: _builtins.int
     ENTITIES_FIELD_NUMBER: _builtins.int
     FEATURE_READ_TIME_FIELD_NUMBER: _builtins.int
+    MISSING_FEATURES_FIELD_NUMBER: _builtins.int
     prediction_id: _builtins.str
     """Id of the prediction, a UUIDv7 in its text form."""
     model_version: _builtins.str
@@ -185,6 +207,10 @@ class PredictionRecord(_message.Message):
     def feature_read_time(self) -> _timestamp_pb2.Timestamp:
         """When its features were read. Absent: none were fetched."""
 
+    @_builtins.property
+    def missing_features(self) -> _containers.ScalarMap[_builtins.str, _prediction_event_pb2.MissingReason.ValueType]:
+        """Fetched features that had no usable value, and why: a default stands in `features`, or a fallback answered."""
+
     def __init__(
         self,
         *,
@@ -206,10 +232,11 @@ class PredictionRecord(_message.Message):
         rewards: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         entities: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         feature_read_time: _timestamp_pb2.Timestamp | None = ...,
+        missing_features: _abc.Mapping[_builtins.str, _prediction_event_pb2.MissingReason.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bucket", b"_bucket", "bucket", b"bucket", "error", b"error", "feature_read_time", b"feature_read_time", "label", b"label", "label_delay", b"label_delay", "prediction", b"prediction", "prediction_time", b"prediction_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bucket", b"_bucket", "bucket", b"bucket", "entities", b"entities", "environment", b"environment", "error", b"error", "feature_event_times", b"feature_event_times", "feature_read_time", b"feature_read_time", "features", b"features", "label", b"label", "label_delay", b"label_delay", "model_digest", b"model_digest", "model_version", b"model_version", "prediction", b"prediction", "prediction_id", b"prediction_id", "prediction_time", b"prediction_time", "principal", b"principal", "rewards", b"rewards", "sampling_weight", b"sampling_weight", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bucket", b"_bucket", "bucket", b"bucket", "entities", b"entities", "environment", b"environment", "error", b"error", "feature_event_times", b"feature_event_times", "feature_read_time", b"feature_read_time", "features", b"features", "label", b"label", "label_delay", b"label_delay", "missing_features", b"missing_features", "model_digest", b"model_digest", "model_version", b"model_version", "prediction", b"prediction", "prediction_id", b"prediction_id", "prediction_time", b"prediction_time", "principal", b"principal", "rewards", b"rewards", "sampling_weight", b"sampling_weight", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bucket: _TypeAlias = _typing.Literal["bucket"]  # noqa: Y015
     _WhichOneofArgType__bucket: _TypeAlias = _typing.Literal["_bucket", b"_bucket"]  # noqa: Y015

@@ -112,7 +112,9 @@ class Prediction(_message.Message):
 
     @_builtins.property
     def missing_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of fetched features that were missing or too old, so that their missing_policy decided."""
+        """Names of fetched features that were missing or too old, or could not be had as the features service did not answer
+        (`degraded` says so), so that their missing_policy or the route's feature_failure_policy decided.
+        """
 
     def __init__(
         self,

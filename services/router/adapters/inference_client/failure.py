@@ -2,7 +2,6 @@
 
 from typing import Final
 
-import grpc
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -37,12 +36,20 @@ _BY_CODE: Final[dict[int, type[ServiceError]]] = {
 class HopFailed(Unavailable):
     """A replica or the stream to it failed; another one, or this one in a moment, may answer.
 
-    `ran` says whether the request may have reached a model.
+    `ran` says whether the request may have reached a model, `told` whether the replica itself said so of the version.
     """
 
-    def __init__(self, message: str, *, reason: str, ran: bool) -> None:
+    def __init__(self, message: str, *, reason: str, ran: bool, told: bool = False) -> None:
         super().__init__(message, reason=reason)
         self.ran = ran
+        self.told = told
+
+
+class AttemptTimedOut(HopFailed):
+    """A replica took far longer than is usual for the version; another one is asked instead."""
+
+    def __init__(self, *, ran: bool) -> None:
+        super().__init__("the replica did not answer in time", reason=DEPENDENCY_UNAVAILABLE, ran=ran)
 
 
 def stream_ended(*, ran: bool) -> HopFailed:
@@ -58,7 +65,7 @@ def error_of(status: Status) -> ServiceError:
             detail.Unpack(wanted)
     reason = info.reason or DEPENDENCY_UNAVAILABLE
     if status.code in (Code.UNAVAILABLE, Code.NOT_FOUND):
-        return HopFailed(status.message, reason=reason, ran=reason not in _NEVER_RAN)
+        return HopFailed(status.message, reason=reason, ran=reason not in _NEVER_RAN, told=True)
     if reason == "INVALID_MODEL_OUTPUT":
         return InvalidModelOutput("other rows or shapes than its signature says")
     if status.code not in _BY_CODE:
@@ -72,6 +79,6 @@ def error_of(status: Status) -> ServiceError:
     )
 
 
-def is_expected_end(error: grpc.aio.AioRpcError) -> bool:
+def is_expected_end(code: int) -> bool:
     """Whether a stream's end is part of life: the replica goes, restarts or lost the version."""
-    return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.NOT_FOUND)
+    return code in (Code.OK, Code.UNAVAILABLE, Code.CANCELLED, Code.NOT_FOUND)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
 from interlock.types.v1 import tensor_pb2 as types_pb
@@ -41,21 +41,28 @@ class Item:
     tenant: str
     attempt: int
     outcome: "asyncio.Future[tuple[Tensor, ...]]"
+    size_bytes: int = 0
+    """About what it takes in a message, never less."""
+    left: bool = False
+    """Whether it waits for others no more."""
     sent: bool = False
+    """Whether it may have reached the replica."""
+
+    def __post_init__(self) -> None:
+        """Work out the size once; it is asked for several times."""
+        self.size_bytes = _ITEM_OVERHEAD_BYTES + sum(len(tensor.data) for tensor in self.job.inputs)
 
     @property
     def group(self) -> tuple[object, ...]:
         """What requests must share to travel in one batch: trailing shapes and wanted outputs."""
         return (*(tensor.shape[1:] for tensor in self.job.inputs), self.job.outputs)
 
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in a message, never less."""
-        return _ITEM_OVERHEAD_BYTES + sum(len(tensor.data) for tensor in self.job.inputs)
-
 
 def batches(items: Sequence[Item], limit_bytes: int) -> Iterator[list[Item]]:
     """Yield the items in groups that one message may hold; an item that fills a message alone goes alone."""
+    if len(items) == 1:
+        yield list(items)
+        return
     groups: dict[tuple[object, ...], list[Item]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item)
@@ -81,7 +88,18 @@ def batch_message(items: Sequence[Item], now: float) -> inference_pb.CoalescedIn
         )
         for index, tensor in enumerate(first.inputs)
     ]
-    batch = inference_pb.InferBatch(items=[_item(item, now) for item in items], tensors=tensors, outputs=first.outputs)
+    batch = inference_pb.InferBatch(
+        ids=[item.id for item in items],
+        rows=[item.job.rows for item in items],
+        timeouts_us=[max(int((item.deadline - now - _RETURN_S) * 1e6), _LEAST_TIMEOUT_US) for item in items],
+        tensors=tensors,
+        outputs=first.outputs,
+        # None of a column is less than a column of nothing.
+        attempts=_unless_all([item.attempt for item in items], 1),
+        traceparents=_unless_all([item.traceparent for item in items], ""),
+        tenants=_unless_all([item.tenant for item in items], ""),
+        request_ids=_unless_all([item.request_id for item in items], ""),
+    )
     return inference_pb.CoalescedInferRequest(batch=batch)
 
 
@@ -96,14 +114,14 @@ def split_results(results: inference_pb.InferResults) -> list[tuple[int, int, Ou
     Tensors that do not have the rows that the items claim make every answer of the message unusable: nobody gets
     another's rows.
     """
-    answered = [item for item in results.items if not item.HasField("error")]
-    refused: list[tuple[int, int, Outcome]] = [
-        (item.id, 0, error_of(item.error)) for item in results.items if item.HasField("error")
-    ]
+    failed: list[tuple[int, int, Outcome]] = [(failure.id, 0, error_of(failure.error)) for failure in results.failures]
+    if not results.ids:
+        return failed
+    ids, rows = list(results.ids), list(results.rows)
     try:
-        return refused + _slices(answered, results.tensors)
+        return failed + _slices(ids, rows, results.tensors)
     except Reject as reject:
-        return refused + [(item.id, item.rows, InvalidModelOutput(str(reject))) for item in answered]
+        return failed + [(ident, 0, InvalidModelOutput(str(reject))) for ident in ids]
 
 
 def _cut(group: list[Item], limit_bytes: int) -> Iterator[list[Item]]:
@@ -119,34 +137,31 @@ def _cut(group: list[Item], limit_bytes: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _item(item: Item, now: float) -> inference_pb.InferItem:
-    left_us = int((item.deadline - now - _RETURN_S) * 1e6)
-    return inference_pb.InferItem(
-        id=item.id,
-        rows=item.job.rows,
-        timeout_us=max(left_us, _LEAST_TIMEOUT_US),
-        traceparent=item.traceparent,
-        criticality=inference_pb.CRITICALITY_DEFAULT,
-        attempt=item.attempt,
-        tenant=item.tenant,
-        request_id=item.request_id,
-    )
+_ValueT = TypeVar("_ValueT")
+
+
+def _unless_all(column: list[_ValueT], usual: _ValueT) -> list[_ValueT]:
+    return [] if column.count(usual) == len(column) else column
 
 
 def _slices(
-    items: Sequence[inference_pb.InferItemResult], wire_tensors: Sequence[types_pb.Tensor]
+    ids: Sequence[int], rows: Sequence[int], wire_tensors: Sequence[types_pb.Tensor]
 ) -> list[tuple[int, int, Outcome]]:
     tensors = [_tensor(tensor) for tensor in wire_tensors]
-    rows = sum(item.rows for item in items)
-    if any(not tensor.shape or tensor.shape[0] != rows for tensor in tensors):
-        raise Reject(f"want {rows} rows in every output, got another number")
+    total = sum(rows)
+    if len(ids) != len(rows):
+        raise Reject(f"want the rows of {len(ids)} requests, got {len(rows)}")
+    if any(not tensor.shape or tensor.shape[0] != total for tensor in tensors):
+        raise Reject(f"want {total} rows in every output, got another number")
     offsets = [row_offsets(tensor) for tensor in tensors]
+    if len(ids) == 1:
+        return [(ids[0], total, tuple(tensors))]
     found: list[tuple[int, int, Outcome]] = []
     first = 0
-    for item in items:
-        last = first + item.rows
+    for ident, count in zip(ids, rows, strict=True):
+        last = first + count
         mine = tuple(slice_rows(tensor, first, last, ends) for tensor, ends in zip(tensors, offsets, strict=True))
-        found.append((item.id, item.rows, mine))
+        found.append((ident, count, mine))
         first = last
     return found
 

@@ -3,30 +3,38 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from services.common.call import Call
+from services.common.errors import DeadlineExceeded, ServiceError
 from services.common.tasks import spawn
 from services.common.tracing import Tracing
-from services.router.adapters.inference_client.failure import HopFailed
+from services.router.adapters.inference_client.failure import AttemptTimedOut, HopFailed
 from services.router.adapters.inference_client.replica import Dial, Replica, VersionKey
+from services.router.adapters.inference_client.standing import Usual
 from services.router.adapters.inference_client.stream import InferStream, StreamOptions
 from services.router.domain.failure import NoReplicaReady
 from services.router.domain.ports import Job
 from services.router.domain.routing import Target
 from services.router.domain.tensor import Tensor
 
-# A request meets at most two models, so that one that kills its worker kills no third. Tries that were refused before
-# they ran cost nothing but time; they are bounded too.
+# A request meets at most two models, so that one that kills its worker kills no third. One whose last try took too long
+# has killed nobody, and gets a third where there is time for it. Tries that were refused before they ran cost nothing but
+# time; they are bounded too.
 _RUNS_LIMIT = 2
+_THIRD_LEFT_S = 0.3
 _TRIES_LIMIT = 5
 _LEAST_LEFT_S = 0.005
+
+Place = tuple[Replica, InferStream]
 
 
 class InferencePools:
     """Implements the domain's `Inference` over static addresses per pool.
 
     `hope_s`: how long a request waits for a version that was READY a moment ago (its process is being replaced, its
-    worker restarted) or whose replica has only just been dialled.
+    worker restarted) or whose replica has only just been dialled. `attempt_timeout_s`: the least time that a replica gets
+    for an answer before another one is asked; for a slow version it is as long as its answers usually take, and more.
     """
 
     def __init__(
@@ -37,12 +45,15 @@ class InferencePools:
         options: StreamOptions,
         tracing: Tracing,
         hope_s: float,
+        attempt_timeout_s: float,
         on_retry: Callable[[], None],
     ) -> None:
         self._changed = asyncio.Event()
         self._tracing = tracing
         self._hope_s = hope_s
+        self._attempt_timeout_s = attempt_timeout_s
         self._on_retry = on_retry
+        self._usual: dict[VersionKey, Usual] = {}
         self._replicas = {
             pool: [Replica(address, dial, options, self._notify) for address in addresses]
             for pool, addresses in pools.items()
@@ -71,54 +82,73 @@ class InferencePools:
 
     async def infer(self, target: Target, job: Job, call: Call, hope_s: float | None = None) -> tuple[Tensor, ...]:
         """Return the outputs of a job's rows from the replica with the least queue time."""
+        key = target.version.model, target.version.id
         longest_s = self._hope_s if hope_s is None else min(self._hope_s, hope_s)
         span = self._tracing.begin("interlock.router/infer", call.traceparent)
         try:
-            outputs = await self._infer(target, job, call, span.traceparent, longest_s)
+            outputs = await self._infer(
+                _Asked(target, key, self._usual_of(key), job, call, span.traceparent), longest_s
+            )
         except BaseException as error:
             span.end(type(error).__name__)
             raise
         span.end()
         return outputs
 
-    async def _infer(self, target: Target, job: Job, call: Call, traceparent: str, hope_s: float) -> tuple[Tensor, ...]:
-        avoid: Replica | None = None
-        runs, tries = 0, 0
+    async def _infer(self, asked: "_Asked", hope_s: float) -> tuple[Tensor, ...]:
+        usual, call = asked.usual, asked.call
+        tried: tuple[Replica, ...] = ()
+        runs, runs_limit, tries = 0, _RUNS_LIMIT, 0
         while True:
-            replica, stream = await self._pick(target, avoid, call, hope_s)
+            place, others = await self._pick(asked, tried, hope_s)
+            patience_s = self._patience_s(usual, call) if others and runs < _RUNS_LIMIT else None
             try:
-                return await stream.infer(job, call, runs + 1, traceparent)
+                return await _try(asked, place, runs + 1, patience_s)
             except HopFailed as failed:
                 tries += 1
-                runs += int(failed.ran)
-                if runs >= _RUNS_LIMIT or tries >= _TRIES_LIMIT or call.remaining_s() < _LEAST_LEFT_S:
+                if failed.ran:
+                    runs += 1
+                    runs_limit = _RUNS_LIMIT + int(isinstance(failed, AttemptTimedOut))
+                if failed.told:
+                    place[0].suspect(asked.key, place[1])
+                spent = runs >= runs_limit or tries >= _TRIES_LIMIT or (failed.ran and not usual.may_retry)
+                if spent or call.remaining_s() < (_THIRD_LEFT_S if runs >= _RUNS_LIMIT else _LEAST_LEFT_S):
                     raise
-                avoid = replica
-                replica.suspect(_key(target), stream)
+                if failed.ran:
+                    usual.retried()
+                tried = (*tried, place[0])
                 self._on_retry()
 
-    async def _pick(
-        self, target: Target, avoid: Replica | None, call: Call, hope_s: float
-    ) -> tuple[Replica, InferStream]:
+    def _patience_s(self, usual: Usual, call: Call) -> float | None:
+        """Return how long one try may take; None when there would be no retry, or no time for one."""
+        patience_s = usual.patience_s if usual.may_retry else None
+        return None if patience_s is None or call.remaining_s() < patience_s + _THIRD_LEFT_S else patience_s
+
+    def _usual_of(self, key: VersionKey) -> Usual:
+        found = self._usual.get(key)
+        if found is None:
+            found = self._usual[key] = Usual(self._attempt_timeout_s)
+        return found
+
+    async def _pick(self, asked: "_Asked", tried: Sequence[Replica], hope_s: float) -> tuple[Place, bool]:
+        """Return where a request goes, and whether there is another place for it; wait for one where that makes sense."""
         while True:
             changed = self._changed
-            found = self._best(target, avoid)
-            if found is not None:
+            replicas = self._of(asked.target)
+            ready = [(replica, stream) for replica in replicas if (stream := replica.stream(asked.key)) is not None]
+            if ready:
+                found = _best(asked.key, ready, tried)
+                if found is None:
+                    raise NoReplicaReady(*asked.key)
                 return found
-            left_s = min(self._hope_left_s(target, hope_s), call.remaining_s() - _LEAST_LEFT_S)
+            left_s = min(self._hope_left_s(asked.target, hope_s), asked.call.remaining_s() - _LEAST_LEFT_S)
             if left_s <= 0:
-                raise NoReplicaReady(target.version.model, target.version.id)
+                raise NoReplicaReady(*asked.key)
             try:
                 async with asyncio.timeout(left_s):
                     await changed.wait()
             except TimeoutError:
                 continue
-
-    def _best(self, target: Target, avoid: Replica | None) -> tuple[Replica, InferStream] | None:
-        key = _key(target)
-        ready = [(replica, stream) for replica in self._of(target) if (stream := replica.stream(key)) is not None]
-        others = [found for found in ready if found[0] is not avoid] or ready
-        return min(others, key=lambda found: (found[1].queue_time_us, found[1].in_flight), default=None)
 
     def _hope_left_s(self, target: Target, hope_s: float) -> float:
         last = max((replica.last_hope(_key(target)) for replica in self._of(target)), default=0.0)
@@ -130,6 +160,62 @@ class InferencePools:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What is the same in every try of a request."""
+
+    target: Target
+    key: VersionKey
+    usual: Usual
+    job: Job
+    call: Call
+    traceparent: str
+
+
+async def _try(asked: _Asked, place: Place, attempt: int, patience_s: float | None) -> tuple[Tensor, ...]:
+    """Ask one replica, and learn from how that ends."""
+    replica, stream = place
+    standing = replica.standing(asked.key)
+    started = time.monotonic()
+    probing = standing.enter()
+    failed: bool | None = None
+    try:
+        outputs = await stream.infer(asked.job, asked.call, attempt, asked.traceparent, patience_s)
+        failed = False
+    except HopFailed as error:
+        failed = error.ran or None
+        raise
+    except DeadlineExceeded:
+        failed = asked.usual.was_enough(asked.call.deadline - started) or None
+        raise
+    except ServiceError as error:
+        # INTERNAL; what the caller or the model did wrong has a type of its own.
+        failed = type(error) is ServiceError or None
+        raise
+    finally:
+        standing.left(started, probing=probing, failed=failed)
+    asked.usual.answered(time.monotonic() - started)
+    return outputs
+
+
+def _best(key: VersionKey, ready: list[Place], tried: Sequence[Replica]) -> tuple[Place, bool] | None:
+    """Return the least loaded place of those in good standing, and whether there are others; at most half are left alone.
+
+    None when a breaker keeps requests from all of them.
+    """
+    allowed = [place for place in ready if not place[0].standing(key).refuses]
+    if len(allowed) <= 1:
+        return (allowed[0], False) if allowed else None
+    now = time.monotonic()
+    away = [place for place in allowed if place[0].standing(key).away_until > now]
+    if away:
+        away.sort(key=lambda place: place[0].standing(key).away_until, reverse=True)
+        left_alone = away[: len(ready) // 2]
+        allowed = [place for place in allowed if place not in left_alone] or allowed
+    fresh = [place for place in allowed if place[0] not in tried] or allowed
+    return min(fresh, key=lambda place: place[1].load), len(allowed) > 1
 
 
 def _key(target: Target) -> VersionKey:

@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -16,11 +16,14 @@ from interlock.inference.v1 import inference_service_pb2 as inference_pb
 from interlock.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
 from services.common.tasks import spawn
+from services.router.adapters.inference_client.carrier import FramesUnusable, run_frames, run_grpc
+from services.router.adapters.inference_client.standing import Standing
 from services.router.adapters.inference_client.stream import InferStream, StreamOptions
 
 _LOG: Final = structlog.get_logger("replica")
 # The contract promises word once a second; a peer that is silent for this long has a blocked loop or a dead host.
 _SILENCE_S: Final = 5.0
+_READ_S: Final = 0.1
 _FIRST_PAUSE_S: Final = 0.05
 # Well inside the time that a request hopes for a replica: it dials a few times before that is over.
 _LONGEST_PAUSE_S: Final = 0.5
@@ -32,7 +35,7 @@ Dial = Callable[[str], grpc.aio.Channel]
 
 
 class Connection:
-    """One channel to one process: its state as it tells it, and a stream for each version that is READY there.
+    """What goes to one process: its state as it tells it, and a stream for each version that is READY there.
 
     `on_lost` hears of a version at the moment from which it is not to be had here any more: a request that comes right
     then must already know that it was READY until now, and wait for it.
@@ -40,11 +43,13 @@ class Connection:
 
     def __init__(
         self,
+        address: str,
         channel: grpc.aio.Channel,
         options: StreamOptions,
         on_change: Callable[[], None],
         on_lost: Callable[[VersionKey], None],
     ) -> None:
+        self._address = address
         self._channel = channel
         self._options = options
         self._on_change = on_change
@@ -52,6 +57,7 @@ class Connection:
         self._stub = InferenceServiceStub(channel)
         self._work: set[asyncio.Task[None]] = set()
         self._suspects: set[VersionKey] = set()
+        self._frames_usable = options.use_frames
         self.streams: dict[VersionKey, InferStream] = {}
         self.answered = False
         self.over = asyncio.Event()
@@ -62,17 +68,35 @@ class Connection:
         try:
             call = self._stub.WatchReplica(inference_pb.WatchReplicaRequest())
             while True:
-                async with asyncio.timeout(_SILENCE_S):
-                    state = await call.read()
+                state = await self._next_word(call)
                 if not isinstance(state, inference_pb.WatchReplicaResponse):
                     return
                 self._apply(state)
         except TimeoutError:
-            _LOG.warning("replica_silent", seconds=_SILENCE_S)
+            _LOG.warning("replica_silent", address=self._address, seconds=_SILENCE_S)
+            # What it holds it may never answer; if it does after all, nobody listens any more.
+            self._cut()
         except grpc.aio.AioRpcError as error:
             _LOG.debug("replica_watch_ended", code=error.code().name)
         finally:
             self.finish()
+
+    async def _next_word(self, call: Any) -> Any:
+        """Return the process's next word of itself; raises TimeoutError when it is silent, on its streams too."""
+        reading = asyncio.ensure_future(call.read())
+        heard = time.monotonic()
+        try:
+            while True:
+                await asyncio.wait((reading,), timeout=heard + _SILENCE_S - time.monotonic())
+                # Where this process itself was held up, its words wait to be read.
+                done, _ = await asyncio.wait((reading,), timeout=_READ_S)
+                if done:
+                    return reading.result()
+                heard = max((heard, *(stream.heard_at for stream in self.streams.values())))
+                if time.monotonic() >= heard + _SILENCE_S:
+                    raise TimeoutError
+        finally:
+            reading.cancel()
 
     def stream(self, key: VersionKey) -> InferStream | None:
         """Return the stream for a version that is READY here, or None."""
@@ -104,12 +128,19 @@ class Connection:
         streams = [task for task in self._work if not task.done()]
         if streams:
             await asyncio.wait(streams, timeout=_RETIRE_S)
+        self._cut()
         await self._channel.close()
 
     async def abort(self) -> None:
         """Close the channel at once; whoever still waits gets a failure."""
         self.finish()
+        self._cut()
+        await asyncio.gather(*self._work, return_exceptions=True)
         await self._channel.close()
+
+    def _cut(self) -> None:
+        for task in self._work:
+            task.cancel()
 
     def _apply(self, state: inference_pb.WatchReplicaResponse) -> None:
         self.answered = True
@@ -123,27 +154,48 @@ class Connection:
             if version.state == inference_pb.LOAD_STATE_READY
         }
         for key, version in ready.items():
-            self._stream_of(key).queue_time_us = version.queue_time_us
+            self._stream_of(key, state).queue_time_us = version.queue_time_us
         for key in self.streams.keys() - ready.keys():
             self._on_lost(key)
             self.streams.pop(key).close()
         self._on_change()
 
-    def _stream_of(self, key: VersionKey) -> InferStream:
+    def _stream_of(self, key: VersionKey, state: inference_pb.WatchReplicaResponse) -> InferStream:
         stream = self.streams.get(key)
         if stream is None or stream.closed:
             stream = self.streams[key] = InferStream(*key, self._options, self.finish)
-            task = spawn(self._run(key, stream), f"infer-stream {key[0]}/{key[1]}")
+            task = spawn(self._run(key, stream, state), f"infer-stream {key[0]}/{key[1]}")
             self._work.add(task)
             task.add_done_callback(self._work.discard)
         return stream
 
-    async def _run(self, key: VersionKey, stream: InferStream) -> None:
+    async def _run(self, key: VersionKey, stream: InferStream, state: inference_pb.WatchReplicaResponse) -> None:
         try:
-            await stream.run(self._stub)
+            await self._carry(stream, state)
         finally:
-            if self.streams.get(key) is stream and not self.over.is_set():
+            stream.ended()
+            lost = self.streams.get(key) is stream and not self.over.is_set()
+            if lost:
                 self._on_lost(key)
+        if lost and stream.replica_id:
+            # It broke, and the process may know nothing of it. One that never opened waits for the next word.
+            await asyncio.sleep(_FIRST_PAUSE_S)
+            if self.streams.get(key) is stream and not self.over.is_set():
+                self._stream_of(key, state)
+                self._on_change()
+
+    async def _carry(self, stream: InferStream, state: inference_pb.WatchReplicaResponse) -> None:
+        if self._frames_usable and state.frames_address:
+            try:
+                limit_bytes = self._options.message_limit_bytes
+                await run_frames(stream, state.frames_address, host_of(self._address), state.replica_id, limit_bytes)
+            except FramesUnusable as reason:
+                self._frames_usable = False
+                _LOG.info("frames_unusable", address=self._address, frames=state.frames_address, reason=str(reason))
+            else:
+                return
+        if not stream.replica_id:
+            await run_grpc(stream, self._stub)
 
 
 class Replica:
@@ -158,12 +210,13 @@ class Replica:
         self._connections: set[Connection] = set()
         self._hoped_since = time.monotonic()
         self._last_ready: dict[VersionKey, float] = {}
+        self._standings: dict[VersionKey, Standing] = {}
 
     async def run(self) -> None:
         """Keep a connection to whatever process is behind the address."""
         failures = 0
         while True:
-            connection = Connection(self._dial(self.address), self._options, self._on_change, self._lost)
+            connection = Connection(self.address, self._dial(self.address), self._options, self._on_change, self._lost)
             self._connection = connection
             self._connections.add(connection)
             spawn(connection.watch(), f"watch {self.address}")
@@ -186,6 +239,13 @@ class Replica:
         if self._connection is not None:
             self._connection.suspect(key, stream)
 
+    def standing(self, key: VersionKey) -> Standing:
+        """Return how the version has fared here, with whatever process was behind the address."""
+        found = self._standings.get(key)
+        if found is None:
+            found = self._standings[key] = Standing(f"{key[0]}/{key[1]} at {self.address}")
+        return found
+
     def last_hope(self, key: VersionKey) -> float:
         """Return when the version was last READY here, or when the replica was first dialled; `time.monotonic()`."""
         if self.stream(key) is not None:
@@ -198,6 +258,15 @@ class Replica:
 
     def _lost(self, key: VersionKey) -> None:
         self._last_ready[key] = time.monotonic()
+
+
+def host_of(address: str) -> str:
+    """Return the host of a gRPC target; this machine for one without (`unix:`)."""
+    place = address.rpartition("/")[2]
+    host = place.rpartition(":")[0].strip("[]")
+    return (
+        host.removeprefix("ipv4:").removeprefix("ipv6:").strip("[]") if not address.startswith("unix:") else "localhost"
+    )
 
 
 def _pause_s(failures: int) -> float:

@@ -6,12 +6,18 @@ from typing import Final
 from interlock.monitor.v1 import prediction_event_pb2
 from interlock.types.v1 import tensor_pb2
 
-from services.router.domain.enrichment import FeatureRead
+from services.router.domain.enrichment import FeatureRead, MissingReason
 from services.router.domain.ports import PredictionEvent
 from services.router.domain.tensor import Tensor
 
 BATCH_ROWS_LIMIT: Final = 2048
 _PREFIX: Final = "DATA_TYPE_"
+_NONE: Final = prediction_event_pb2.MISSING_REASON_UNSPECIFIED
+_REASONS: Final = {
+    MissingReason.ABSENT: prediction_event_pb2.MISSING_REASON_ABSENT,
+    MissingReason.STALE: prediction_event_pb2.MISSING_REASON_STALE,
+    MissingReason.UNAVAILABLE: prediction_event_pb2.MISSING_REASON_UNAVAILABLE,
+}
 _WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in tensor_pb2.DataType.items()}
 
 
@@ -94,6 +100,7 @@ def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_ev
         ],
     )
     _add_reads(batch, events)
+    _add_missing(batch, events)
     return batch
 
 
@@ -114,6 +121,21 @@ def _add_reads(batch: prediction_event_pb2.PredictionBatch, events: Sequence[Pre
             continue
         times = [0 if read is None or read.fetched is None else read.fetched.event_times_us[index] for read in reads]
         batch.feature_event_times.add(feature=feature.spec.name, event_times_us=times)
+
+
+def _add_missing(batch: prediction_event_pb2.PredictionBatch, events: Sequence[PredictionEvent]) -> None:
+    """Add a column for each feature that some row lacked, without redacted ones."""
+    if not any(event.missing for event in events):
+        return
+    columns: dict[str, list[prediction_event_pb2.MissingReason.ValueType]] = {}
+    count, first = sum(len(event.ids) for event in events), 0
+    for event in events:
+        for row, missing in event.missing.items():
+            for name, reason in missing.items():
+                columns.setdefault(name, [_NONE] * count)[first + row] = _REASONS[reason]
+        first += len(event.ids)
+    for name in sorted(columns.keys() - events[0].choice.rules.redacted):
+        batch.missing_features.add(feature=name, reasons=columns[name])
 
 
 def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[tensor_pb2.Tensor]:
