@@ -323,6 +323,21 @@ async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
     assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
 
 
+async def test_labels_do_not_wait_for_a_clock_that_was_set_back(
+    database: Database, store: LabelStore, tmp_path: Path, open_log: OpenLog
+) -> None:
+    log = await open_log(tmp_path / "log")
+    traffic = draw_traffic(5, [time.time() - 10] * 5)
+    await log.writer.take(columns(traffic))
+    now_us = int(time.time() * 1e6)
+    await store.take([Feedback(one, "", 1.0, None, now_us, event_given=True) for one in traffic.ids])
+    sink = Accumulator()
+    options: dict[str, Any] = {"policies": Policies(), "sinks": [sink], "drops": log.drops, "interval_s": 1}
+    join = LabelJoin(database, log.reader, Versions(), clock=lambda: time.time() - 24 * HOUR_S, **options)
+    assert await join.step()
+    assert +sink.labels == Counter({1.0: 5})
+
+
 async def test_a_label_that_cannot_be_written_is_told_to_its_sender_and_to_nobody_else(
     store: LabelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
