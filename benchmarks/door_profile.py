@@ -3,8 +3,10 @@
     python -m benchmarks.door_profile --title "after x"    appends a table to benchmarks/results/door_profile.md
 
 Everything under test runs on core 0, the load on core 1, closed loop, distinct rows, every answer checked for success.
-CPU time is the scheduler's (/proc/*/schedstat), so that a machine that does other work besides changes it little; the
-layers are the share of py-spy's samples (skipped where py-spy is missing) of the thread that runs Python.
+CPU time is the scheduler's (/proc/*/schedstat). The layers are shares of py-spy's samples of the thread that holds the
+interpreter's lock (none where py-spy is missing). On one core they flatter nobody: a thread that is interrupted while it
+writes to another still holds the lock, so places that wake somebody look larger than they are. `benchmarks.door_alone`
+has the router's own Python without that.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from benchmarks.door_stand import ROOT, Stand, infer_bodies, open_stand, predict
 from benchmarks.h2_load import Load, Tally
 
 UNDER_TEST, LOAD_ON = 0, 1
+PYTHON = "the thread that runs Python"
 ROWS = 1_000
 IN_FLIGHT = {1: 1, 16: 2, 64: 4}
 SHAPES = {
@@ -54,6 +57,7 @@ class Cell:
     per_second: float
     threads_us: dict[str, float]
     inference_us: float
+    switches: float
     layers: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -86,14 +90,21 @@ def _cell(stand: Stand, shape: str, in_flight: int, seconds: float, *, py_spy: b
     pid = stand.serving_pid()
     inference = [stand.inference.pid, *(c.pid for c in psutil.Process(stand.inference.pid).children(recursive=True))]
     before, inference_before = _threads_ns(pid), sum(sum(_threads_ns(p).values()) for p in inference)
+    switches_before = sum(map(_switches, (pid, *inference)))
     tally = _run(stand, path, bodies, in_flight, seconds)
     after, inference_after = _threads_ns(pid), sum(sum(_threads_ns(p).values()) for p in inference)
     spent = Counter[str]()
     busiest = sorted(after, key=lambda thread: before.get(thread, 0) - after[thread])
-    for rank, thread in enumerate(busiest):
-        # Neither of pyvoy's threads has a name: by its design notes the loop does more than the one that feeds it.
+    # Neither of pyvoy's threads has a name: the loop does more than the one that feeds it.
+    others = iter((PYTHON, "pyvoy's feeding thread"))
+    for thread in busiest:
         name = _thread_name(pid, thread)
-        known = "Envoy worker" if name.startswith("wrk") else f"thread {rank + 1}" if rank < 4 else "others"
+        if name.startswith("wrk"):
+            known = "Envoy's worker"
+        elif name.startswith(("event_engine", "grpc")):
+            known = "grpc's threads"
+        else:
+            known = next(others, "other threads")
         spent[known] += after[thread] - before.get(thread, 0)
     count = tally.ok_count
     cell = Cell(
@@ -102,6 +113,7 @@ def _cell(stand: Stand, shape: str, in_flight: int, seconds: float, *, py_spy: b
         per_second=count / tally.elapsed_s,
         threads_us={name: ns / 1e3 / count for name, ns in spent.items()},
         inference_us=(inference_after - inference_before) / 1e3 / count,
+        switches=(sum(map(_switches, (pid, *inference))) - switches_before) / count,
     )
     if py_spy and shutil.which("py-spy", path=_path()):
         cell.layers = _layers(stand, path, bodies, in_flight, seconds)
@@ -126,6 +138,11 @@ def _threads_ns(pid: int) -> dict[int, int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def _switches(pid: int) -> int:
+    texts = (status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status"))
+    return sum(int(line.split()[1]) for text in texts for line in text.splitlines() if "ctxt_switches" in line)
 
 
 def _thread_name(pid: int, thread: int) -> str:
@@ -165,20 +182,43 @@ def _path() -> str:
 
 
 def _show(cell: Cell) -> str:
-    threads = ", ".join(f"{name} {us:.0f}" for name, us in cell.threads_us.items())
-    total = sum(cell.layers.values()) or 1
-    layers = ", ".join(f"{name} {count / total:.0%}" for name, count in cell.layers.most_common())
+    parts = ", ".join(f"{name} {us:.0f}" for name, us in _parts(cell).items())
     return (
-        f"{cell.shape:8} {cell.in_flight:3} in flight: {cell.per_second:6.0f}/s, door {cell.door_us:.0f} us ({threads}), "
-        f"inference {cell.inference_us:.0f} us\n         Python: {layers}"
+        f"{cell.shape} {cell.in_flight} in flight: {cell.per_second:.0f}/s, door {cell.door_us:.0f} us ({parts}), "
+        f"inference {cell.inference_us:.0f} us, {cell.switches:.1f} switches"
     )
 
 
+def _parts(cell: Cell) -> dict[str, float]:
+    """Gives microseconds by part: threads, and of the one that runs Python its layers where py-spy saw them."""
+    parts = {name: us for name, us in cell.threads_us.items() if name != PYTHON}
+    loop_us, total = cell.threads_us.get(PYTHON, 0.0), sum(cell.layers.values())
+    if not total:
+        return parts | {PYTHON: loop_us}
+    return parts | {f"Python: {name}": loop_us * count / total for name, count in cell.layers.most_common()}
+
+
 def _append(arguments: argparse.Namespace, cells: Sequence[Cell]) -> None:
-    lines = [f"## {arguments.title} (door {arguments.door}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())})", ""]
-    lines += ["```", *(_show(cell) for cell in cells), "```", ""]
+    columns = [_parts(cell) for cell in cells]
+    names = list(dict.fromkeys(name for column in columns for name in sorted(column, key=lambda n: -column[n])))
+    heads = [f"{cell.shape}, {cell.in_flight}" for cell in cells]
+    lines = [
+        f"## {arguments.title}",
+        "",
+        f"Door {arguments.door}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC.",
+        "",
+    ]
+    lines += [f"| us of CPU a request | {' | '.join(heads)} |", f"|---|{'---|' * len(cells)}"]
+    for name in names:
+        lines.append(
+            f"| {name} | {' | '.join(f'{column[name]:.0f}' if name in column else '' for column in columns)} |"
+        )
+    lines.append(f"| **the router's process** | {' | '.join(f'**{cell.door_us:.0f}**' for cell in cells)} |")
+    lines.append(f"| inference and its model | {' | '.join(f'{cell.inference_us:.0f}' for cell in cells)} |")
+    lines.append(f"| switches of threads a request | {' | '.join(f'{cell.switches:.1f}' for cell in cells)} |")
+    lines.append(f"| requests/s | {' | '.join(f'{cell.per_second:,.0f}' for cell in cells)} |")
     with arguments.output.open("a", encoding="utf-8") as output:
-        output.write("\n".join(lines) + "\n")
+        output.write("\n".join(lines) + "\n\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -67,9 +67,8 @@ def statuses(column: pb.FeatureColumn) -> Sequence[str]:
 @asynccontextmanager
 async def running_values(state_dir: Path, redis_url: str, **settings: Any) -> AsyncIterator[Values]:
     """Run features on a Redis while the block runs; patient, because a machine that runs tests may be busy."""
-    async with running_features(
-        state_dir, **{"redis_url": redis_url, "redis_read_deadline_s": 2, **settings}
-    ) as features:
+    patient = {"redis_read_deadline_s": 2, "redis_write_deadline_s": 10, "redis_connect_timeout_s": 5}
+    async with running_features(state_dir, **{"redis_url": redis_url, **patient, **settings}) as features:
         yield Values(features)
 
 

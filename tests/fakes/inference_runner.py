@@ -10,9 +10,8 @@ from services.inference.domain.admission import QueueLimits
 from services.inference.domain.batching import Batch
 from services.inference.domain.dispatch import Dispatcher
 from services.inference.domain.failure import VersionNotReady
-from services.inference.domain.frame import Failure, FrameTensor
+from services.inference.domain.frame import Failure, FrameTensor, RunFailure
 from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Item, OutputData, Place
-from services.inference.domain.ports import RunFailure
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
 

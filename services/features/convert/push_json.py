@@ -70,11 +70,16 @@ def _read_row(found: Any, path: str, row: pb.FeatureRow, wrong: list[Violation])
 
 def _value(value: Any, name: str, fields: Fields) -> value_pb.FeatureValue:
     elements = value if isinstance(value, list) else [value]
-    odd = [
-        each for each in elements if not isinstance(each, float | int | str) and (each is not None or elements is value)
-    ]
-    if odd:
-        fields.add(f"values.{name}", f"{_WANT}, got {describe(odd[0])}{' in a list' if elements is value else ''}")
-        return value_pb.FeatureValue()
-    plain = [float(each) if type(each) is int and each not in _INT64 else each for each in elements]
-    return value_to_proto(tuple(plain) if elements is value else plain[0])
+    for element in elements:
+        if not isinstance(element, float | int | str) and not (element is None and value is None):
+            place = " in a list" if elements is value else ""
+            fields.add(f"values.{name}", f"{_WANT}, got {describe(element)}{place}")
+            return value_pb.FeatureValue()
+    if isinstance(value, list):
+        return value_to_proto(tuple(map(_fitting, value)))
+    return value_to_proto(_fitting(value))
+
+
+def _fitting(value: Any) -> Any:
+    """Return a scalar; a whole number beyond INT64 can only be a DOUBLE."""
+    return float(value) if type(value) is int and value not in _INT64 else value

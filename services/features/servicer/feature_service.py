@@ -191,7 +191,9 @@ class _Inbox:
                     return
                 batch = batch_from_proto(request)
                 self._state.check(batch.sequence, len(batch.rows))
-                self._batches.append(Batch(batch.sequence, await given_rows(batch.rows, "batch.rows")))
+                rows = await given_rows(batch.rows, "batch.rows")
+                # Not in one line with the wait: meanwhile `take` may have put another list in the place of this one.
+                self._batches.append(Batch(batch.sequence, rows))
                 self._changed.set()
             self._end(None)
         except Exception as error:  # noqa: BLE001 - the servicer raises it once what came before is acknowledged

@@ -20,13 +20,14 @@ import structlog
 import services
 from services.common.child_process import ChildProcess
 from services.common.tasks import spawn
+from services.inference.adapters.batch_answer import batch_answer
 from services.inference.adapters.heartbeat import Heartbeat, resident_bytes
 from services.inference.domain.frame import (
     HEADER,
-    Failure,
     Frame,
     FrameTensor,
     Kind,
+    RunFailure,
     body_size_bytes,
     decode_frame,
     encode_frame,
@@ -36,10 +37,17 @@ from services.inference.domain.frame import (
     run_meta,
     tensor_bytes,
 )
-from services.inference.domain.item import BatchAnswer, OutputData
-from services.inference.domain.ports import LoadFailure, LoadReport, ModelBundle, OnResult, RunFailure, WorkerExit
+from services.inference.domain.item import BatchAnswer
+from services.inference.domain.ports import (
+    LoadFailure,
+    LoadReport,
+    ModelBundle,
+    ModelProcess,
+    OnResult,
+    WorkerExit,
+)
 from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments, create_descriptors
-from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, row_size_bytes
+from services.inference.domain.tensor import Tensor
 from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionSpec
 
 _LOG: Final = structlog.get_logger(part="worker")
@@ -76,13 +84,17 @@ class _Links:
 
 
 class WorkerLauncher:
-    """Starts one process per version with the limits of the settings."""
+    """Starts processes with the limits of the settings."""
 
     def __init__(self, limits: WorkerLimits) -> None:
         self._limits = limits
 
-    async def start(self, spec: VersionSpec, policy: BatchingPolicy, on_result: OnResult) -> "WorkerProcess":
-        """Start an empty process for a version. Raises `LoadFailure` when the machine cannot."""
+    async def start(self, spec: VersionSpec, policy: BatchingPolicy, on_result: OnResult) -> ModelProcess:
+        """Start an empty process for a version, or none. Raises `LoadFailure` when the machine cannot."""
+        if policy.inline:
+            from services.inference.adapters.inline_model import InlineModel  # noqa: PLC0415 - the runtime is large
+
+            return InlineModel(spec, self._limits.intra_op_threads, on_result)
         ours, theirs = socket.socketpair()
         heartbeat = Heartbeat()
         shared = create_descriptors(2 * BATCHES_OUT)
@@ -311,22 +323,13 @@ class WorkerProcess(asyncio.Protocol):
             self._answered += 1
         if frame.kind is Kind.DONE:
             rows, positions = self._batches.pop(frame.ident)
-            self._on_result(frame.ident, self._batch_answer(frame, rows, positions))
+            specs = [self._outputs[position] for position in positions]
+            self._on_result(frame.ident, batch_answer(specs, frame.tensors, rows, parse_done_meta(frame.meta) / 1e9))
         elif frame.kind is Kind.FAILED:
             self._batches.pop(frame.ident)
             self._on_result(frame.ident, RunFailure(*parse_failed_meta(frame.meta)))
         elif self._answer is not None and not self._answer.done():
             self._answer.set_result(frame)
-
-    def _batch_answer(self, frame: Frame, rows: int, positions: Sequence[int]) -> BatchAnswer | RunFailure:
-        outputs = []
-        for position, tensor in zip(positions, frame.tensors, strict=True):
-            spec = self._outputs[position]
-            wrong = _output_defect(spec, tensor, rows)
-            if wrong:
-                return RunFailure(Failure.BAD_OUTPUT, f"output {spec.name!r}: {wrong}")
-            outputs.append(OutputData(spec, tensor.shape, bytes(tensor.parts[0])))
-        return BatchAnswer(rows, outputs, parse_done_meta(frame.meta) / 1e9)
 
 
 def _close(descriptors: Sequence[int]) -> None:
@@ -342,23 +345,6 @@ def _command(connection: int, heartbeat: int, *shared: int) -> list[str]:
 
 def _ignore(ident: int, result: BatchAnswer | RunFailure) -> None:
     """Take results that nobody waits for any more."""
-
-
-def _output_defect(spec: TensorSpec, tensor: FrameTensor, rows: int) -> str:
-    """Return what is wrong with an output, or an empty string: rows out must be rows in before anybody is answered."""
-    shape = tensor.shape
-    if tensor.datatype != spec.datatype:
-        return f"want {spec.datatype}, got {tensor.datatype}"
-    if len(shape) != len(spec.shape) or any(
-        want not in {-1, got} for want, got in zip(spec.trailing, shape[1:], strict=True)
-    ):
-        return f"want shape {[rows, *spec.trailing]}, got {list(shape)}"
-    if shape[0] != rows:
-        return f"want {rows} rows, got {shape[0]}"
-    size = len(tensor.parts[0])
-    if spec.datatype != BYTES and size != rows * row_size_bytes(spec.datatype, shape[1:]):
-        return f"want {rows} rows of {row_size_bytes(spec.datatype, shape[1:])} bytes, got {size} bytes"
-    return ""
 
 
 def _plan(spec: VersionSpec, bundle: ModelBundle, batching: BatchingPolicy, limits: WorkerLimits) -> bytes:

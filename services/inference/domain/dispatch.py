@@ -27,9 +27,9 @@ from services.inference.domain.failure import (
     QueueFull,
     WorkerDied,
 )
-from services.inference.domain.frame import Failure, FrameTensor
+from services.inference.domain.frame import Failure, FrameTensor, RunFailure
 from services.inference.domain.item import BatchAnswer, Criticality, Item, Place, Stage, group_by_sink
-from services.inference.domain.ports import BatchRunner, Clock, Observer, RunFailure, Timer
+from services.inference.domain.ports import BatchRunner, Clock, Observer, Timer
 from services.inference.domain.quarantine import Quarantine
 from services.inference.domain.shared_memory import BATCHES_OUT
 from services.inference.domain.splitting import PartsSink, last_row, split_item

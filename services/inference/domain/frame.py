@@ -68,6 +68,14 @@ class Failure(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RunFailure:
+    """Why a batch has no answer; the text is for people and names no path and no class."""
+
+    failure: Failure
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class FrameTensor:
     """One tensor of a frame, by position; names are in the plan."""
 

@@ -7,7 +7,7 @@ once. One that has outgrown its memory, or should run elsewhere, goes when its s
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from services.common.errors import ServiceError
@@ -21,6 +21,7 @@ from services.inference.domain.ports import (
     Clock,
     LoadFailure,
     LoadReport,
+    ModelBundle,
     ModelProcess,
     Observer,
     ProcessLauncher,
@@ -31,6 +32,9 @@ from services.inference.domain.version import BatchingPolicy, LoadState, Version
 # A process that has served this long did not die of being started: the next death is a first one again.
 _STABLE_S: Final = 60.0
 MESSAGE_LIMIT_CHARS: Final = 2_000
+# Loading and running in the front end stop everybody else there: only for models this small and this fast.
+INLINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+INLINE_LIMIT_S: Final = 0.002
 _T = TypeVar("_T")
 
 
@@ -160,14 +164,22 @@ class Instance:
         async with self._parts.loads:
             self._set(LoadState.LOADING, self.message)
             policy = self._policy()
-            process = await self._parts.launcher.start(self._spec, policy, self._dispatcher.take_result)
-            try:
-                report = await process.load(self._spec, bundle, policy)
-                if policy.sizes() != self._policy().sizes():
-                    await process.warm(self._policy().sizes())
-            except BaseException:
+            if policy.inline and sum(file.size_bytes for file in self._spec.files) <= INLINE_LIMIT_BYTES:
+                process, report = await self._start(bundle, policy)
+                if _is_short(report, policy):
+                    return process, report
                 await process.close()
-                raise
+            return await self._start(bundle, replace(policy, inline=False))
+
+    async def _start(self, bundle: ModelBundle, policy: BatchingPolicy) -> tuple[ModelProcess, LoadReport]:
+        process = await self._parts.launcher.start(self._spec, policy, self._dispatcher.take_result)
+        try:
+            report = await process.load(self._spec, bundle, policy)
+            if policy.sizes() != self._policy().sizes():
+                await process.warm(self._policy().sizes())
+        except BaseException:
+            await process.close()
+            raise
         return process, report
 
     async def _serve(self, process: ModelProcess, report: LoadReport) -> float:
@@ -194,7 +206,6 @@ class Instance:
 
     def _attach(self, process: ModelProcess, report: LoadReport) -> None:
         self.process = process
-        self._renew.clear()
         process.limit_memory(self._policy().memory_limit_bytes)
         self._dispatcher.attach(process, report.measured)
         self._set(LoadState.READY)
@@ -203,6 +214,8 @@ class Instance:
         """Wait until the process should be replaced."""
         reasons = [asyncio.ensure_future(process.outgrown()), asyncio.ensure_future(self._renew.wait())]
         await _first_of(reasons)
+        # Cleared before the successor is loaded: what is asked for from now on, it may not know.
+        self._renew.clear()
 
     async def _successor(self, process: ModelProcess) -> tuple[ModelProcess, LoadReport] | None:
         """Return a fresh process while the old one serves; None, after a pause, when there is none to be had."""
@@ -210,7 +223,6 @@ class Instance:
             return await self._unless_ended(process, self._load())
         except (LoadFailure, ArtifactsUnavailable) as failure:
             self._set(LoadState.READY, f"its process should be replaced and no other can be loaded: {failure}")
-        self._renew.clear()
         await self._unless_ended(process, asyncio.sleep(self._parts.pauses.load_longest_s))
         return None
 
@@ -245,6 +257,11 @@ class Instance:
         self.message = message[:MESSAGE_LIMIT_CHARS]
         self.tried = self.tried or state in {LoadState.READY, LoadState.FAILED}
         self._changed()
+
+
+def _is_short(report: LoadReport, policy: BatchingPolicy) -> bool:
+    """Return whether even the largest batch is over before anybody could miss the event loop."""
+    return any(rows == policy.max_batch_size and seconds < INLINE_LIMIT_S for rows, seconds in report.measured)
 
 
 async def _first_of(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -97,7 +97,7 @@ class ModelHost:
             self._adjust(self._grow(serving, policy), "warm")
         else:
             self.dispatcher.set_policy(policy)
-        for each in serving:
+        for each in self._instances:
             if each.process is not None:
                 each.process.limit_memory(policy.memory_limit_bytes)
             if policy.inline != before.inline:

@@ -7,7 +7,7 @@ from signal import Signals
 from typing import Protocol
 
 from services.inference.domain.batching import Batch
-from services.inference.domain.frame import Failure, FrameTensor
+from services.inference.domain.frame import FrameTensor, RunFailure
 from services.inference.domain.item import BatchAnswer, Item
 from services.inference.domain.version import BatchingPolicy, FileSpec, VersionKey, VersionSpec
 
@@ -27,14 +27,6 @@ class Clock(Protocol):
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back at `when`, monotonic seconds; soon when that is past."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunFailure:
-    """Why a batch has no answer; the text is for people and names no path and no class."""
-
-    failure: Failure
-    text: str
 
 
 OnResult = Callable[[int, BatchAnswer | RunFailure], None]

@@ -56,11 +56,12 @@ def background_priority() -> Iterator[None]:
         finally:
             _set_niceness(0)
         return
+    usual = os.sched_getscheduler(0)
     _set_scheduler(os.SCHED_BATCH)
     try:
         yield
     finally:
-        _set_scheduler(os.SCHED_OTHER)
+        _set_scheduler(usual)
 
 
 def _may_raise_priority() -> bool:

@@ -12,19 +12,23 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
+from services.inference.adapters.load_plan import LoadPlan, LoadRefused, parse_plan
+from services.inference.adapters.onnx_model import OnnxModel
+from services.inference.adapters.rehearsal import Golden, rehearse, warm
+from services.inference.adapters.run_batch import run_batch
+from services.inference.adapters.values import array_from_bytes
 from services.inference.domain.frame import (
     HEADER,
-    Buffer,
     Failure,
     Frame,
     FrameTensor,
     Kind,
+    RunFailure,
     body_size_bytes,
     decode_frame,
     done_meta,
@@ -36,10 +40,6 @@ from services.inference.domain.frame import (
 )
 from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments
 from services.inference.worker.limits import background_priority, limit_memory, memory_bytes
-from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunOutOfMemory, RunRefused
-from services.inference.worker.plan import LoadPlan, LoadRefused, parse_plan
-from services.inference.worker.rehearsal import Golden, rehearse, warm
-from services.inference.worker.values import array_from_bytes, bytes_from_array
 
 _STDIN: Final = 0
 _JOIN_BYTES: Final = 1 << 16
@@ -117,38 +117,14 @@ class WorkerLoop:
             self._fail(frame.ident, Failure.INTERRUPTED, "")
             return
         positions, _ = parse_run_meta(frame.meta)
-        try:
-            arrays = [array_from_bytes(tensor.datatype, tensor.shape, tensor.parts[0]) for tensor in frame.tensors]
-            started = time.perf_counter_ns()
-            answers = model.run(positions, arrays)
-            compute_ns = time.perf_counter_ns() - started
-        except RunInterrupted:
-            self._fail(frame.ident, Failure.INTERRUPTED, "")
-            return
-        except (RunOutOfMemory, MemoryError):
-            self._fail(frame.ident, Failure.OUT_OF_MEMORY, "")
-            return
-        except RunRefused as error:
-            self._fail(frame.ident, Failure.MODEL_REFUSED, str(error))
-            return
-        finally:
-            self._current = 0
-        self._answer(model, frame.ident, positions, answers, compute_ns)
+        done = run_batch(model, positions, frame.tensors)
+        self._current = 0
+        if isinstance(done, RunFailure):
+            self._fail(frame.ident, done.failure, done.text)
+        else:
+            self._answer(frame.ident, *done)
 
-    def _answer(
-        self, model: OnnxModel, ident: int, positions: Sequence[int], answers: Sequence[Any], compute_ns: int
-    ) -> None:
-        try:
-            tensors = [
-                _frame_tensor(model.outputs[position].datatype, answer)
-                for position, answer in zip(positions, answers, strict=True)
-            ]
-        except (ValueError, TypeError, AttributeError) as error:
-            self._fail(ident, Failure.BAD_OUTPUT, str(error))
-            return
-        except MemoryError:
-            self._fail(ident, Failure.OUT_OF_MEMORY, "")
-            return
+    def _answer(self, ident: int, tensors: Sequence[FrameTensor], compute_ns: int) -> None:
         frame, size = Frame(Kind.DONE, ident, done_meta(compute_ns), tensors), tensor_bytes(tensors)
         if size < SHARED_FROM_BYTES:
             self._send(frame)
@@ -214,11 +190,6 @@ class WorkerLoop:
             return
         for piece in pieces:
             self._connection.sendall(piece)
-
-
-def _frame_tensor(datatype: str, array: Any) -> FrameTensor:
-    data: Buffer = bytes_from_array(datatype, array)
-    return FrameTensor(datatype, array.shape, (data,))
 
 
 def _golden(frame: Frame) -> Golden:

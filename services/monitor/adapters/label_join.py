@@ -126,9 +126,11 @@ class LabelJoin:
     async def _claim(self) -> tuple[int | None, Sequence[pa.Table]]:
         """Write a batch down; returns its number, None without any label for it, and the predictions found."""
         now_us = int(self._clock() * 1e6)
+        # None waits for longer than that: what seems to has been written before the clock was set back.
+        is_due = (_C.due_us <= now_us) | (_C.due_us > now_us + _LATEST_US)
         query = (
             select(LABEL)
-            .where(_C.state == LabelState.OPEN, _C.due_us <= now_us, _C.metric == LABEL_METRIC, _C.batch.is_(None))
+            .where(_C.state == LabelState.OPEN, is_due, _C.metric == LABEL_METRIC, _C.batch.is_(None))
             .order_by(_C.due_us)
             .limit(_BATCH_LABELS)
         )

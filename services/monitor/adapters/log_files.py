@@ -23,7 +23,9 @@ import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as arrow_fs
 
+from services.common.names import is_id
 from services.common.write_log import sync_folder
+from services.monitor.domain.log_table import foreign_to_log
 
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
@@ -259,18 +261,23 @@ class LogFiles:
             with self._arrow_fs.open_input_file(path) as opened:
                 metadata = pq.read_metadata(opened)
             about: dict[bytes, bytes] = metadata.metadata or {}
+            schema = metadata.schema.to_arrow_schema()
+            _check(schema, metadata)
+            version = about.get(_VERSION, b"-").decode()
+            if version and not is_id(version):
+                raise ValueError(f"want the id of a version in the metadata, got {version!r}")
             return LogFile(
                 partition,
                 path.rpartition("/")[2],
                 path,
-                about.get(_VERSION, b"").decode(),
-                metadata.schema.to_arrow_schema(),
+                version,
+                schema,
                 metadata.num_rows,
-                frozenset(json.loads(about.get(_REPLACES, b"[]"))),
+                frozenset(map(str, json.loads(about.get(_REPLACES, b"[]")))),
             )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, TypeError, ValueError, pa.ArrowException) as error:
             self._leave_out(path, error)
             return None
 
@@ -283,6 +290,17 @@ class LogFiles:
         self._bad.add(path)
         _LOG.error("log_file_damaged", path=path, error=str(error))
         return True
+
+
+def _check(schema: pa.Schema, metadata: pq.FileMetaData) -> None:
+    """Raise ValueError for a file that is sound and none of ours: one such must not spoil what is read with it."""
+    wrong = foreign_to_log(schema)
+    if wrong:
+        raise ValueError(wrong)
+    index = schema.get_field_index("prediction_id")
+    groups = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+    if any(group is not None and group.null_count for group in groups):
+        raise ValueError("want an id for each prediction, got nulls")
 
 
 def names_held(files: Iterable[LogFile]) -> frozenset[str]:

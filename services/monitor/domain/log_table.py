@@ -47,6 +47,9 @@ FIXED_FIELDS: Final = (
     pa.field("missing_features", pa.map_(pa.string(), pa.string())),
 )
 
+_READINGS: Final = frozenset({"prediction", "predicted_label", "confidence", "probabilities"})
+"""Only versions whose signature says what they predict have these."""
+
 
 def table_of(columns: PredictionColumns, chosen: Ints, weight_factor: float = 1.0) -> pa.Table:
     """Return the predictions at `chosen` positions as a table; weights are multiplied by the factor."""
@@ -161,6 +164,23 @@ def unified_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema(list(found.items()))
 
 
+def foreign_to_log(schema: pa.Schema) -> str:
+    """Return why a table of this schema is none of the log; empty when it may be one."""
+    for want in FIXED_FIELDS:
+        index = schema.get_field_index(want.name)
+        if index < 0 and want.name not in _READINGS:
+            return f"want a column {want.name}, got none or several"
+        kind = want.type if index < 0 else _plain(schema.field(index).type)
+        # What is inside of lists and maps has names that differ between files and memory.
+        if not kind.equals(want.type) and not (pa.types.is_nested(kind) and kind.id == want.type.id):
+            return f"want {want.name} as {want.type}, got {kind}"
+    for field in schema:
+        kind = _plain(field.type)
+        if field.name.startswith(FEATURE_PREFIX) and not (pa.types.is_string(kind) or pa.types.is_primitive(kind)):
+            return f"want {field.name} as text, number or truth value, got {kind}"
+    return ""
+
+
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
@@ -174,8 +194,9 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _constant(text: str | None, count: int) -> pa.Array:
-    indices = pa.array(np.zeros(count, dtype=np.int8))
-    return pa.DictionaryArray.from_arrays(indices, pa.array([text], pa.string()))
+    # Parquet takes a null among the positions and none among the texts.
+    indices = pa.array(np.zeros(count, dtype=np.int8), mask=np.full(count, text is None))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([text or ""], pa.string()))
 
 
 class _Spread:

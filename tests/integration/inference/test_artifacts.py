@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from services.inference.adapters.artifact_cache import ArtifactCache
+from services.inference.adapters.load_plan import LoadRefused, LocalFile
+from services.inference.adapters.onnx_check import read_model
 from services.inference.domain.ports import ArtifactsUnavailable, LoadFailure
 from services.inference.domain.version import FileSpec
-from services.inference.worker.onnx_check import read_model
-from services.inference.worker.plan import LoadRefused, LocalFile
 from tests.fakes import inference_models as models
 
 CONTENT = os.urandom(300_000)

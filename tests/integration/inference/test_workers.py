@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from inference import grpc_service_pb2 as oip
+from interlock.registry.v1.deployment_pb2 import MODEL_PLACEMENT_INLINE
 
 from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
@@ -114,7 +115,29 @@ async def test_a_batch_without_memory_for_it_is_run_in_parts(running: Running, r
     assert worker_pids() == pids
 
 
-async def _until(running: Running, version: str, condition: Callable[[Any], bool], limit_s: float = 30) -> Any:
+async def test_a_small_trusted_model_runs_in_the_front_end_and_moves_out_live(
+    running: Running, registry: FakeRegistry, put_oracle: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.inference.domain.instance.INLINE_LIMIT_S", 1.0)  # this machine may be busy
+    put_oracle(max_batch_size=8, placement=MODEL_PLACEMENT_INLINE)
+    await running.ready("oracle/1")
+    assert worker_pids() == []
+    async with open_stream(running.own, "oracle", "1") as stream:
+        wanted = [row(*range(count)) + float(count) for count in (1, 3, 20, 8)]
+        assert await stream.infer(*wanted) == [(each * 2 + 1).tobytes() for each in wanted]
+        registry.deploy("oracle-1", "oracle/1", max_batch_size=8)
+        async with asyncio.timeout(30):
+            while not worker_pids():
+                assert await stream.infer(row(5)) == [(row(5) * 2 + 1).tobytes()]
+        monkeypatch.setattr("services.inference.domain.instance.INLINE_LIMIT_S", 0.0)  # no model is as fast as that
+        (pid,) = worker_pids()
+        registry.deploy("oracle-1", "oracle/1", max_batch_size=8, placement=MODEL_PLACEMENT_INLINE)
+        async with asyncio.timeout(30):
+            while worker_pids() in ([], [pid]) or len(worker_pids()) > 1:
+                assert await stream.infer(row(6)) == [(row(6) * 2 + 1).tobytes()]
+
+
+async def _until(running: Running, version: str, condition: Callable[[Any], bool], limit_s: float = 45) -> Any:
     """Wait until what the replica says of a version is so."""
     async with asyncio.timeout(limit_s):
         while (state := await running.state(version)) is None or not condition(state):

@@ -38,7 +38,16 @@ async def count_in_windows(monitor: Monitor, at_least: int) -> int:
     """Return what the last whole hour has once it has so many."""
     times = hour_times(1, 0)
     scope = scope_of(start_s=times[0], end_s=times[0] + 1)
-    return (await drift_when(monitor, lambda found: found.prediction_count >= at_least, scope)).prediction_count
+    while True:
+        try:
+            report = await drift_when(monitor, lambda found: found.prediction_count >= at_least, scope)
+        except grpc.aio.AioRpcError as error:
+            # The registry was slow once, and is asked again a little later.
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            await asyncio.sleep(0.1)
+        else:
+            return report.prediction_count
 
 
 async def labels_joined(monitor: Monitor, count: int) -> None:

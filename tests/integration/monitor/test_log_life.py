@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from prometheus_client import generate_latest
 from sqlalchemy import select
@@ -140,8 +141,20 @@ async def files_written(folder: Path, count: int) -> bool:
 
 
 def damage(folder: Path) -> None:
-    """Tear one file apart, and flip a page of another, whose footer stays sound."""
-    torn, flipped, _ = sorted(folder.rglob("*.parquet"))
+    """Tear one file apart, flip a page of another, whose footer stays sound, and add some that are sound and not ours."""
+    torn, flipped, good = sorted(folder.rglob("*.parquet"))
+    table = pq.read_table(good)
+    texts = pa.array(["x"] * table.num_rows)
+    for name, foreign in {
+        "other": pa.table({"a": [1]}),
+        "id": table.set_column(0, "prediction_id", texts),
+        "null": table.set_column(0, "prediction_id", pa.nulls(table.num_rows, pa.uuid())),
+        "time": table.set_column(1, "prediction_time", texts),
+        "feature": table.append_column("features.x", pa.array([{"a": 1}] * table.num_rows)),
+        "version": table.replace_schema_metadata({"interlock.version": "../1"}),
+        "nobody": table.replace_schema_metadata(None),
+    }.items():
+        pq.write_table(foreign, good.with_name(f"{name}.parquet"))
     torn.write_bytes(torn.read_bytes()[:1000])
     content = bytearray(flipped.read_bytes())
     content[40:60] = bytes(byte ^ 0xFF for byte in content[40:60])
@@ -161,7 +174,7 @@ async def test_a_damaged_file_is_left_out_and_the_others_are_read(tmp_path: Path
         )
         assert rows[0]["n"] == 200
         metrics = generate_latest(monitor.serving.runtime.registry).decode()
-        assert "interlock_monitor_log_files_damaged_total 2.0" in metrics
+        assert "interlock_monitor_log_files_damaged_total 9.0" in metrics
 
 
 async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
@@ -187,6 +200,36 @@ async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
     assert log.writer.row_count == 100
     assert count_of(log) == (500, 500)
     assert not [name for name in stored(tmp_path) if name.startswith(".")]
+
+
+async def test_what_is_logged_before_its_version_is_known_is_written_and_one_part_that_cannot_be_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_log: OpenLog
+) -> None:
+    log = await open_log(tmp_path)
+    real = LogFiles.write
+
+    def refuse(files: LogFiles, partition: Any, table: pa.Table, *, name: str, version: str) -> None:
+        if "features.amount" not in table.column_names:
+            raise OSError(errno.EIO, "Input/output error")
+        real(files, partition, table, name=name, version=version)
+
+    monkeypatch.setattr(LogFiles, "write", refuse)
+    now_s = time.time()
+    (unnamed,) = requests(draw_traffic(99, [now_s - 1] * 10))
+    await log.writer.take(columns_of(batch_from_proto(unnamed), None))  # type: ignore[arg-type]
+    for seed in range(30):
+        await log.writer.take(columns(draw_traffic(seed, [now_s - 1] * 10)))
+        await log.writer.safe()
+        assert not await log.writer.flush()
+    assert log.writer.row_count == 10
+    # The journal holds what is in no file, not all that came since.
+    assert len(list((tmp_path / "journal").glob("*.log"))) < 25
+    monkeypatch.setattr(LogFiles, "write", real)
+    # As after a kill.
+    log = await open_log(tmp_path)
+    assert count_of(log) == (310, 310)
+    assert len(stored(tmp_path)) == 31
+    assert not list((tmp_path / "journal").glob("*.log"))
 
 
 async def test_times_outside_of_the_log_and_the_unsampled_are_left_out(tmp_path: Path, open_log: OpenLog) -> None:
@@ -278,6 +321,21 @@ async def test_a_batch_of_labels_comes_again_after_a_crash_and_counts_once(
     async with database.read() as connection:
         states = Counter(await connection.scalars(select(LABEL.c.state)))
     assert states == {LabelState.JOINED: 49, LabelState.UNUSABLE: 1}
+
+
+async def test_labels_do_not_wait_for_a_clock_that_was_set_back(
+    database: Database, store: LabelStore, tmp_path: Path, open_log: OpenLog
+) -> None:
+    log = await open_log(tmp_path / "log")
+    traffic = draw_traffic(5, [time.time() - 10] * 5)
+    await log.writer.take(columns(traffic))
+    now_us = int(time.time() * 1e6)
+    await store.take([Feedback(one, "", 1.0, None, now_us, event_given=True) for one in traffic.ids])
+    sink = Accumulator()
+    options: dict[str, Any] = {"policies": Policies(), "sinks": [sink], "drops": log.drops, "interval_s": 1}
+    join = LabelJoin(database, log.reader, Versions(), clock=lambda: time.time() - 24 * HOUR_S, **options)
+    assert await join.step()
+    assert +sink.labels == Counter({1.0: 5})
 
 
 async def test_a_label_that_cannot_be_written_is_told_to_its_sender_and_to_nobody_else(

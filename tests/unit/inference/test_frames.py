@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.inference.adapters.load_plan import plain_text
 from services.inference.domain.frame import (
     ALIGNMENT_BYTES,
     HEADER,
@@ -27,7 +28,6 @@ from services.inference.domain.instance import Pauses
 from services.inference.domain.shared_memory import Segment, create_descriptors
 from services.inference.domain.tensor import BrokenTensor, bytes_row_borders, element_count, row_borders
 from services.inference.domain.version import warm_sizes
-from services.inference.worker.plan import plain_text
 
 TENSORS = st.lists(
     st.tuples(st.sampled_from(["FP32", "BYTES", "BF16"]), st.lists(st.binary(max_size=200), max_size=4)), max_size=5

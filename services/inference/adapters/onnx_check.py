@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import checker
 
-from services.inference.worker.plan import LoadRefused, LocalFile, plain_text
+from services.inference.adapters.load_plan import LoadRefused, LocalFile, plain_text
 
 _DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operators of ONNX, and those that ONNX Runtime brings along."""

@@ -10,9 +10,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from services.common.cpus import thread_count
+from services.inference.adapters.load_plan import LoadPlan, LoadRefused, plain_text
+from services.inference.adapters.onnx_check import read_model
 from services.inference.domain.tensor import TensorSpec
-from services.inference.worker.onnx_check import read_model
-from services.inference.worker.plan import LoadPlan, LoadRefused, plain_text
 
 _BF16_NUMBER: Final = 16  # onnx.TensorProto.BFLOAT16
 _FATAL_ONLY: Final = 4

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.adapters.load_plan import LoadRefused
+from services.inference.adapters.onnx_model import OnnxModel, RunInterrupted, RunRefused
+from services.inference.adapters.values import differences, widen_bf16, zeros
 from services.inference.domain.tensor import TensorSpec
-from services.inference.worker.onnx_model import OnnxModel, RunInterrupted, RunRefused
-from services.inference.worker.plan import LoadRefused
-from services.inference.worker.values import differences, widen_bf16, zeros
 
 Arrays = dict[str, NDArray[Any]]
 
