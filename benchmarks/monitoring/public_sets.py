@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.monitoring.label_delay import Followed, follow
 from benchmarks.monitoring.stationary import histogram_of, profile_of
 from services.monitor.domain.drift import FeatureComparison, measure_drift
 from services.monitor.domain.drift_null import DAY_S, Window
@@ -95,6 +96,19 @@ def coverage_table(path: Path, size: int, verdicts: dict[str, Any], *, held_out:
             row = (value.lower <= real <= value.upper, value.upper - value.lower, abs(value.estimate - real))
             found.setdefault(metric.name, []).append(row)
     return [_coverage(name, rows, {} if held_out else verdicts) for name, rows in found.items()]
+
+
+def followed(path: Path, size: int, delay: int) -> list[Followed]:
+    """Return how often intervals of the analysis hold what labels show when these come some chunks later."""
+    table = pd.read_parquet(path)
+    parts = [table[table.is_reference], table[~table.is_reference]]
+    windows, first = [], len(parts[0]) // size
+    for part in parts:
+        for _, chunk in _labelled("", part, size=size):
+            scores = ScoreSketch()
+            scores.update(chunk.probability.to_numpy(), chunk.prediction.to_numpy() == 1)
+            windows.append((_quality(chunk), scores))
+    return follow(windows, delay, first)
 
 
 def _coverage(name: str, rows: list[tuple[bool, float, float]], verdicts: dict[str, Any]) -> Coverage:

@@ -90,13 +90,13 @@ def run_stationary(windows: int = 1_000, seed: int = 0, with_history: bool = Tru
                 for name, profile in profiles.items()
             ]
             found.append(measure_drift(compared, window_s=HOUR_S, minimum_effects=NO_MINIMUM))
-            alarms += _alarms(found[-1])
+            alarms += is_alarm(found[-1])
         for name, window in now.items():
             past[name] = [*past[name][1 - HISTORY_HOURS :], window]
     return Outcome(found, alarms)
 
 
-def _alarms(drifts: list[FeatureDrift]) -> bool:
+def is_alarm(drifts: list[FeatureDrift]) -> bool:
     """Return whether the defaults raise an alarm: the same p-values, fewer statistics to correct for, a minimum effect."""
     judged = [s for drift in drifts for s in drift.statistics if s.metric in MINIMUM_EFFECTS]
     q_values = benjamini_hochberg([s.p_value for s in judged])

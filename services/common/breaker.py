@@ -1,7 +1,7 @@
 """A circuit breaker for async calls: who is known to be down is not asked, but tried again in the background.
 
-Our own: pybreaker's gate lets coroutines pass uncounted, admits any number of probes, and only ever counts failures in a
-row; and it imports redis.
+pybreaker keeps the state and tells listeners; its own gate is not used, as it lets coroutines pass uncounted, admits any
+number of probes, and only ever counts failures in a row.
 """
 
 import asyncio
@@ -10,16 +10,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import structlog
+from pybreaker import STATE_CLOSED, CircuitBreaker, CircuitBreakerListener
 
 from services.common.tasks import spawn
 
 _LOG: Final = structlog.get_logger(part="breaker")
-_CLOSED: Final = "closed"
-_OPEN: Final = "open"
-_HALF_OPEN: Final = "half-open"
 _WINDOW_S: Final = 10.0
 _LEAST_CALLS: Final = 20
 _FAILURE_SHARE: Final = 0.5
@@ -33,6 +31,11 @@ _REMEMBERED: Final = 1_000
 
 class CircuitOpen(Exception):
     """The peer is known to be down; nothing was sent."""
+
+
+def circuit(name: str, on_state: Callable[[str], None] = lambda _: None) -> CircuitBreaker:
+    """Return a closed circuit that logs when it opens and closes, and tells `on_state` of each change."""
+    return CircuitBreaker(name=name, listeners=[_Listener(on_state)], throw_new_error_on_trip=False)
 
 
 class AsyncBreaker:
@@ -65,19 +68,18 @@ class AsyncBreaker:
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
         self._in_a_row = 0
         self._probing: asyncio.Task[None] | None = None
-        self._on_state = on_state
-        self._state = _CLOSED
-        on_state(_CLOSED)
+        self._circuit = circuit(name, on_state)
+        on_state(STATE_CLOSED)
 
     @property
     def state(self) -> str:
         """Return "closed", "open", or "half-open" once a probe has ended well."""
-        return self._state
+        return str(self._circuit.current_state)
 
     @property
     def refuses(self) -> bool:
         """Whether a call would be refused now."""
-        return self._state != _CLOSED
+        return self._probing is not None
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -106,8 +108,8 @@ class AsyncBreaker:
         self._in_a_row += weight
         self._remember(failed=True)
         if self._in_a_row >= self._failures_in_a_row or self._mostly_failing():
-            self._change(_OPEN)
             self._probing = spawn(self._find_out(), f"probe-{self._name}")
+            self._circuit.open()
 
     def _remember(self, *, failed: bool) -> None:
         now = self._clock()
@@ -126,13 +128,14 @@ class AsyncBreaker:
             await self._sleep(pause_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - jitter
             if await self._is_good_probe():
                 good, pause_s = good + 1, _FIRST_PAUSE_S
-                self._change(_HALF_OPEN)
+                self._circuit.half_open()
             else:
                 good, pause_s = 0, min(2 * pause_s, _LONGEST_PAUSE_S)
-                self._change(_OPEN)
+                self._circuit.open()
         self._outcomes.clear()
         self._in_a_row = 0
-        self._change(_CLOSED)
+        self._probing = None
+        self._circuit.close()
 
     async def _is_good_probe(self) -> bool:
         try:
@@ -147,11 +150,15 @@ class AsyncBreaker:
             return not self._judge(error)
         return True
 
-    def _change(self, state: str) -> None:
-        before, self._state = self._state, state
-        if state == before:
+
+class _Listener(CircuitBreakerListener):
+    def __init__(self, on_state: Callable[[str], None]) -> None:
+        self._on_state = on_state
+
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        if old_state is None or old_state.name == new_state.name:
             return
-        if _CLOSED in (before, state):
+        if STATE_CLOSED in (old_state.name, new_state.name):
             # Not each probe of a peer that stays down.
-            _LOG.warning("breaker", name=self._name, state=state)
-        self._on_state(state)
+            _LOG.warning("breaker", name=cb.name, state=new_state.name)
+        self._on_state(new_state.name)

@@ -155,6 +155,7 @@ def _feature_to_proto(drift: FeatureDrift) -> pb.FeatureDrift:
         baseline_missing_share=drift.baseline_missing_share,
         statistics=[_statistic_to_proto(statistic) for statistic in drift.statistics],
         drifted=drift.is_drifted,
+        few_past_windows=drift.has_few_past_windows,
     )
 
 

@@ -71,6 +71,11 @@ class FeatureDrift:
     statistics: tuple[DriftStatistic, ...]
     is_drifted: bool
 
+    @property
+    def has_few_past_windows(self) -> bool:
+        """Whether what the hour, the weekday or a slow swing brings is not known yet, and may pass for drift."""
+        return any(statistic.source is not NullSource.SAME_HOURS for statistic in self.statistics)
+
 
 def measure_drift(
     comparisons: Sequence[FeatureComparison],

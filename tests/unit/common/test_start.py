@@ -11,7 +11,6 @@ _LATER = (
     "scipy.special",
     "scipy.stats",
     "opentelemetry.exporter",
-    "opentelemetry.sdk",
 )
 _CODE = """
 import sys

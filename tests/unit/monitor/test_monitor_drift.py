@@ -140,6 +140,7 @@ def test_a_real_shift_alarms_and_its_interval_holds_the_truth() -> None:
     assert found.value.lower < truth < found.value.upper + found.sketch_error
     assert found.null_quantile_95 < 0.05
     assert found.source is NullSource.SAMPLING
+    assert drift.has_few_past_windows
 
 
 def test_what_every_day_brings_at_this_hour_is_no_drift() -> None:
@@ -150,6 +151,7 @@ def test_what_every_day_brings_at_this_hour_is_no_drift() -> None:
     assert statistic(usual, DriftMetric.PSI).value.estimate > 0.5
     assert statistic(usual, DriftMetric.PSI).source is NullSource.SAME_HOURS
     assert not usual.is_drifted
+    assert not usual.has_few_past_windows
     assert verdict(reference, random.normal(1.5, 0.5, 400), past).is_drifted
 
 

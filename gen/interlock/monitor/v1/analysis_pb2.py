@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from interlock.types.v1 import interval_pb2 as interlock_dot_types_dot_v1_dot_interval__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#interlock/monitor/v1/analysis.proto\x12\x14interlock.monitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!interlock/types/v1/interval.proto\"\xb9\x01\n\rAnalysisScope\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05slice\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\"\xe2\x01\n\x0b\x44riftReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x18\n\x10prediction_count\x18\x02 \x01(\x03\x12\x34\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\".interlock.monitor.v1.FeatureDrift\x12\x17\n\x0f\x62\x61seline_digest\x18\x04 \x01(\t\x12\x36\n\treference\x18\x05 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\"\xc6\x01\n\x0c\x46\x65\x61tureDrift\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tis_output\x18\x02 \x01(\x08\x12\x13\n\x0bvalue_count\x18\x03 \x01(\x03\x12\x15\n\rmissing_share\x18\x04 \x01(\x01\x12\x1e\n\x16\x62\x61seline_missing_share\x18\x05 \x01(\x01\x12\x38\n\nstatistics\x18\x06 \x03(\x0b\x32$.interlock.monitor.v1.DriftStatistic\x12\x0f\n\x07\x64rifted\x18\x07 \x01(\x08\"\xc2\x01\n\x0e\x44riftStatistic\x12\x31\n\x06metric\x18\x01 \x01(\x0e\x32!.interlock.monitor.v1.DriftMetric\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12\x18\n\x10null_quantile_95\x18\x03 \x01(\x01\x12\x0f\n\x07p_value\x18\x04 \x01(\x01\x12\x0f\n\x07q_value\x18\x05 \x01(\x01\x12\x14\n\x0csketch_error\x18\x06 \x01(\x01\"\xe4\x01\n\x11\x44\x61taQualityReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x18\n\x10prediction_count\x18\x02 \x01(\x03\x12\x1b\n\x0e\x65xpected_count\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12:\n\x08\x66indings\x18\x04 \x03(\x0b\x32(.interlock.monitor.v1.DataQualityFinding\x12\x15\n\rfeature_count\x18\x05 \x01(\x05\x42\x11\n\x0f_expected_count\"\x9e\x01\n\x12\x44\x61taQualityFinding\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x35\n\x05\x63heck\x18\x02 \x01(\x0e\x32&.interlock.monitor.v1.DataQualityCheck\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\r\n\x05share\x18\x04 \x01(\x01\x12\x10\n\x08\x65xpected\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x03(\t\"\xfd\x01\n\rQualityReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x18\n\x10prediction_count\x18\x02 \x01(\x03\x12\x16\n\x0elabelled_count\x18\x03 \x01(\x03\x12\x15\n\rpending_count\x18\x04 \x01(\x03\x12\x34\n\x07metrics\x18\x05 \x03(\x0b\x32#.interlock.monitor.v1.QualityMetric\x12\x39\n\x0b\x63\x61libration\x18\x06 \x03(\x0b\x32$.interlock.monitor.v1.CalibrationBin\"\xbe\x01\n\rQualityMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12\x11\n\testimated\x18\x03 \x01(\x08\x12\x1b\n\x0e\x62\x61seline_value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10higher_is_better\x18\x05 \x01(\x08\x12\x15\n\rchecked_count\x18\x06 \x01(\x05\x42\x11\n\x0f_baseline_value\"}\n\x0e\x43\x61librationBin\x12\r\n\x05lower\x18\x01 \x01(\x01\x12\r\n\x05upper\x18\x02 \x01(\x01\x12\x18\n\x10mean_probability\x18\x03 \x01(\x01\x12\x33\n\robserved_rate\x18\x04 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\"y\n\x0e\x46\x61irnessReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x33\n\x06groups\x18\x02 \x03(\x0b\x32#.interlock.monitor.v1.GroupFairness\"\xac\x02\n\rGroupFairness\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x14\n\x0cis_reference\x18\x03 \x01(\x08\x12\x18\n\x10prediction_count\x18\x04 \x01(\x03\x12\x33\n\rpositive_rate\x18\x05 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12;\n\x04gaps\x18\x06 \x03(\x0b\x32-.interlock.monitor.v1.GroupFairness.GapsEntry\x12\x0e\n\x06judged\x18\x07 \x01(\x08\x1aI\n\tGapsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.interlock.types.v1.Interval:\x02\x38\x01*\xc2\x01\n\x0b\x44riftMetric\x12\x1c\n\x18\x44RIFT_METRIC_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44RIFT_METRIC_PSI\x10\x01\x12\x1f\n\x1b\x44RIFT_METRIC_JENSEN_SHANNON\x10\x02\x12\x1c\n\x18\x44RIFT_METRIC_WASSERSTEIN\x10\x03\x12#\n\x1f\x44RIFT_METRIC_KOLMOGOROV_SMIRNOV\x10\x04\x12\x1b\n\x17\x44RIFT_METRIC_CHI_SQUARE\x10\x05*\xf5\x01\n\x10\x44\x61taQualityCheck\x12\"\n\x1e\x44\x41TA_QUALITY_CHECK_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x41TA_QUALITY_CHECK_NULLS\x10\x01\x12\x1b\n\x17\x44\x41TA_QUALITY_CHECK_TYPE\x10\x02\x12\x1c\n\x18\x44\x41TA_QUALITY_CHECK_RANGE\x10\x03\x12#\n\x1f\x44\x41TA_QUALITY_CHECK_NEW_CATEGORY\x10\x04\x12\x1d\n\x19\x44\x41TA_QUALITY_CHECK_VOLUME\x10\x05\x12 \n\x1c\x44\x41TA_QUALITY_CHECK_FRESHNESS\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#interlock/monitor/v1/analysis.proto\x12\x14interlock.monitor.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!interlock/types/v1/interval.proto\"\xb9\x01\n\rAnalysisScope\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05slice\x18\x05 \x01(\t\x12\x0f\n\x07variant\x18\x06 \x01(\t\"\xe2\x01\n\x0b\x44riftReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x18\n\x10prediction_count\x18\x02 \x01(\x03\x12\x34\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\".interlock.monitor.v1.FeatureDrift\x12\x17\n\x0f\x62\x61seline_digest\x18\x04 \x01(\t\x12\x36\n\treference\x18\x05 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\"\xe0\x01\n\x0c\x46\x65\x61tureDrift\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tis_output\x18\x02 \x01(\x08\x12\x13\n\x0bvalue_count\x18\x03 \x01(\x03\x12\x15\n\rmissing_share\x18\x04 \x01(\x01\x12\x1e\n\x16\x62\x61seline_missing_share\x18\x05 \x01(\x01\x12\x38\n\nstatistics\x18\x06 \x03(\x0b\x32$.interlock.monitor.v1.DriftStatistic\x12\x0f\n\x07\x64rifted\x18\x07 \x01(\x08\x12\x18\n\x10\x66\x65w_past_windows\x18\x08 \x01(\x08\"\xc2\x01\n\x0e\x44riftStatistic\x12\x31\n\x06metric\x18\x01 \x01(\x0e\x32!.interlock.monitor.v1.DriftMetric\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12\x18\n\x10null_quantile_95\x18\x03 \x01(\x01\x12\x0f\n\x07p_value\x18\x04 \x01(\x01\x12\x0f\n\x07q_value\x18\x05 \x01(\x01\x12\x14\n\x0csketch_error\x18\x06 \x01(\x01\"\xe4\x01\n\x11\x44\x61taQualityReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x18\n\x10prediction_count\x18\x02 \x01(\x03\x12\x1b\n\x0e\x65xpected_count\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12:\n\x08\x66indings\x18\x04 \x03(\x0b\x32(.interlock.monitor.v1.DataQualityFinding\x12\x15\n\rfeature_count\x18\x05 \x01(\x05\x42\x11\n\x0f_expected_count\"\x9e\x01\n\x12\x44\x61taQualityFinding\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x35\n\x05\x63heck\x18\x02 \x01(\x0e\x32&.interlock.monitor.v1.DataQualityCheck\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\r\n\x05share\x18\x04 \x01(\x01\x12\x10\n\x08\x65xpected\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x03(\t\"\xfd\x01\n\rQualityReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x18\n\x10prediction_count\x18\x02 \x01(\x03\x12\x16\n\x0elabelled_count\x18\x03 \x01(\x03\x12\x15\n\rpending_count\x18\x04 \x01(\x03\x12\x34\n\x07metrics\x18\x05 \x03(\x0b\x32#.interlock.monitor.v1.QualityMetric\x12\x39\n\x0b\x63\x61libration\x18\x06 \x03(\x0b\x32$.interlock.monitor.v1.CalibrationBin\"\xbe\x01\n\rQualityMetric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12\x11\n\testimated\x18\x03 \x01(\x08\x12\x1b\n\x0e\x62\x61seline_value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x10higher_is_better\x18\x05 \x01(\x08\x12\x15\n\rchecked_count\x18\x06 \x01(\x05\x42\x11\n\x0f_baseline_value\"}\n\x0e\x43\x61librationBin\x12\r\n\x05lower\x18\x01 \x01(\x01\x12\r\n\x05upper\x18\x02 \x01(\x01\x12\x18\n\x10mean_probability\x18\x03 \x01(\x01\x12\x33\n\robserved_rate\x18\x04 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\"y\n\x0e\x46\x61irnessReport\x12\x32\n\x05scope\x18\x01 \x01(\x0b\x32#.interlock.monitor.v1.AnalysisScope\x12\x33\n\x06groups\x18\x02 \x03(\x0b\x32#.interlock.monitor.v1.GroupFairness\"\xac\x02\n\rGroupFairness\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x14\n\x0cis_reference\x18\x03 \x01(\x08\x12\x18\n\x10prediction_count\x18\x04 \x01(\x03\x12\x33\n\rpositive_rate\x18\x05 \x01(\x0b\x32\x1c.interlock.types.v1.Interval\x12;\n\x04gaps\x18\x06 \x03(\x0b\x32-.interlock.monitor.v1.GroupFairness.GapsEntry\x12\x0e\n\x06judged\x18\x07 \x01(\x08\x1aI\n\tGapsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.interlock.types.v1.Interval:\x02\x38\x01*\xc2\x01\n\x0b\x44riftMetric\x12\x1c\n\x18\x44RIFT_METRIC_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44RIFT_METRIC_PSI\x10\x01\x12\x1f\n\x1b\x44RIFT_METRIC_JENSEN_SHANNON\x10\x02\x12\x1c\n\x18\x44RIFT_METRIC_WASSERSTEIN\x10\x03\x12#\n\x1f\x44RIFT_METRIC_KOLMOGOROV_SMIRNOV\x10\x04\x12\x1b\n\x17\x44RIFT_METRIC_CHI_SQUARE\x10\x05*\xf5\x01\n\x10\x44\x61taQualityCheck\x12\"\n\x1e\x44\x41TA_QUALITY_CHECK_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x41TA_QUALITY_CHECK_NULLS\x10\x01\x12\x1b\n\x17\x44\x41TA_QUALITY_CHECK_TYPE\x10\x02\x12\x1c\n\x18\x44\x41TA_QUALITY_CHECK_RANGE\x10\x03\x12#\n\x1f\x44\x41TA_QUALITY_CHECK_NEW_CATEGORY\x10\x04\x12\x1d\n\x19\x44\x41TA_QUALITY_CHECK_VOLUME\x10\x05\x12 \n\x1c\x44\x41TA_QUALITY_CHECK_FRESHNESS\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,32 +35,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GROUPFAIRNESS_GAPSENTRY']._loaded_options = None
   _globals['_GROUPFAIRNESS_GAPSENTRY']._serialized_options = b'8\001'
-  _globals['_DRIFTMETRIC']._serialized_start=2339
-  _globals['_DRIFTMETRIC']._serialized_end=2533
-  _globals['_DATAQUALITYCHECK']._serialized_start=2536
-  _globals['_DATAQUALITYCHECK']._serialized_end=2781
+  _globals['_DRIFTMETRIC']._serialized_start=2365
+  _globals['_DRIFTMETRIC']._serialized_end=2559
+  _globals['_DATAQUALITYCHECK']._serialized_start=2562
+  _globals['_DATAQUALITYCHECK']._serialized_end=2807
   _globals['_ANALYSISSCOPE']._serialized_start=130
   _globals['_ANALYSISSCOPE']._serialized_end=315
   _globals['_DRIFTREPORT']._serialized_start=318
   _globals['_DRIFTREPORT']._serialized_end=544
   _globals['_FEATUREDRIFT']._serialized_start=547
-  _globals['_FEATUREDRIFT']._serialized_end=745
-  _globals['_DRIFTSTATISTIC']._serialized_start=748
-  _globals['_DRIFTSTATISTIC']._serialized_end=942
-  _globals['_DATAQUALITYREPORT']._serialized_start=945
-  _globals['_DATAQUALITYREPORT']._serialized_end=1173
-  _globals['_DATAQUALITYFINDING']._serialized_start=1176
-  _globals['_DATAQUALITYFINDING']._serialized_end=1334
-  _globals['_QUALITYREPORT']._serialized_start=1337
-  _globals['_QUALITYREPORT']._serialized_end=1590
-  _globals['_QUALITYMETRIC']._serialized_start=1593
-  _globals['_QUALITYMETRIC']._serialized_end=1783
-  _globals['_CALIBRATIONBIN']._serialized_start=1785
-  _globals['_CALIBRATIONBIN']._serialized_end=1910
-  _globals['_FAIRNESSREPORT']._serialized_start=1912
-  _globals['_FAIRNESSREPORT']._serialized_end=2033
-  _globals['_GROUPFAIRNESS']._serialized_start=2036
-  _globals['_GROUPFAIRNESS']._serialized_end=2336
-  _globals['_GROUPFAIRNESS_GAPSENTRY']._serialized_start=2263
-  _globals['_GROUPFAIRNESS_GAPSENTRY']._serialized_end=2336
+  _globals['_FEATUREDRIFT']._serialized_end=771
+  _globals['_DRIFTSTATISTIC']._serialized_start=774
+  _globals['_DRIFTSTATISTIC']._serialized_end=968
+  _globals['_DATAQUALITYREPORT']._serialized_start=971
+  _globals['_DATAQUALITYREPORT']._serialized_end=1199
+  _globals['_DATAQUALITYFINDING']._serialized_start=1202
+  _globals['_DATAQUALITYFINDING']._serialized_end=1360
+  _globals['_QUALITYREPORT']._serialized_start=1363
+  _globals['_QUALITYREPORT']._serialized_end=1616
+  _globals['_QUALITYMETRIC']._serialized_start=1619
+  _globals['_QUALITYMETRIC']._serialized_end=1809
+  _globals['_CALIBRATIONBIN']._serialized_start=1811
+  _globals['_CALIBRATIONBIN']._serialized_end=1936
+  _globals['_FAIRNESSREPORT']._serialized_start=1938
+  _globals['_FAIRNESSREPORT']._serialized_end=2059
+  _globals['_GROUPFAIRNESS']._serialized_start=2062
+  _globals['_GROUPFAIRNESS']._serialized_end=2362
+  _globals['_GROUPFAIRNESS_GAPSENTRY']._serialized_start=2289
+  _globals['_GROUPFAIRNESS_GAPSENTRY']._serialized_end=2362
 # @@protoc_insertion_point(module_scope)

@@ -204,6 +204,7 @@ class FeatureDrift(_message.Message):
     BASELINE_MISSING_SHARE_FIELD_NUMBER: _builtins.int
     STATISTICS_FIELD_NUMBER: _builtins.int
     DRIFTED_FIELD_NUMBER: _builtins.int
+    FEW_PAST_WINDOWS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name as in the baseline."""
     is_output: _builtins.bool
@@ -216,6 +217,10 @@ class FeatureDrift(_message.Message):
     """Share of missing values in the baseline, 0 to 1."""
     drifted: _builtins.bool
     """Whether it counts as drift: some statistic is significant and larger than the smallest effect worth an alarm."""
+    few_past_windows: _builtins.bool
+    """Whether there are too few past windows, of fewer than eight days before at the same hours, to know what the hour, the
+    weekday or a slow swing brings. What follows those then often counts as drifted without drift.
+    """
     @_builtins.property
     def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftStatistic]:
         """The statistics that fit its type."""
@@ -230,10 +235,11 @@ class FeatureDrift(_message.Message):
         baseline_missing_share: _builtins.float = ...,
         statistics: _abc.Iterable[Global___DriftStatistic] | None = ...,
         drifted: _builtins.bool = ...,
+        few_past_windows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_missing_share", b"baseline_missing_share", "drifted", b"drifted", "is_output", b"is_output", "missing_share", b"missing_share", "name", b"name", "statistics", b"statistics", "value_count", b"value_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_missing_share", b"baseline_missing_share", "drifted", b"drifted", "few_past_windows", b"few_past_windows", "is_output", b"is_output", "missing_share", b"missing_share", "name", b"name", "statistics", b"statistics", "value_count", b"value_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

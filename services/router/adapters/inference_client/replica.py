@@ -219,6 +219,8 @@ class Replica:
             connection = Connection(self.address, self._dial(self.address), self._options, self._on_change, self._lost)
             self._connection = connection
             self._connections.add(connection)
+            # What another process did says nothing of this one.
+            self._standings.clear()
             spawn(connection.watch(), f"watch {self.address}")
             await connection.over.wait()
             spawn(self._retire(connection), f"retire {self.address}")
@@ -240,7 +242,7 @@ class Replica:
             self._connection.suspect(key, stream)
 
     def standing(self, key: VersionKey) -> Standing:
-        """Return how the version has fared here, with whatever process was behind the address."""
+        """Return how the version has fared with the process that is behind the address now."""
         found = self._standings.get(key)
         if found is None:
             found = self._standings[key] = Standing(f"{key[0]}/{key[1]} at {self.address}")

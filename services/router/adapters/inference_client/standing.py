@@ -6,9 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import structlog
+from services.common.breaker import circuit
 
-_LOG: Final = structlog.get_logger(part="standing")
 _FIRST_AWAY_S: Final = 0.5
 _LONGEST_AWAY_S: Final = 30.0
 _FIRST_OPEN_S: Final = 1.0
@@ -43,11 +42,11 @@ class Standing:
     """
 
     __slots__ = (
+        "_circuit",
         "_clock",
         "_failed_at",
         "_good_probes",
         "_in_a_row",
-        "_name",
         "_open",
         "_opened",
         "_outcomes",
@@ -58,7 +57,7 @@ class Standing:
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.away_until = 0.0
-        self._name = name
+        self._circuit = circuit(name)
         self._clock = clock
         self._failed_at = 0.0
         self._in_a_row = 0
@@ -98,7 +97,8 @@ class Standing:
             self._retry_at = now + pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
             self._good_probes = 0
             self._opened += 1
-            self._change(is_open=True)
+            self._open = True
+            self._circuit.open()
 
     def _answered(self, started: float, *, probing: bool) -> None:
         if started > self._failed_at:
@@ -109,7 +109,8 @@ class Standing:
             if self._good_probes >= _PROBES_TO_CLOSE:
                 self._opened = 0
                 self._outcomes.clear()
-                self._change(is_open=False)
+                self._open = False
+                self._circuit.close()
 
     def _remember(self, now: float, *, failed: bool) -> None:
         self._outcomes.append((now, failed))
@@ -119,12 +120,6 @@ class Standing:
     def _mostly_failing(self) -> bool:
         failures = sum(failed for _, failed in self._outcomes)
         return len(self._outcomes) >= _LEAST_CALLS and failures >= _FAILURE_SHARE * len(self._outcomes)
-
-    def _change(self, *, is_open: bool) -> None:
-        if is_open != self._open:
-            # Not each probe of one that stays down.
-            _LOG.warning("breaker", name=self._name, state="open" if is_open else "closed")
-        self._open = is_open
 
 
 class Usual:

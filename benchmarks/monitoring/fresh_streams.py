@@ -1,0 +1,210 @@
+"""Streams without drift that no constant was chosen on: other distributions, daily and weekly profiles, and sizes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from benchmarks.monitoring.stationary import (
+    HISTORY_HOURS,
+    HOUR_S,
+    NO_MINIMUM,
+    Values,
+    histogram_of,
+    is_alarm,
+    profile_of,
+)
+from services.monitor.domain.drift import FALSE_DISCOVERY_RATE, FeatureComparison, FeatureDrift, measure_drift
+from services.monitor.domain.drift_null import Window
+from services.monitor.domain.profile import CategoricalProfile, NumericProfile
+
+SIZES = (40, 400, 5_000)
+"""Predictions in a window, on average."""
+BASELINE_DAYS = 28
+AFTER_HISTORY, FIRST = 48, 48
+"""Windows judged after four weeks of history, and at the begin of a version without any."""
+
+Profiled = NumericProfile | CategoricalProfile
+Profile = Callable[[int, np.random.Generator], float]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stream: how the volume follows the clock, and its features."""
+
+    name: str
+    volume: Profile
+    features: Callable[["State", int, int], dict[str, Values]]
+
+
+class State:
+    """What lasts from one hour to the next."""
+
+    def __init__(self, seed: Sequence[int]) -> None:
+        self.random = np.random.default_rng(seed)
+        self.levels = np.zeros(3)
+
+    def step(self) -> None:
+        """Move three levels: fast, slow and slower; each is stationary with a standard deviation of 1."""
+        keep = np.array([0.5, 0.9, 0.98])
+        self.levels = keep * self.levels + np.sqrt(1 - keep**2) * self.random.normal(size=3)
+
+
+def flat(hour: int, random: np.random.Generator) -> float:
+    return 1.0
+
+
+def two_peaks(hour: int, random: np.random.Generator) -> float:
+    of_day = hour % 24
+    return 0.15 + 1.5 * np.exp(-((of_day - 8) ** 2) / 4) + 1.2 * np.exp(-((of_day - 18) ** 2) / 8)
+
+
+def office_week(hour: int, random: np.random.Generator) -> float:
+    """Closed at night and almost closed at weekends."""
+    open_now = 7 <= hour % 24 < 19
+    return (0.2 if hour // 24 % 7 >= 5 else 1.6) if open_now else 0.02
+
+
+def bursts(hour: int, random: np.random.Generator) -> float:
+    return float(random.lognormal(-0.5, 1.0))
+
+
+def heavy(state: State, hour: int, count: int) -> dict[str, Values]:
+    random = state.random
+    return {
+        "student_3": random.standard_t(3, count),
+        "cauchy": random.standard_cauchy(count),
+        "pareto": random.pareto(1.1, count),
+        "two_humps": np.where(random.random(count) < 0.3, random.normal(-3, 0.5, count), random.normal(2, 1.5, count)),
+        "zero_inflated": np.where(random.random(count) < 0.85, 0.0, random.gamma(0.7, 30, count)),
+        "bounded": random.beta(0.3, 0.4, count),
+        "counts": random.negative_binomial(1.2, 0.2, count).astype(float),
+        "lattice": random.integers(0, 6, count) * 5.0,
+    }
+
+
+def correlated(state: State, hour: int, count: int) -> dict[str, Values]:
+    random = state.random
+    fast, slow, slower = state.levels
+    return {
+        "fast_level": random.normal(0.3 * fast, 1.0, count),
+        "slow_level": random.gumbel(0.2 * slow, 1.0, count),
+        "slower_scale": random.normal(0.0, np.exp(0.15 * slower), count),
+        "clusters": np.repeat(random.normal(size=count // 20 + 1), 20)[:count] + random.normal(0, 0.3, count),
+        "share": (random.random(count) < 1 / (1 + np.exp(3 - 0.5 * slow))).astype(float),
+        "mix": random.choice(
+            ["a", "b", "c"], count, p=_softmax(np.array([1.0, 0.5, 0.0]) + 0.2 * state.levels)
+        ).tolist(),
+    }
+
+
+def seasonal(state: State, hour: int, count: int) -> dict[str, Values]:
+    random, weekend = state.random, hour // 24 % 7 >= 5
+    day = 2 * np.pi * (hour % 24) / 24
+    return {
+        "rate_by_hour": random.exponential(np.exp(0.6 * np.cos(day) + 0.3 * np.cos(2 * day)), count),
+        "weekend_shift": random.normal(0.8 if weekend else 0.0, 1.0, count),
+        "calls_by_hour": random.poisson(3 + 2 * np.sin(day), count).astype(float),
+        "weekday": np.full(count, float(hour // 24 % 7)),
+        "channel": random.choice(
+            ["web", "app", "shop"], count, p=_softmax(np.array([0.5, np.sin(day), 1.0 * weekend]))
+        ).tolist(),
+        "steady": random.gamma(2.0, 1.0, count),
+    }
+
+
+def rare(state: State, hour: int, count: int) -> dict[str, Values]:
+    random = state.random
+    zipf = np.arange(1, 301) ** -1.1
+    return {
+        "rare_levels": random.choice(["x", "y", "r1", "r2", "r3"], count, p=[0.7, 0.297, 0.001, 0.001, 0.001]).tolist(),
+        "zipf_300": [f"c{index}" for index in random.choice(300, count, p=zipf / zipf.sum())],
+        "once_in_1000": (random.random(count) < 0.001).astype(float),
+        "constant": np.full(count, 7.0),
+        "ids": [f"u{index}" for index in random.integers(0, 50_000, count)],
+        "rounded": np.round(random.normal(20, 4, count)),
+    }
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits)
+    return np.asarray(weights / weights.sum())
+
+
+def alarm_rates(kind: Kind, seed: int, with_history: bool) -> tuple[int, int, int]:
+    """Return windows, those with something significant at the default rate, and those with an alarm, over all sizes."""
+    windows = significant = alarms = 0
+    for size in SIZES:
+        stream_seed = [seed, KINDS.index(kind), size, int(with_history)]
+        for drifts in judged(kind, size, stream_seed, with_history, AFTER_HISTORY if with_history else FIRST):
+            windows += 1
+            significant += any(s.q_value < FALSE_DISCOVERY_RATE for drift in drifts for s in drift.statistics)
+            alarms += is_alarm(drifts)
+    return windows, significant, alarms
+
+
+def found_within(shift: float, past_hours: int, seed: int, streams: int = 20, windows: int = 6) -> list[float]:
+    """Return the share of streams in which a shift of a steady feature alarms by the first window, the second, and so on.
+
+    The shift is in standard deviations; 400 predictions in a window; five features that do not drift beside it.
+    """
+    found = np.zeros((streams, windows), dtype=bool)
+    for stream in range(streams):
+        random = np.random.default_rng([seed, stream, past_hours])
+        profile = profile_of([random.normal(size=20_000)])
+
+        def window(hour: int, by: float, profile: Profiled = profile, random: np.random.Generator = random) -> Window:
+            return Window(hour * HOUR_S, histogram_of(profile, random.normal(by, 1.0, 400)))
+
+        past = {f"x{index}": [window(hour, 0.0) for hour in range(past_hours)] for index in range(6)}
+        for index in range(windows):
+            hour = past_hours + index
+            now = {name: window(hour, shift if name == "x0" else 0.0) for name in past}
+            drifts = measure_drift(
+                [FeatureComparison(n, profile.histogram(), [now[n]], past[n]) for n in past], window_s=HOUR_S
+            )
+            drifted = {drift.name for drift in drifts if drift.is_drifted}
+            found[stream, index] = "x0" in drifted
+            past = {name: [*past[name], replace(now[name], is_drifted=name in drifted)] for name in past}
+    return np.maximum.accumulate(found, axis=1).mean(axis=0).tolist()
+
+
+KINDS = (
+    Kind("heavy tails, flat volume", flat, heavy),
+    Kind("heavy tails, bursts", bursts, heavy),
+    Kind("correlated hours, two peaks", two_peaks, correlated),
+    Kind("correlated hours, flat volume", flat, correlated),
+    Kind("day and week, two peaks", two_peaks, seasonal),
+    Kind("day and week, office hours", office_week, seasonal),
+    Kind("rare levels, two peaks", two_peaks, rare),
+    Kind("rare levels, bursts", bursts, rare),
+)
+
+
+def judged(
+    kind: Kind, size: int, seed: Sequence[int], with_history: bool, windows: int
+) -> Iterator[list[FeatureDrift]]:
+    """Yield the drifts of each window, without minimum effects; a window that drifted does not tell what is usual."""
+    state = State(seed)
+    hours = [_hour(kind, state, hour, size) for hour in range(BASELINE_DAYS * 24)]
+    profiles = {name: profile_of([values[name] for values in hours]) for name in hours[0]}
+    past: dict[str, list[Window]] = {name: [] for name in profiles}
+    begin = BASELINE_DAYS * 24
+    first = begin + (HISTORY_HOURS if with_history else 0)
+    for hour in range(begin, first + windows):
+        values = _hour(kind, state, hour, size)
+        now = {name: Window(hour * HOUR_S, histogram_of(profiles[name], found)) for name, found in values.items()}
+        if hour >= first:
+            compared = [FeatureComparison(n, p.histogram(), [now[n]], past[n]) for n, p in profiles.items()]
+            drifts = measure_drift(compared, window_s=HOUR_S, minimum_effects=NO_MINIMUM)
+            yield drifts
+            alarming = {drift.name for drift in drifts if is_alarm([drift])}
+            now = {name: replace(window, is_drifted=name in alarming) for name, window in now.items()}
+        for name, window in now.items():
+            past[name] = [*past[name][1 - HISTORY_HOURS :], window]
+
+
+def _hour(kind: Kind, state: State, hour: int, size: int) -> dict[str, Values]:
+    state.step()
+    count = max(int(state.random.poisson(size * kind.volume(hour, state.random))), 1)
+    return kind.features(state, hour, count)
