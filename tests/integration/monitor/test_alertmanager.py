@@ -62,8 +62,10 @@ async def alertmanager(folder: Path, pager: Receiver) -> AsyncIterator[Callable[
                 await until(lambda: is_ready(client, url, running[-1]))
         return url
 
-    yield run
-    await run(False)
+    try:
+        yield run
+    finally:
+        await run(False)
 
 
 async def is_ready(client: httpx.AsyncClient, url: str, process: asyncio.subprocess.Process) -> bool:
