@@ -14,7 +14,11 @@ LIMIT = 10_000
 
 @pytest.mark.parametrize(
     ("encoding", "body"),
-    [("gzip", gzip.compress(BODY)), (" GZIP ", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))],
+    [
+        ("gzip", gzip.compress(BODY, mtime=0)),
+        (" GZIP ", gzip.compress(BODY, mtime=0)),
+        ("deflate", zlib.compress(BODY)),
+    ],
 )
 def test_a_body_is_what_it_was_before_it_was_compressed(encoding: str, body: bytes) -> None:
     assert decoded(body, encoding, LIMIT) == BODY
@@ -29,7 +33,7 @@ def test_a_body_without_an_encoding_is_left_alone() -> None:
     [
         ("br", BODY, "want gzip, deflate or identity, got .br."),
         ("gzip", BODY, "want a body in gzip"),
-        ("gzip", gzip.compress(BODY)[:-1], "ends early"),
+        ("gzip", gzip.compress(BODY, mtime=0)[:-1], "ends early"),
     ],
 )
 def test_what_is_not_in_its_encoding_is_refused_in_words(encoding: str, body: bytes, text: str) -> None:
