@@ -111,7 +111,11 @@ def _workers(inference: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in inference.children(recursive=True):
         try:
-            if "services.inference.worker" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+            # Other tests' models may fail to load here, again and again.
+            if (
+                f"services.inference.worker {MODEL}/" in " ".join(child.cmdline())
+                and child.status() != psutil.STATUS_ZOMBIE
+            ):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue

