@@ -14,8 +14,8 @@ from google.rpc.status_pb2 import Status
 
 from services.common.call import Call, Method
 from services.common.chain import Answer, Chain
-from services.common.door_request import ClientGone, Head, Heads, read_body, twin_request
-from services.common.door_sweeper import Receive, Sweeper
+from services.common.door_request import Head, Heads, read_body, twin_request
+from services.common.door_sweeper import ClientGone, Receive, Sweeper
 from services.common.errors import (
     MALFORMED_REQUEST,
     InvalidArgument,

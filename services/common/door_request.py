@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from services.common.call import Call
 from services.common.chain import Chain
-from services.common.door_sweeper import Receive
+from services.common.door_sweeper import ClientGone, Receive
 from services.common.grpc_wire import Header, is_grpc_content_type, too_large
 from services.common.http_rules import HttpRule
 
@@ -28,10 +28,6 @@ _OF_ONE_CALL: Final = frozenset(
 _HEADS_LIMIT: Final = 256
 
 _Event = MutableMapping[str, Any]
-
-
-class ClientGone(Exception):
-    """The client hung up before its request was complete: there is nobody to answer."""
 
 
 @dataclass(frozen=True, slots=True)

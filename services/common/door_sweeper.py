@@ -8,6 +8,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
 from typing import Any, Final
 
 from services.common.call import Call
@@ -19,30 +20,45 @@ _INTERVAL_S: Final = 0.010
 _YOUNG_S: Final = 0.020
 
 
+class ClientGone(Exception):
+    """The client hung up: there is nobody to answer."""
+
+
 class Watch:
-    """One call under watch while its block runs: who answers it, and the question that is still open."""
+    """One call under watch while its block runs: who answers it, and the question that is still open.
 
-    __slots__ = ("_watched", "asked", "receive", "since", "task")
+    The block ends with ClientGone where its caller went away: a cancellation that left the application would be an error
+    in the server's eyes, and each a stack trace in the log.
+    """
 
-    def __init__(self, watched: "dict[int, Watch]", task: asyncio.Task[Any], receive: Receive) -> None:
+    __slots__ = ("_watched", "asked", "gone", "receive", "since", "task")
+
+    def __init__(self, watched: "dict[Watch, None]", task: asyncio.Task[Any], receive: Receive) -> None:
         self._watched = watched
         self.task = task
         self.receive = receive
         self.since = time.monotonic()
         self.asked: asyncio.Future[Any] | None = None
+        self.gone = False
 
     def __enter__(self) -> None:
-        self._watched[id(self)] = self
+        self._watched[self] = None
 
-    def __exit__(self, *_: object) -> None:
-        del self._watched[id(self)]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del self._watched[self]
+        if self.gone and kind is asyncio.CancelledError:
+            raise ClientGone from None
 
 
 class Sweeper:
     """Cancels the task of every watched call whose client went away."""
 
     def __init__(self) -> None:
-        self._watched: dict[int, Watch] = {}
+        # The watches themselves, in the order of age. Not their ids: those are given to later calls while a question about
+        # an earlier one is still open, and its late "disconnected" would cancel a stranger.
+        self._watched: dict[Watch, None] = {}
         self._filled = asyncio.Event()
 
     def watch(self, call: Call, receive: Receive) -> Watch:
@@ -63,19 +79,19 @@ class Sweeper:
 
     def _sweep(self, born_before: float) -> None:
         # Insertion order is age order: the first young one ends the sweep.
-        for key, watch in tuple(self._watched.items()):
+        for watch in tuple(self._watched):
             if watch.since > born_before:
                 return
             if watch.asked is None:
                 watch.asked = asyncio.ensure_future(watch.receive())
-                watch.asked.add_done_callback(functools.partial(self._answered, key))
+                watch.asked.add_done_callback(functools.partial(self._answered, watch))
 
-    def _answered(self, key: int, answer: "asyncio.Future[MutableMapping[str, Any]]") -> None:
+    def _answered(self, watch: Watch, answer: "asyncio.Future[MutableMapping[str, Any]]") -> None:
         failed = answer.cancelled() or answer.exception() is not None
-        watch = self._watched.get(key)
-        if watch is None:
+        if watch not in self._watched:
             return
         # The question is never cancelled: its server completes it later, whatever we do.
         watch.asked = None
         if failed or answer.result()["type"] == "http.disconnect":
+            watch.gone = True
             watch.task.cancel()

@@ -74,7 +74,7 @@ class CommonSettings(BaseSettings):
     """How calls come in: through Python inside Envoy for the hot methods, or through grpcio for all."""
     scheduling: Literal["normal", "batch"] = "normal"
     """How the kernel runs this process and its children. With `batch` nobody is interrupted by who wakes up, which saves
-    a third of the processor time of a core under load; for cores that run small models and nothing else."""
+    processor time on a core under load; for cores that run small models and nothing else."""
     replace: bool = False
     """Start beside a process that holds the same port, to take over from it."""
 
