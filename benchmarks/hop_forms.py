@@ -15,7 +15,6 @@ import inspect
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -45,6 +44,7 @@ from services.router.domain.signature import Signature
 from services.router.domain.tensor import Tensor
 from tests.fakes import inference_models
 from tests.fakes.inference_registry import FakeRegistry, spec
+from tests.fakes.ports import free_offset
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = 0
@@ -96,14 +96,6 @@ async def inference(columns: int) -> AsyncIterator[tuple[str, psutil.Process]]:
 
 def start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, env=environment, cwd=ROOT)
-
-
-def free_offset() -> int:
-    for offset in range(23_000, 24_000):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", 9102 + offset))
-            return offset
-    raise SystemExit("no free port")
 
 
 async def wait_ready(port: int) -> None:

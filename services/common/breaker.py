@@ -38,6 +38,30 @@ def circuit(name: str, on_state: Callable[[str], None] = lambda _: None) -> Circ
     return CircuitBreaker(name=name, listeners=[_Listener(on_state)], throw_new_error_on_trip=False)
 
 
+class RecentCalls:
+    """How the calls of the last 10 s ended."""
+
+    __slots__ = ("_ends",)
+
+    def __init__(self) -> None:
+        self._ends: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
+
+    def add(self, now: float, *, failed: bool) -> None:
+        """Take a call into account; `now` in seconds, never going back far."""
+        self._ends.append((now, failed))
+        while self._ends[0][0] < now - _WINDOW_S:
+            self._ends.popleft()
+
+    def mostly_failed(self) -> bool:
+        """Return whether half of them failed, of at least 20."""
+        failures = sum(failed for _, failed in self._ends)
+        return len(self._ends) >= _LEAST_CALLS and failures >= _FAILURE_SHARE * len(self._ends)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._ends.clear()
+
+
 class AsyncBreaker:
     """One per peer. Opens when half of 20 calls fail within 10 s, or so many in a row; then every call is refused.
 
@@ -65,7 +89,7 @@ class AsyncBreaker:
         self._failures_in_a_row = failures_in_a_row
         self._clock = clock
         self._sleep = sleep
-        self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
+        self._recent = RecentCalls()
         self._in_a_row = 0
         self._probing: asyncio.Task[None] | None = None
         self._circuit = circuit(name, on_state)
@@ -93,7 +117,7 @@ class AsyncBreaker:
             raise
         else:
             self._in_a_row = 0
-            self._remember(failed=False)
+            self._recent.add(self._clock(), failed=False)
 
     async def close(self) -> None:
         """End the probes."""
@@ -106,20 +130,10 @@ class AsyncBreaker:
         if weight == 0 or self.refuses:
             return
         self._in_a_row += weight
-        self._remember(failed=True)
-        if self._in_a_row >= self._failures_in_a_row or self._mostly_failing():
+        self._recent.add(self._clock(), failed=True)
+        if self._in_a_row >= self._failures_in_a_row or self._recent.mostly_failed():
             self._probing = spawn(self._find_out(), f"probe-{self._name}")
             self._circuit.open()
-
-    def _remember(self, *, failed: bool) -> None:
-        now = self._clock()
-        self._outcomes.append((now, failed))
-        while self._outcomes[0][0] < now - _WINDOW_S:
-            self._outcomes.popleft()
-
-    def _mostly_failing(self) -> bool:
-        failures = sum(failed for _, failed in self._outcomes)
-        return len(self._outcomes) >= _LEAST_CALLS and failures >= _FAILURE_SHARE * len(self._outcomes)
 
     async def _find_out(self) -> None:
         """Probe until the peer is back."""
@@ -132,7 +146,7 @@ class AsyncBreaker:
             else:
                 good, pause_s = 0, min(2 * pause_s, _LONGEST_PAUSE_S)
                 self._circuit.open()
-        self._outcomes.clear()
+        self._recent.clear()
         self._in_a_row = 0
         self._probing = None
         self._circuit.close()

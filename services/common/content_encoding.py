@@ -4,10 +4,10 @@ import zlib
 from typing import Final
 
 from services.common.errors import INVALID_FIELD, InvalidArgument, Violation, echo
-from services.common.grpc_wire import too_large
+from services.common.grpc_wire import WINDOW_BITS, inflate
 
 CONTENT_ENCODING_KEY: Final = "content-encoding"
-_WINDOWS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_WINDOW_BITS: Final = WINDOW_BITS | {"x-gzip": WINDOW_BITS["gzip"]}
 
 
 def decoded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
@@ -19,17 +19,13 @@ def decoded(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     name = encoding.strip().lower()
     if name in {"", "identity"}:
         return body
-    window = _WINDOWS.get(name)
-    if window is None:
+    if name not in _WINDOW_BITS:
         raise _refused(f"want gzip, deflate or identity, got {echo(encoding)}")
-    reader = zlib.decompressobj(window)
     try:
-        found = reader.decompress(body, limit_bytes + 1)
+        found, behind = inflate(body, _WINDOW_BITS[name], limit_bytes, "the body")
     except zlib.error:
         raise _refused(f"want a body in {name}, got another one") from None
-    if len(found) > limit_bytes:
-        raise too_large("the body", limit_bytes)
-    if not reader.eof:
+    if behind is None:
         raise _refused(f"want a whole body in {name}, got one that ends early")
     return found
 

@@ -24,7 +24,7 @@ STATUS_OK: Final[Header] = (b"grpc-status", b"0")
 _TIMEOUT_DIGITS: Final = 8
 _UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 # zlib's window arguments: 31 reads a gzip header, 15 a zlib one (which is what HTTP calls deflate).
-_WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
+WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
 def parse_timeout(value: str) -> float | None:
@@ -98,19 +98,29 @@ def too_large(what: str, limit_bytes: int) -> ResourceExhausted:
     )
 
 
+def inflate(data: bytes, window_bits: int, limit_bytes: int, what: str) -> tuple[bytes, bytes | None]:
+    """Return what was compressed, and what came behind it: None where it ends early.
+
+    Raises zlib.error for data in another form, and ResourceExhausted that names `what` when it comes to more than
+    `limit_bytes`, of which no more is ever unpacked.
+    """
+    inflater = zlib.decompressobj(window_bits)
+    plain = inflater.decompress(data, limit_bytes + 1)
+    if len(plain) > limit_bytes:
+        raise too_large(what, limit_bytes)
+    return plain, inflater.unused_data if inflater.eof else None
+
+
 def _decompress(message: bytes, encoding: str, limit_bytes: int) -> bytes:
     if encoding in {"", "identity"}:
         raise _malformed("the message is marked compressed, but no grpc-encoding came")
-    if encoding not in _WINDOW_BITS:
+    if encoding not in WINDOW_BITS:
         raise Unimplemented("grpc-encoding: want identity, gzip or deflate, got another", reason=MALFORMED_REQUEST)
-    inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        plain = inflater.decompress(message, limit_bytes + 1)
+        plain, behind = inflate(message, WINDOW_BITS[encoding], limit_bytes, "the request, decompressed,")
     except zlib.error:
         raise _malformed(f"the message is not valid {encoding}") from None
-    if len(plain) > limit_bytes:
-        raise too_large("the request, decompressed,", limit_bytes)
-    if not inflater.eof or inflater.unused_data:
+    if behind != b"":
         raise _malformed(f"the message is not one whole {encoding} stream")
     return plain
 

@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.flight import FEATURES, MODEL
 from tests.e2e.load import Call, Load, grpc_predict, rest_predict, under_load
 from tests.e2e.stack import Stack
+from tests.fakes.model_workers import model_workers
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -71,13 +72,15 @@ async def test_sigterm_answers_what_was_accepted(stack: Stack, service: str) -> 
 
 async def test_a_killed_worker_costs_its_calls_a_clear_error_and_comes_back(stack: Stack) -> None:
     inference = psutil.Process(stack.pid_of("inference"))
-    workers = _workers(inference)
+    workers = model_workers(inference, MODEL)
     assert len(workers) >= 2, "one process for each version"
     async with loaded(stack) as loads:
         for worker in workers:
             worker.kill()
             await asyncio.to_thread(
-                stack.wait_until, lambda: len(_workers(inference)) == len(workers), "the worker has been started again"
+                stack.wait_until,
+                lambda: len(model_workers(inference, MODEL)) == len(workers),
+                "the worker has been started again",
             )
         await answered(loads, 200)
     for protocol, load in loads.items():
@@ -105,18 +108,3 @@ async def test_predictions_go_on_without_the_registry_even_from_a_fresh_router_a
         assert not any(load.outcomes.lost for load in loads.values()), stack.story()
     finally:
         stack.succeed("restart", "registry")
-
-
-def _workers(inference: psutil.Process) -> list[psutil.Process]:
-    found = []
-    for child in inference.children(recursive=True):
-        try:
-            # Other tests' models may fail to load here, again and again.
-            if (
-                f"services.inference.worker {MODEL}/" in " ".join(child.cmdline())
-                and child.status() != psutil.STATUS_ZOMBIE
-            ):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found

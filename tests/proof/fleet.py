@@ -30,6 +30,7 @@ from interlock.registry.v1.route_pb2 import Route, Variant
 from interlock_sdk.client import Client, connect
 from services.common.channels import open_channel
 from services.common.settings import METRICS_PORT_STEP, PORTS
+from tests.fakes.model_workers import model_workers
 from tests.fakes.ports import free_offset
 from tests.proof import oracle
 from tests.proof.load import MODEL
@@ -105,12 +106,7 @@ class Service:
 
     def workers(self) -> list[psutil.Process]:
         """Return the model processes of a replica of inference, by pid."""
-        found = []
-        for child in self.processes()[1:]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "services.inference.worker" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                    found.append(child)
-        return sorted(found, key=lambda one: one.pid)
+        return model_workers(psutil.Process(self.process.pid))
 
     def story(self) -> str:
         return "\n".join(

@@ -7,8 +7,6 @@ version's policy says so.
 from bisect import bisect_left
 from collections.abc import Sequence
 
-import numpy as np
-
 from services.inference.domain.item import BatchKey, Item
 from services.inference.domain.tensor import BYTES, ITEM_SIZE, LENGTH_PREFIX_BYTES, TensorSpec, row_borders
 
@@ -46,6 +44,9 @@ def _fill(spec: TensorSpec, shape: tuple[int, ...], wanted: tuple[int, ...], dat
         filling = bytes(LENGTH_PREFIX_BYTES * (wanted[1] - shape[1]))
         edge = row_borders(BYTES, shape, data)
         return b"".join(data[edge[row] : edge[row + 1]] + filling for row in range(shape[0]))
+    # A sixth of a second of every start, and few versions have length buckets.
+    import numpy as np  # noqa: PLC0415
+
     element = np.dtype((np.void, ITEM_SIZE[spec.datatype]))
     array = np.zeros(wanted, element)
     array[tuple(slice(size) for size in shape)] = np.frombuffer(data, element).reshape(shape)

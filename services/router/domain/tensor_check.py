@@ -47,7 +47,8 @@ def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> tuple[tuple
 def check_outputs(signature: Signature, names: Sequence[str], is_typed: Callable[[str], bool] | None) -> None:
     """Refuse a requested output that the signature does not have, that is asked for twice, or that has no typed form.
 
-    No names mean all outputs; `is_typed` tells which ones the caller wants as typed values instead of raw bytes.
+    No names mean all outputs; `is_typed` tells which ones the caller wants as typed values instead of raw bytes, None
+    that it wants none.
     """
     known = [spec.name for spec in signature.outputs]
     if len(names) > _TENSOR_LIMIT or len(set(names)) != len(names):
@@ -55,8 +56,10 @@ def check_outputs(signature: Signature, names: Sequence[str], is_typed: Callable
     for name in names:
         if name not in known:
             raise OutputNotFound(name, known, did_you_mean(name, known))
-    for spec in signature.outputs if is_typed else ():
-        if spec.data_type in RAW_ONLY and (not names or spec.name in names) and is_typed and is_typed(spec.name):
+    if is_typed is None:
+        return
+    for spec in signature.outputs:
+        if spec.data_type in RAW_ONLY and (not names or spec.name in names) and is_typed(spec.name):
             raise InvalidTensors([Violation(f"outputs.{spec.name}", no_typed_form(spec.data_type))])
 
 

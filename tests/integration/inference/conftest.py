@@ -1,7 +1,6 @@
 """A whole inference process inside the test: real gRPC, real worker processes, a fake registry."""
 
 import asyncio
-import contextlib
 import random
 import shutil
 import socket
@@ -27,6 +26,7 @@ from services.inference.app import build
 from services.inference.settings import InferenceSettings
 from tests.fakes import inference_models
 from tests.fakes.inference_registry import FakeRegistry, spec
+from tests.fakes.model_workers import model_workers
 
 
 @dataclass
@@ -89,12 +89,7 @@ class Running:
 
 def worker_pids() -> list[int]:
     """Return the model processes of this test."""
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            if "services.inference.worker" in child.cmdline():
-                found.append(child.pid)
-    return sorted(found)
+    return [worker.pid for worker in model_workers(psutil.Process())]
 
 
 def free_offset() -> int:

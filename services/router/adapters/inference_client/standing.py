@@ -2,23 +2,17 @@
 
 import random
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from services.common.breaker import circuit
+from services.common.breaker import RecentCalls, circuit
 
 _FIRST_AWAY_S: Final = 0.5
 _LONGEST_AWAY_S: Final = 30.0
 _FIRST_OPEN_S: Final = 1.0
-_WINDOW_S: Final = 10.0
-_LEAST_CALLS: Final = 20
-_FAILURE_SHARE: Final = 0.5
 _FAILURES_IN_A_ROW: Final = 5
 _PROBES_TO_CLOSE: Final = 3
 _JITTER: Final = 0.2
-# More than anyone looks back; the window bounds it in time.
-_REMEMBERED: Final = 1_000
 # Retransmission timer of TCP (Jacobson 1988, RFC 6298): smoothed time plus four mean deviations.
 _NEWEST_TIME: Final = 1 / 8
 _NEWEST_DEVIATION: Final = 1 / 4
@@ -49,8 +43,8 @@ class Standing:
         "_in_a_row",
         "_open",
         "_opened",
-        "_outcomes",
         "_probing",
+        "_recent",
         "_retry_at",
         "away_until",
     )
@@ -61,7 +55,7 @@ class Standing:
         self._clock = clock
         self._failed_at = 0.0
         self._in_a_row = 0
-        self._outcomes: deque[tuple[float, bool]] = deque(maxlen=_REMEMBERED)
+        self._recent = RecentCalls()
         self._open = False
         self._opened = 0
         self._retry_at = 0.0
@@ -91,8 +85,8 @@ class Standing:
         now = self._failed_at = self._clock()
         self._in_a_row += 1
         self.away_until = now + min(_FIRST_AWAY_S * 2.0 ** min(self._in_a_row - 1, 30), _LONGEST_AWAY_S)
-        self._remember(now, failed=True)
-        if probing or (not self._open and (self._in_a_row >= _FAILURES_IN_A_ROW or self._mostly_failing())):
+        self._recent.add(now, failed=True)
+        if probing or (not self._open and (self._in_a_row >= _FAILURES_IN_A_ROW or self._recent.mostly_failed())):
             pause_s = min(_FIRST_OPEN_S * 2.0 ** min(self._opened, 30), _LONGEST_AWAY_S)
             self._retry_at = now + pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
             self._good_probes = 0
@@ -103,23 +97,14 @@ class Standing:
     def _answered(self, started: float, *, probing: bool) -> None:
         if started > self._failed_at:
             self._in_a_row = 0
-        self._remember(started, failed=False)
+        self._recent.add(started, failed=False)
         if probing:
             self._good_probes += 1
             if self._good_probes >= _PROBES_TO_CLOSE:
                 self._opened = 0
-                self._outcomes.clear()
+                self._recent.clear()
                 self._open = False
                 self._circuit.close()
-
-    def _remember(self, now: float, *, failed: bool) -> None:
-        self._outcomes.append((now, failed))
-        while self._outcomes[0][0] < now - _WINDOW_S:
-            self._outcomes.popleft()
-
-    def _mostly_failing(self) -> bool:
-        failures = sum(failed for _, failed in self._outcomes)
-        return len(self._outcomes) >= _LEAST_CALLS and failures >= _FAILURE_SHARE * len(self._outcomes)
 
 
 class Usual:
