@@ -4,6 +4,7 @@ Time is the database's: the server's clock on Postgres, the host's on SQLite, wh
 """
 
 import asyncio
+import sqlite3
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -108,7 +109,13 @@ def _postgres_engine(url: URL, timeout_ms: int, service: str) -> AsyncEngine:
 def _sqlite_engine(
     url: URL, begin: str, pool_size: int, timeout_ms: int, drivers: "weakref.WeakSet[Any]"
 ) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_timeout=timeout_ms / 1000)
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=timeout_ms / 1000,
+        connect_args={"factory": _SqliteConnection},
+    )
 
     def prepare(connection: Any, _record: object) -> None:
         # The driver must not begin by itself: a transaction that reads first and then writes fails at once when
@@ -127,6 +134,14 @@ def _sqlite_engine(
     event.listen(engine.sync_engine, "connect", prepare)
     event.listen(engine.sync_engine, "begin", begin_transaction)
     return engine
+
+
+class _SqliteConnection(sqlite3.Connection):
+    def close(self) -> None:
+        # SQLite ends a closed connection's transaction, and gives up its lock, only when the last cursor is gone; those
+        # of a cancelled caller may hang in a stack trace until the garbage is collected.
+        self.rollback()
+        super().close()
 
 
 @asynccontextmanager
