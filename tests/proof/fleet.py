@@ -233,7 +233,6 @@ async def new_fleet() -> AsyncIterator[Fleet]:
         "INTERLOCK_REGISTRY_ADDRESS": f"127.0.0.1:{PORTS['registry'] + offsets[0]}",
         "INTERLOCK_DRAIN_DELAY_S": "0.2",
         "INTERLOCK_LOG_LEVEL": "warning",
-        "INTERLOCK_INFERENCE_START_WAIT_S": "0",
     }
 
     def service(name: str, module: str, door: str, offset: int, **more: str) -> Service:
