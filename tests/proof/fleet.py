@@ -36,7 +36,7 @@ from tests.proof import oracle
 from tests.proof.load import MODEL
 
 ROOT: Final = Path(__file__).parents[2]
-_START_TIMEOUT_S: Final = 60.0
+_START_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.05
 
 
