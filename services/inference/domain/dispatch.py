@@ -8,7 +8,7 @@ cancelled or expire.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -86,7 +86,9 @@ class Dispatcher:
         observer: Observer,
         limits: QueueLimits,
         refusal: ServiceError,
+        arriving: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`arriving` counts the calls that are on their way in, and may come here."""
         self.key = key
         self.queue = BatchQueue(policy)
         self.in_flight = 0
@@ -104,6 +106,7 @@ class Dispatcher:
         self._pace = Pace(self.times, self.queue.max_rows)
         self._instances: list[_Instance] = []
         self._refusal: ServiceError | None = refusal
+        self._arriving = arriving
         self._running: dict[int, _Running] = {}
         self._retries: deque[Batch] = deque()
         self._quarantine = Quarantine()
@@ -170,7 +173,8 @@ class Dispatcher:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
         while (self.queue.waiting or self._retries) and (instance := self._free()) is not None:
             self._drop_doomed(instance, now)
-            batch = self._next_retry(now) or self.queue.next_batch(now, self.in_flight, self._batch_due_s())
+            in_flight = self.in_flight + self._arriving()
+            batch = self._next_retry(now) or self.queue.next_batch(now, in_flight, self._batch_due_s())
             if batch is None:
                 break
             if batch.rows > self.queue.policy.max_batch_size:

@@ -72,6 +72,8 @@ class HostParts:
     pauses: Pauses
     loads: asyncio.Semaphore
     """As many versions load at once: loading takes the processor from those that serve."""
+    arriving: Callable[[], int]
+    """Counts the calls that are on their way in."""
 
 
 class _Ended(Exception):

@@ -51,6 +51,7 @@ class ModelHost:
             observer=parts.observer,
             limits=parts.limits,
             refusal=self._not_ready(),
+            arriving=parts.arriving,
         )
         self._policy = policy
         self._changed = changed
