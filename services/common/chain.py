@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
+from services.common.arrivals import Arrivals
 from services.common.call import CURRENT_CALL, Call, Method
 from services.common.deadlines import Deadlines, Watched
 from services.common.errors import (
@@ -119,6 +120,7 @@ class Chain:
         self.limits = limits
         self.budget = ByteBudget(limits.bytes_in_flight)
         self.deadlines = Deadlines()
+        self.arrivals = Arrivals()
         self._metrics = metrics
         self._tracing = tracing
         self._log = structlog.get_logger(part="access")

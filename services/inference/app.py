@@ -102,6 +102,7 @@ def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cac
             restart_longest_s=settings.inference_restart_longest_s,
             drain_s=settings.inference_unload_wait_s,
         ),
+        arriving=runtime.chain.arrivals.count,
     )
 
 

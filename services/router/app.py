@@ -122,6 +122,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         message_limit_bytes=settings.message_limit_bytes,
         on_sent=metrics.sent,
         use_frames=settings.hop == "frames",
+        arriving=runtime.chain.arrivals.count,
     )
     pools = InferencePools(
         settings.pool_addresses(),
