@@ -70,7 +70,7 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         )
         yield [
             Binding("interlock.inference.v1.InferenceService", servicer),
-            Binding(OIP, OipServicer(replica, tracer, _release()), hot=_HOT_METHODS),
+            Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release()), hot=_HOT_METHODS),
         ]
 
 
@@ -102,6 +102,7 @@ def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cac
             restart_longest_s=settings.inference_restart_longest_s,
             drain_s=settings.inference_unload_wait_s,
         ),
+        arriving=runtime.chain.arrivals.count,
     )
 
 
