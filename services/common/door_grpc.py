@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self
 
 import grpc
+from google.rpc.code_pb2 import UNAVAILABLE
 from google.rpc.status_pb2 import Status
 from grpc_reflection.v1alpha import reflection
 
@@ -130,8 +131,10 @@ def _stream(chain: Chain, method: Method) -> Callable[[AsyncIterator[bytes], _Co
         else:
             async with aclosing(_Incoming(context)) as incoming:
                 status = await chain.stream(method, incoming, call, out.send)
-                # Who streams and gets one answer writes to the end; who converses may be waiting for ours.
-                await incoming.read_on(_PAUSE_S if method.server_streaming else _LINGER_S)
+                # Not when somebody else can take what is under way: it must go there as soon as may be.
+                if status is not None and status.code != UNAVAILABLE:
+                    # Who streams and gets one answer writes to the end; who converses may be waiting for ours.
+                    await incoming.read_on(_PAUSE_S if method.server_streaming else _LINGER_S)
         if status is not None:
             await _fail(context, status, out.unsent() | call.trailers)
         await out.start()
