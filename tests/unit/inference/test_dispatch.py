@@ -324,7 +324,7 @@ POLICIES = [
     BatchingPolicy(4, 0.002),
     BatchingPolicy(5, 0.002, batch_sizes=(2, 5), ageing_s=0.01),
     BatchingPolicy(5, 0.0, latency_target_s=0.02, max_queue_rows=20),
-    BatchingPolicy(2, 0.002, max_queue_rows=4),
+    BatchingPolicy(1, 0.002, max_queue_rows=2),
 ]
 
 
