@@ -14,7 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.monitoring import change_points, coverage, fresh_streams, label_delay, public_sets, sketch_speed
+from benchmarks.monitoring import (
+    change_points,
+    coverage,
+    fresh_streams,
+    held_out,
+    label_delay,
+    public_sets,
+    sketch_speed,
+)
 from benchmarks.monitoring.peers import ROOT, Peer, ask
 from benchmarks.monitoring.stationary import run_stationary
 from services.monitor.domain.interval import rate_interval
@@ -36,7 +44,9 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory(prefix="il-") as name:
         folder = Path(name)
-        lines += public(folder, ask("nannyml", folder))
+        peer = ask("nannyml", folder)
+        lines += public(folder, peer)
+        lines += unseen(folder, peer)
         lines += series(ask("river", folder))
     lines += stationary(windows)
     lines += fresh()
@@ -85,6 +95,29 @@ def public(folder: Path, peer: Peer) -> Iterator[str]:
             yield from _followed(f"chunks of {size:,}", {f"{delay} later": rows for delay, rows in delays.items()})
 
 
+def unseen(folder: Path, peer: Peer) -> Iterator[str]:
+    yield "## Quality without labels on sets that nothing was tuned on"
+    yield ""
+    yield (
+        "Every constant was fixed before these were looked at. Stated 0.95; labels come so many chunks later; covered by intervals that assume no "
+        "concept drift → by those held against labels, and how much wider these are. Said: the coverage that answers state "
+        "(`held_count` of `checked_count`), on average over the same chunks. NannyML's synthetic work_home and modified housing; flights: "
+        "late or not from the schedule alone, April to December after February and March; rotating: a plane that turns for 20,000 rows, "
+        "stands still for 20,000 and turns again."
+    )
+    yield ""
+    held_out.prepare(folder)
+    for name, sizes in held_out.SETS.items():
+        path = folder / f"{name}.parquet"
+        if not path.exists():
+            yield f"{name} comes with NannyML: {peer.missing}"
+            yield ""
+            continue
+        for size in sizes:
+            found = {f"{delay} later": public_sets.followed(path, size, delay) for delay in (1, 2, 3)}
+            yield from _followed(f"{name}, chunks of {size:,}", found)
+
+
 def _coverage(path: Path, size: int, verdicts: dict[str, object]) -> Iterator[str]:
     held_out = public_sets.coverage_table(path, size, {}, held_out=True)
     analysis = public_sets.coverage_table(path, size, verdicts, held_out=False)
@@ -131,7 +164,8 @@ def _followed(head: str, found: dict[str, list[label_delay.Followed]]) -> Iterat
 def _before_and_after(row: label_delay.Followed | None) -> str:
     if row is None:
         return ""
-    return f"{row.plain:.2f} → {row.covered:.2f} of {row.windows}, {row.width / row.plain_width:.2f} times as wide"
+    wider = f"{row.width / row.plain_width:.2f} times as wide" if row.plain_width else "without width"
+    return f"{row.plain:.2f} → {row.covered:.2f} of {row.windows}, said {row.said:.2f}, {wider}"
 
 
 def series(peer: Peer) -> Iterator[str]:
@@ -179,7 +213,7 @@ def stationary(windows: int) -> Iterator[str]:
     )
     yield (
         f"Alarms with the defaults: {later.default_alarms} in {len(later.windows):,} windows; first eight days: {first.default_alarms} in "
-        f"{len(first.windows)} (the very first window has nothing to be compared with, so a feature that follows the hour looks drifted)."
+        f"{len(first.windows)}."
     )
     yield ""
     yield "Share of p-values below a limit, after four weeks:"
@@ -198,8 +232,8 @@ def fresh(seed: int = 20_261_121) -> Iterator[str]:
     yield ""
     yield (
         f"Other distributions, profiles and sizes ({', '.join(map(str, fresh_streams.SIZES))} predictions in an hourly window, together), defaults; "
-        "with 95 % intervals that take windows for independent, which they are not. First days: a version without any window before. There "
-        "what follows the weekday or swings slowly cannot be told from drift, and answers say so (`few_past_windows`)."
+        "with 95 % intervals that take windows for independent, which they are not. First eight days: a version without any window "
+        "before, that begins on a Monday and on a Saturday; what a week like the baseline's may bring is no drift there."
     )
     yield ""
     rows = []
@@ -209,22 +243,24 @@ def fresh(seed: int = 20_261_121) -> Iterator[str]:
             windows, significant, alarms = fresh_streams.alarm_rates(kind, seed, with_history)
             cells += [_share(significant, windows), _share(alarms, windows)]
         rows.append([kind.name, *cells])
-    head = (
-        "stream",
-        "after four weeks: significant",
-        "alarm",
-        f"first {fresh_streams.FIRST} hours: significant",
-        "alarm",
-    )
+    head = ("stream", "after four weeks: significant", "alarm", "first eight days: significant", "alarm")
     yield from table(head, rows)
-    yield "A shift of one feature of six, 400 predictions in a window, found by the window (share of 20 streams):"
+    pasts = (0, 2 * 24, 6 * 24, 28 * 24)
+    yield (
+        "Hours until a lasting shift of a feature that follows neither hour nor weekday alarms, 400 predictions in an hourly window, every third "
+        "judged, median of 5 streams, by how long the version was there before:"
+    )
     yield ""
-    found = [
-        [f"{shift} sd", past, *(f"{share:.2f}" for share in fresh_streams.found_within(shift, past, seed))]
-        for shift in (0.4, 0.8, 1.5)
-        for past in (0, 2, 4, 24, 10 * 24)
-    ]
-    yield from table(("shift", "hours before", "1st", "2nd", "3rd", "4th", "5th", "6th"), found)
+    yield from table(
+        ("shift", *(f"{past // 24} days before" for past in pasts)),
+        ([f"{shift} sd", *(_delay(shift, past, seed) for past in pasts)] for shift in (0.4, 0.8, 1.5, 3.0)),
+    )
+
+
+def _delay(shift: float, past_hours: int, seed: int) -> str:
+    found = [fresh_streams.hours_until_found(shift, past_hours, seed + stream) for stream in range(5)]
+    median = sorted(240 if hours is None else hours for hours in found)[2]
+    return "not in ten days" if median == 240 else str(median)
 
 
 def _share(count: int, windows: int) -> str:

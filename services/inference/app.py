@@ -70,7 +70,7 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         )
         yield [
             Binding("interlock.inference.v1.InferenceService", servicer),
-            Binding(OIP, OipServicer(replica, tracer, _release()), hot=_HOT_METHODS),
+            Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release()), hot=_HOT_METHODS),
         ]
 
 

@@ -77,7 +77,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 
 
 def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
-    oip = OipServicer(predictor, catalog, _release())
+    oip = OipServicer(predictor, catalog, runtime.streams, _release())
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health, runtime.settings.message_limit_bytes)
     return (
         Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),

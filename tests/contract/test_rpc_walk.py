@@ -29,7 +29,7 @@ NO_MISTAKE = "a question about the process itself: no answer to it is an error, 
 _SHARED_MEMORY = [
     f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister")
 ]
-_NOWHERE = [*_SHARED_MEMORY, "ModelStreamInfer", "TraceSetting", "LogSettings"]
+_NOWHERE = [*_SHARED_MEMORY, "TraceSetting", "LogSettings"]
 EXEMPT: dict[tuple[str, str, str], str] = {
     **{(app, f"{OPEN_INFERENCE}/{name}", "happy"): NOT_OFFERED for app in ("router", "inference") for name in _NOWHERE},
     **{("router", f"{OPEN_INFERENCE}/{name}", "happy"): NOT_OFFERED for name in ("ModelConfig", "ModelStatistics")},

@@ -177,7 +177,10 @@ class Dispatcher:
             batch = self._next_retry(now) or self.queue.next_batch(now, in_flight, self._batch_due_s())
             if batch is None:
                 break
-            self._send(instance, batch, now)
+            if batch.rows > self.queue.policy.max_batch_size:
+                self._divide(batch)
+            else:
+                self._send(instance, batch, now)
         self._arm(now)
 
     def attach(self, runner: BatchRunner, measured: Sequence[tuple[int, float]]) -> None:
@@ -221,7 +224,7 @@ class Dispatcher:
         self.pump()
 
     def set_policy(self, policy: BatchingPolicy) -> None:
-        """Join requests by another policy from now on."""
+        """Join requests by another policy from now on. What runs is left alone; what waits was accepted and stays."""
         self.queue.policy = policy
         self._adapt(self._clock.now())
         self.pump()
@@ -292,14 +295,21 @@ class Dispatcher:
         if len(batch.items) > 1:
             self._retries.extendleft(reversed(batch.halves()))
         elif failure.failure is Failure.OUT_OF_MEMORY and batch.rows > 1 and not batch.items[0].unwanted:
-            self._halve_rows(batch.items[0])
+            self._split(batch.items[0], -(-batch.rows // 2))
         else:
             self._fail(batch.items, _failure(failure), now)
 
-    def _halve_rows(self, item: Item) -> None:
-        """Run one request in two parts. It was counted out of the calls in flight as one and comes back as two."""
+    def _divide(self, batch: Batch) -> None:
+        """Take a batch apart that was accepted, or begun, when larger ones were allowed."""
+        if len(batch.items) > 1:
+            self._retries.extendleft(reversed(batch.halves()))
+        else:
+            self._split(batch.items[0], self.queue.policy.max_batch_size)
+
+    def _split(self, item: Item, max_rows: int) -> None:
+        """Run one request in parts. It is counted out of the calls in flight as one and comes back as several."""
         sink = PartsSink(item, self._outputs, self.cancel)
-        sink.parts = split_item(item, self._inputs, -(-item.rows // 2), sink)
+        sink.parts = split_item(item, self._inputs, max_rows, sink)
         item.parts = sink
         item.stage = Stage.DONE
         item.inputs = ()

@@ -76,6 +76,11 @@ class ModelHost:
         return self.dispatcher.queue.policy.max_batch_size
 
     @property
+    def max_queue_rows(self) -> int:
+        """Most rows that wait."""
+        return self.dispatcher.queue.policy.max_queue_rows or self.parts.limits.rows
+
+    @property
     def memory_bytes(self) -> int:
         """Resident memory of its processes."""
         return sum(each.process.memory_bytes for each in self._instances if each.process is not None)
