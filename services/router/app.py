@@ -18,6 +18,7 @@ from interlock.router.v1 import http_service_pb2, router_service_pb2
 from interlock.router.v1alpha1 import router_service_pb2 as unstable_pb2
 
 from services.common.call import Binding
+from services.common.chain import ByteBudget
 from services.common.channels import open_channel, open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
@@ -49,6 +50,9 @@ _HOT_OF: Final = {ROUTER: _PREDICTING, HTTP: _PREDICTING | _INFERRING, OIP: _INF
 HOT: Final = frozenset(f"{service}/{method}" for service, methods in _HOT_OF.items() for method in methods)
 """Full names of the methods that the door in Envoy answers."""
 
+# A request of PredictRowsStream is held for as long as its caller reads; the rest is for those that are answered at once.
+_ROW_STREAMS_SHARE: Final = 4
+
 
 @asynccontextmanager
 async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
@@ -78,9 +82,11 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 
 def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
     oip = OipServicer(predictor, catalog, runtime.streams, _release())
+    row_streams = ByteBudget(runtime.settings.bytes_in_flight_limit // _ROW_STREAMS_SHARE)
+    router = RouterServicer(predictor, runtime.streams, row_streams)
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health, runtime.settings.message_limit_bytes)
     return (
-        Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
+        Binding(ROUTER, router, hot=_HOT_OF[ROUTER]),
         Binding(HTTP, http, hot=_HOT_OF[HTTP]),
         Binding(OIP, oip, hot=_HOT_OF[OIP]),
         *unimplemented_bindings(unstable_pb2.DESCRIPTOR),

@@ -429,11 +429,12 @@ async def test_a_stream_answers_every_request_and_tells_a_failure_in_its_place(w
 
 
 async def test_a_client_may_have_a_failure_end_the_stream_instead(world: World) -> None:
-    requests = stream_infers(1)
-    requests[0].model_name = "no-such-model"
-    call = world.oip.ModelStreamInfer(iter(requests), timeout=10, metadata=[("triton_grpc_error", "true")])
+    (request,) = stream_infers(1)
+    request.model_name = "no-such-model"
+    call = world.oip.ModelStreamInfer(timeout=10, metadata=[("triton_grpc_error", "true")])
+    await call.write(request)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await anext(aiter(call))
+        await call.read()
     assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
