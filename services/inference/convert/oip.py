@@ -23,7 +23,7 @@ from services.inference.convert.checks import (
 )
 from services.inference.convert.contents import UnusableContents, raw_from_contents
 from services.inference.domain.failure import OutputNotFound
-from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place
+from services.inference.domain.item import BatchAnswer, BatchKey, Place
 from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, element_count
 from services.inference.domain.version import VersionKey, VersionSpec
 
@@ -43,7 +43,6 @@ class InferRequest:
     key: BatchKey
     timeout_s: float | None
     """The caller's own limit beside the call's deadline."""
-    criticality: Criticality
 
 
 def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> InferRequest:
@@ -69,7 +68,6 @@ def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> In
         inputs=inputs,
         key=BatchKey(outputs, trailing),
         timeout_s=timeout_us / 1e6 if timeout_us > 0 else None,
-        criticality=Criticality.DEFAULT,
     )
 
 
@@ -98,7 +96,7 @@ def _at_first_sight(request: oip.ModelInferRequest, version: VersionSpec) -> Inf
         ):
             return None
     key = BatchKey(tuple(range(len(version.outputs))), tuple([spec.trailing for spec in specs]))
-    return InferRequest(rows, list(raw), key, None, Criticality.DEFAULT)
+    return InferRequest(rows, list(raw), key, None)
 
 
 def _wanted_outputs(request: oip.ModelInferRequest, version: VersionSpec) -> list[str]:

@@ -204,7 +204,7 @@ class OipServicer:
             key=wanted.key,
             deadline=deadline,
             sink=waiting,
-            criticality=wanted.criticality,
+            criticality=call.criticality,
             request_id=call.request_id,
             trace=self._tracer.begin(host.key, call.traceparent),
         )
