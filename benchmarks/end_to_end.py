@@ -5,7 +5,7 @@
 Everything under test (edge, router, inference, model worker, registry, monitor, features, Redis) runs on core 0, the load
 on core 1, closed loop, 2,000 distinct rows, prediction cache absent. Before the load every row's answer is compared with
 the model called directly; after it the servers' count of good answers must equal the client's. Read the ratios: the
-absolute figures are this machine's.
+absolute figures are this machine's. The tables of processor time, by process, also hold on a busy machine.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -31,6 +32,7 @@ from interlock.router.v1 import router_service_pb2 as router_pb
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.h2_load import Load, Tally
+from benchmarks.processor_time import ProcessorTime
 from interlock_cli.demo.cache import TrainedVersion, cached_version
 from interlock_cli.demo.data import CATEGORICAL, LATER, RECIPES, load_flights
 from interlock_cli.demo.direct import model_inputs
@@ -53,17 +55,19 @@ def main() -> None:
     arguments = _arguments()
     psutil.Process().cpu_affinity([LOAD])
     state = Path(tempfile.mkdtemp(prefix="il-"))
-    cells: list[dict[str, object]] = []
+    cells: list[dict[str, Any]] = []
     try:
         for door in arguments.doors:
-            with stack(state, door):
+            with stack(state, door) as suite:
                 trained = prepare(state)
                 bodies, rows = requests()
                 check_answers(bodies, rows, trained)
                 for round_number in range(arguments.rounds):
                     for in_flight, connections in IN_FLIGHT.items():
-                        tally = measure(bodies, in_flight, connections, arguments.seconds)
-                        cells.append(cell(door, in_flight, round_number, tally))
+                        tally, cpu_us, switches = measure(suite, bodies, in_flight, connections, arguments.seconds)
+                        cells.append(
+                            cell(door, in_flight, round_number, tally) | {"cpu_us": cpu_us, "switches": switches}
+                        )
                         print(cells[-1], flush=True)
         direct = direct_calls(trained.artifact_path, rows, arguments.seconds)
     finally:
@@ -72,8 +76,8 @@ def main() -> None:
 
 
 @contextmanager
-def stack(state: Path, door: str) -> Iterator[None]:
-    """Runs the whole suite on core 0."""
+def stack(state: Path, door: str) -> Iterator[int]:
+    """Runs the whole suite on core 0; gives the id of the process that all others come from."""
     environment = {
         **os.environ,
         "INTERLOCK_STATE_DIR": str(state),
@@ -86,7 +90,7 @@ def stack(state: Path, door: str) -> Iterator[None]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT)
     try:
         run_demo(environment, process)
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
@@ -151,14 +155,18 @@ def check_answers(bodies: list[bytes], rows: "object", trained: TrainedVersion) 
             raise SystemExit(f"row {index}: got {list(said.probabilities)}, the model says {want}")
 
 
-def measure(bodies: list[bytes], in_flight: int, connections: int, seconds: float) -> Tally:
+def measure(
+    suite: int, bodies: list[bytes], in_flight: int, connections: int, seconds: float
+) -> tuple[Tally, dict[str, float], dict[str, float]]:
+    """Gives what the load saw, and by process microseconds of processor time and switches a request."""
     run_load(bodies, in_flight, connections, 1.0)
-    before = server_ok_count()
+    before, spent_before = server_ok_count(), ProcessorTime([suite])
     tally = run_load(bodies, in_flight, connections, seconds)
+    spent = ProcessorTime([suite])
     counted = server_ok_count() - before
     if tally.failures or counted != tally.ok_count:
         raise SystemExit(f"client: {tally.ok_count} good, {tally.failures}; server: {counted} good")
-    return tally
+    return tally, *spent.since(spent_before, tally.ok_count)
 
 
 def run_load(
@@ -202,7 +210,7 @@ def direct_calls(artifact: Path, rows: "object", seconds: float) -> dict[int, fl
     return figures
 
 
-def cell(door: str, in_flight: int, round_number: int, tally: Tally) -> dict[str, object]:
+def cell(door: str, in_flight: int, round_number: int, tally: Tally) -> dict[str, Any]:
     return {
         "door": door,
         "in_flight": in_flight,
@@ -214,7 +222,7 @@ def cell(door: str, in_flight: int, round_number: int, tally: Tally) -> dict[str
     }
 
 
-def write(cells: list[dict[str, object]], direct: dict[int, float], arguments: argparse.Namespace) -> None:
+def write(cells: list[dict[str, Any]], direct: dict[int, float], arguments: argparse.Namespace) -> None:
     setting = (
         f"`python -m benchmarks.end_to_end`, {time.strftime('%Y-%m-%d', time.gmtime())}, {platform.machine()}, "
         f"{os.cpu_count()} cores, Python {platform.python_version()}; median of {arguments.rounds} rounds of "
@@ -235,10 +243,35 @@ def write(cells: list[dict[str, object]], direct: dict[int, float], arguments: a
         lines.append(
             f"| model called directly | batch of {size} | {speed:,.0f} | {1000 * size / speed:.2f} | | {speed / direct[1]:.1%} |"
         )
+    for door in arguments.doors:
+        lines += ["", *spent_table([c for c in cells if c["door"] == door], f"Door {door}")]
     text = "\n".join(lines) + "\n"
     arguments.output.write_text(text, encoding="utf-8")
     arguments.output.with_suffix(".json").write_text(json.dumps({"cells": cells, "direct": direct}, indent=1) + "\n")
     print(text)
+
+
+def spent_table(cells: list[dict[str, Any]], title: str) -> list[str]:
+    """Gives the table of processor time by process; what does not follow the requests gets smaller with their rate."""
+    head = " | ".join(f"{in_flight} in flight" for in_flight in IN_FLIGHT)
+    lines = [
+        f"## {title}: microseconds of processor time a request, and switches of threads",
+        "",
+        f"| what | {head} |",
+        f"|---|{'---|' * len(IN_FLIGHT)}",
+    ]
+    roles = sorted({role for c in cells for role in c["cpu_us"]}, key=lambda role: -cells[-1]["cpu_us"].get(role, 0.0))
+    for role in [*roles, "all"]:
+        row = []
+        for in_flight in IN_FLIGHT:
+            found = [c for c in cells if c["in_flight"] == in_flight]
+            us, switches = (
+                float(np.median([sum(c[key].values()) if role == "all" else c[key].get(role, 0.0) for c in found]))
+                for key in ("cpu_us", "switches")
+            )
+            row.append(f"{us:.0f} ({switches:.2f})")
+        lines.append(f"| {role} | {' | '.join(row)} |")
+    return lines
 
 
 def _arguments() -> argparse.Namespace:

@@ -43,7 +43,7 @@ _COMMANDS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
         settings.settings,
     ),
     "Models": (predict.predict, models.models, models.versions, models.register),
-    "Traffic": (routes.deploy, routes.deployments, routes.route),
+    "Traffic": (routes.deploy, routes.deployments, routes.batching, routes.route),
     "Monitoring": (
         monitoring.drift,
         monitoring.data_quality,

@@ -49,6 +49,21 @@ class Deployments:
         """Gives a deployment by its name, `deployments/{deployment}`."""
         return (await self._caller.call(self._stub.GetDeployment, pb.GetDeploymentRequest(name=name))).deployment
 
+    async def set_batching(
+        self, name: str, policy: deployment_pb2.BatchingPolicy, fields: Sequence[str], *, etag: str = ""
+    ) -> pb.UpdateDeploymentResponse:
+        """Changes fields of a deployment's batching policy while it serves; one that `policy` does not set gets its default.
+
+        The answer holds the changed deployment, and the epoch from which on replicas follow it. Raises CallError with
+        ABORTED when an etag is given and the deployment has changed since it was read.
+        """
+        request = pb.UpdateDeploymentRequest(
+            deployment=deployment_pb2.Deployment(name=name, batching=policy, etag=etag),
+            update_mask=field_mask_pb2.FieldMask(paths=[f"batching.{field}" for field in fields]),
+            request_id=new_request_id(),
+        )
+        return await self._caller.call(self._stub.UpdateDeployment, request)
+
     async def list(self, model: str = "", environment: str = "") -> AsyncIterator[deployment_pb2.Deployment]:
         """Walks deployments by name, of one model and environment or of all."""
 

@@ -61,7 +61,11 @@ def _first_fire(arrays: dict[str, np.ndarray], starts: list[int], first: int, si
     past = {name: [window(name, index) for index in range(first, first + BASELINE_WINDOWS)] for name in usable}
     for index in range(first + BASELINE_WINDOWS, len(starts)):
         now = {name: window(name, index) for name in usable}
-        compared = [FeatureComparison(name, usable[name].histogram(), [now[name]], past[name]) for name in usable]
+        # As against an earlier stretch: three windows are no baseline of whole weeks.
+        compared = [
+            FeatureComparison(name, usable[name].histogram(), [now[name]], past[name], is_baseline=False)
+            for name in usable
+        ]
         if any(drift.is_drifted for drift in measure_drift(compared, window_s=STEP_S)):
             return index
         for name in usable:

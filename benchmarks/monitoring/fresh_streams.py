@@ -21,8 +21,10 @@ from services.monitor.domain.profile import CategoricalProfile, NumericProfile
 SIZES = (40, 400, 5_000)
 """Predictions in a window, on average."""
 BASELINE_DAYS = 28
-AFTER_HISTORY, FIRST = 48, 48
-"""Windows judged after four weeks of history, and at the begin of a version without any."""
+AFTER_HISTORY, FIRST = 48, 8 * 24
+"""Windows judged after four weeks of history, and hours at the begin of a version without any, of which every fourth is."""
+BEGIN_DAYS = (0, 5)
+"""Weekdays on which a version without history begins: a Monday, a Saturday."""
 
 Profiled = NumericProfile | CategoricalProfile
 Profile = Callable[[int, np.random.Generator], float]
@@ -135,38 +137,32 @@ def alarm_rates(kind: Kind, seed: int, with_history: bool) -> tuple[int, int, in
     """Return windows, those with something significant at the default rate, and those with an alarm, over all sizes."""
     windows = significant = alarms = 0
     for size in SIZES:
-        stream_seed = [seed, KINDS.index(kind), size, int(with_history)]
-        for drifts in judged(kind, size, stream_seed, with_history, AFTER_HISTORY if with_history else FIRST):
-            windows += 1
-            significant += any(s.q_value < FALSE_DISCOVERY_RATE for drift in drifts for s in drift.statistics)
-            alarms += is_alarm(drifts)
+        for begin_day in BEGIN_DAYS[:1] if with_history else BEGIN_DAYS:
+            stream_seed = [seed, KINDS.index(kind), size, int(with_history), begin_day]
+            for drifts in judged(kind, size, stream_seed, with_history, begin_day):
+                windows += 1
+                significant += any(s.q_value < FALSE_DISCOVERY_RATE for drift in drifts for s in drift.statistics)
+                alarms += is_alarm(drifts)
     return windows, significant, alarms
 
 
-def found_within(shift: float, past_hours: int, seed: int, streams: int = 20, windows: int = 6) -> list[float]:
-    """Return the share of streams in which a shift of a steady feature alarms by the first window, the second, and so on.
+def hours_until_found(shift: float, past_hours: int, seed: int, hours: int = 240, every: int = 3) -> int | None:
+    """Return after how many hours a shift of a steady feature alarms; None: not in ten days.
 
-    The shift is in standard deviations; 400 predictions in a window; five features that do not drift beside it.
+    The shift is in standard deviations; 400 predictions in a window, every third of which is judged.
     """
-    found = np.zeros((streams, windows), dtype=bool)
-    for stream in range(streams):
-        random = np.random.default_rng([seed, stream, past_hours])
-        profile = profile_of([random.normal(size=20_000)])
-
-        def window(hour: int, by: float, profile: Profiled = profile, random: np.random.Generator = random) -> Window:
-            return Window(hour * HOUR_S, histogram_of(profile, random.normal(by, 1.0, 400)))
-
-        past = {f"x{index}": [window(hour, 0.0) for hour in range(past_hours)] for index in range(6)}
-        for index in range(windows):
-            hour = past_hours + index
-            now = {name: window(hour, shift if name == "x0" else 0.0) for name in past}
-            drifts = measure_drift(
-                [FeatureComparison(n, profile.histogram(), [now[n]], past[n]) for n in past], window_s=HOUR_S
-            )
-            drifted = {drift.name for drift in drifts if drift.is_drifted}
-            found[stream, index] = "x0" in drifted
-            past = {name: [*past[name], replace(now[name], is_drifted=name in drifted)] for name in past}
-    return np.maximum.accumulate(found, axis=1).mean(axis=0).tolist()
+    random = np.random.default_rng([seed, past_hours])
+    profile = profile_of([random.normal(size=20_000)])
+    past: list[Window] = []
+    for hour in range(past_hours + hours):
+        by = shift if hour >= past_hours else 0.0
+        now = Window(hour * HOUR_S, histogram_of(profile, random.normal(by, 1.0, 400)))
+        if hour >= past_hours and (hour - past_hours) % every == 0:
+            compared = FeatureComparison("x", profile.histogram(), [now], past)
+            if measure_drift([compared], window_s=HOUR_S)[0].is_drifted:
+                return hour - past_hours + 1
+        past.append(now)
+    return None
 
 
 KINDS = (
@@ -182,19 +178,19 @@ KINDS = (
 
 
 def judged(
-    kind: Kind, size: int, seed: Sequence[int], with_history: bool, windows: int
+    kind: Kind, size: int, seed: Sequence[int], with_history: bool, begin_day: int
 ) -> Iterator[list[FeatureDrift]]:
-    """Yield the drifts of each window, without minimum effects; a window that drifted does not tell what is usual."""
+    """Yield the drifts of windows, without minimum effects; a window that drifted does not tell what is usual."""
     state = State(seed)
     hours = [_hour(kind, state, hour, size) for hour in range(BASELINE_DAYS * 24)]
     profiles = {name: profile_of([values[name] for values in hours]) for name in hours[0]}
     past: dict[str, list[Window]] = {name: [] for name in profiles}
-    begin = BASELINE_DAYS * 24
+    begin = (BASELINE_DAYS + begin_day) * 24
     first = begin + (HISTORY_HOURS if with_history else 0)
-    for hour in range(begin, first + windows):
+    for hour in range(begin, first + (AFTER_HISTORY if with_history else FIRST)):
         values = _hour(kind, state, hour, size)
         now = {name: Window(hour * HOUR_S, histogram_of(profiles[name], found)) for name, found in values.items()}
-        if hour >= first:
+        if hour >= first and (with_history or (hour - first) % 4 == 0):
             compared = [FeatureComparison(n, p.histogram(), [now[n]], past[n]) for n, p in profiles.items()]
             drifts = measure_drift(compared, window_s=HOUR_S, minimum_effects=NO_MINIMUM)
             yield drifts

@@ -647,7 +647,7 @@ class ModelQueuePolicy(_message.Message):
     allow_timeout_override: _builtins.bool
     """True when a request may shorten that time; it can never extend it."""
     max_queue_size: _builtins.int
-    """Most requests waiting; 0 means no limit."""
+    """Most that may wait; 0 means no limit. Interlock counts rows, not requests."""
     def __init__(
         self,
         *,

@@ -261,7 +261,7 @@ def _drift_row(feature: pb.FeatureDrift) -> Row:
     shape = next((statistics[metric] for metric in _SHAPE if metric in statistics), None)
     return (
         f"{feature.name} (output)" if feature.is_output else feature.name,
-        f"DRIFT{' (few past windows)' if feature.few_past_windows else ''}" if feature.drifted else "",
+        f"{'DRIFT ' * feature.drifted}{'(few past windows)' * feature.few_past_windows}".strip(),
         interval(statistics[_PSI].value) if _PSI in statistics else "",
         f"up to {amount(statistics[_PSI].null_quantile_95)}" if _PSI in statistics else "",
         amount(statistics[_JENSEN_SHANNON].value.estimate) if _JENSEN_SHANNON in statistics else "",

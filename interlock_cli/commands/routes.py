@@ -1,9 +1,12 @@
 """Commands about deployments and the traffic between them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict, ParseError
 from interlock.registry.v1 import deployment_pb2, route_pb2
 
 from interlock_cli.commands.models import last_of
@@ -13,8 +16,10 @@ from interlock_cli.output import print_json, print_table, say
 from interlock_cli.wire_json import to_json
 from interlock_sdk.client import Client
 from interlock_sdk.deployments import DEFAULT_ENVIRONMENT, state_word
+from services.common.duration_text import DURATION_FORM, format_duration, parse_duration
 
 _WHOLE_BASIS_POINTS: Final = 10_000
+_PLACEMENT: Final = "MODEL_PLACEMENT_"
 
 Model = Annotated[str, typer.Argument(help="Id of the model.")]
 Environment = Annotated[str, typer.Option("--env", help="Environment.")]
@@ -69,6 +74,76 @@ def deployments(
     ]
     columns = ("deployment", "version", "environment", "pool", "replicas", "state", "message")
     print_table(columns, rows, empty="nothing is deployed")
+
+
+def batching(
+    deployment: Annotated[str, typer.Argument(help="Id of the deployment.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A field of BatchingPolicy and its value, such as max_delay=5ms, batch_sizes=1,8,64 or placement=inline; "
+            "without a value, its default. May be given several times.",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
+    target: Target = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show how a deployment's requests are joined into batches, or change it while it serves."""
+    name = f"deployments/{last_of(deployment)}"
+    policy, fields = read_batching(changes or [])
+
+    async def work(client: Client) -> deployment_pb2.Deployment:
+        if not fields:
+            return await client.deployments.get(name)
+        return (await client.deployments.set_batching(name, policy, fields)).deployment
+
+    found = call(target, work)
+    if as_json:
+        print_json(to_json(found.batching))
+        return
+    shown = [(field.name, _shown(field, value)) for field, value in found.batching.ListFields()]
+    print_table(("field", "value"), shown, empty=f"{name} has the defaults")
+
+
+def read_batching(changes: Sequence[str]) -> tuple[deployment_pb2.BatchingPolicy, list[str]]:
+    """Return a policy with the changed fields, and their names; raises CommandFailed."""
+    known = deployment_pb2.BatchingPolicy.DESCRIPTOR.fields_by_name
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name not in known:
+            raise CommandFailed(f"--set: no field of BatchingPolicy is {name!r}", [f"there are: {', '.join(known)}"])
+        values[name] = _batching_value(known[name], text)
+    try:
+        policy = ParseDict({name: value for name, value in values.items() if value}, deployment_pb2.BatchingPolicy())
+    except ParseError as error:
+        raise CommandFailed(f"--set: want fields of BatchingPolicy: {error}") from None
+    return policy, list(values)
+
+
+def _batching_value(field: FieldDescriptor, text: str) -> Any:
+    """Return a value as the contract's JSON has it; an empty one is the default."""
+    if field.message_type is not None and text:
+        found = parse_duration(text)
+        if found is None:
+            raise CommandFailed(f"--set: {field.name}: want {DURATION_FORM}, got {text!r}")
+        return f"{found.total_seconds():f}s"
+    if field.is_repeated:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if field.enum_type is not None and text:
+        return f"{_PLACEMENT}{text.upper()}"
+    return text
+
+
+def _shown(field: FieldDescriptor, value: Any) -> str:
+    if isinstance(value, Duration):
+        return format_duration(value.ToTimedelta())
+    if field.enum_type is not None:
+        word = field.enum_type.values_by_number.get(value)
+        return word.name.removeprefix(_PLACEMENT).lower() if word else str(value)
+    return str(value) if isinstance(value, int) else ", ".join(map(str, value))
 
 
 def route(

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from services.common.http_rules import rules_of_service
 
 _RAW_MARK: Final = "__interlock_raw__"
+_MANY_MARK: Final = "__interlock_answers_many__"
 _HandlerT = TypeVar("_HandlerT", bound=Callable[..., Any])
 
 
@@ -85,6 +86,8 @@ class Method:
     raw: bool
     """The handler takes and returns bytes: parsing is its own business, and so is refusing what does not parse."""
     hot: bool
+    answers_many: bool = False
+    """The handler answers several messages of its stream at a time, and counts their bytes itself."""
     rest_path: str = ""
     """Of an HttpBody twin: its first REST path, whose errors are bodies too; empty for every other RPC."""
     full_name: str = field(init=False)
@@ -104,6 +107,12 @@ class Method:
 def raw(handler: _HandlerT) -> _HandlerT:
     """Mark a handler that takes the request's bytes and returns the answer's bytes."""
     setattr(handler, _RAW_MARK, True)
+    return handler
+
+
+def answers_many(handler: _HandlerT) -> _HandlerT:
+    """Mark a stream's handler that has several messages in hand at a time: it counts their bytes, the chain does not."""
+    setattr(handler, _MANY_MARK, True)
     return handler
 
 
@@ -164,6 +173,7 @@ def _method(binding: Binding, rpc: MethodDescriptor) -> Method:
         handler=handler,
         raw=getattr(handler, _RAW_MARK, False),
         hot=rpc.name in binding.hot,
+        answers_many=getattr(handler, _MANY_MARK, False),
         rest_path=_twin_path(binding.service, rpc.name),
     )
 

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
+from services.common.arrivals import Arrivals
 from services.common.call import CURRENT_CALL, Call, Method
 from services.common.deadlines import Deadlines, Watched
 from services.common.errors import (
@@ -66,6 +67,8 @@ class Limits:
     """For a unary call that names none."""
     deadline_cap_s: float = 60.0
     """A unary call's deadline is cut to this."""
+    stream_bytes: int = 1024 * 1024
+    """What one stream may hold whose messages are answered side by side: requests, and answers that are not read."""
 
 
 # Made for each call; a frozen one costs twice the time.
@@ -117,6 +120,7 @@ class Chain:
         self.limits = limits
         self.budget = ByteBudget(limits.bytes_in_flight)
         self.deadlines = Deadlines()
+        self.arrivals = Arrivals()
         self._metrics = metrics
         self._tracing = tracing
         self._log = structlog.get_logger(part="access")
@@ -174,6 +178,13 @@ class Chain:
                 return record.fail(error)
             return None
 
+    def status_of(self, error: BaseException, call: Call) -> Status:
+        """Return the status for what a part of `call` failed with, logged once if it is a bug.
+
+        Raises the cancellation of the task itself again.
+        """
+        return _status_of(error, call, self._log)
+
     def _record(self, method: Method, call: Call) -> "_Record":
         return _Record(method, call, self._metrics.of(method.full_name), self._tracing, self._log)
 
@@ -194,7 +205,7 @@ class Chain:
             self.budget.used_bytes -= size_bytes
         _check_type(method, response)
         body = response if isinstance(response, bytes) or not encoded else response.SerializeToString()
-        _check_size("the answer", len(body) if isinstance(body, bytes) else body.ByteSize(), self.limits.message_bytes)
+        check_size("the answer", len(body) if isinstance(body, bytes) else body.ByteSize(), self.limits.message_bytes)
         return body
 
     def _deadline(self, call: Call) -> Watched:
@@ -214,6 +225,10 @@ class Chain:
 
     async def _requests(self, method: Method, payloads: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
         async for payload in payloads:
+            if method.answers_many:
+                check_size("the request", len(payload), self.limits.message_bytes)
+                yield _parse(method, payload)
+                continue
             self._admit(len(payload))
             try:
                 yield _parse(method, payload)
@@ -221,13 +236,13 @@ class Chain:
                 self.budget.used_bytes -= len(payload)
 
     def _admit(self, size_bytes: int) -> None:
-        _check_size("the request", size_bytes, self.limits.message_bytes)
+        check_size("the request", size_bytes, self.limits.message_bytes)
         self.budget.take(size_bytes)
 
     def _encode(self, method: Method, response: Any) -> bytes:
         _check_type(method, response)
         body: bytes = response if isinstance(response, bytes) else response.SerializeToString()
-        _check_size("the answer", len(body), self.limits.message_bytes)
+        check_size("the answer", len(body), self.limits.message_bytes)
         return body
 
 
@@ -257,22 +272,14 @@ class _Record:
 
     def fail(self, error: BaseException) -> Status:
         """Return the status for `error`, and log it once if it is a bug; raises a cancellation by the door again."""
-        if isinstance(error, GeneratorExit) or _is_own_cancellation(error):
+        try:
+            status = _status_of(error, self._call, self._log)
+        except BaseException:
             self._call.abandoned = True
             self._code = "CANCELLED"
-            raise error
-        if isinstance(error, asyncio.CancelledError):
-            # Something that the handler awaited was cancelled; our caller still waits for an answer.
-            error = RuntimeError("the handler awaited a cancelled task")
-        status = to_status(error, self._call.request_id)
+            raise
         self._code = Code.Name(status.code)
         self._reason = status_reason(status)
-        if isinstance(error, grpc.aio.AioRpcError):
-            self._log.warning(
-                "peer_failed", method=self._method.full_name, code=error.code().name, text=error.details()
-            )
-        elif not isinstance(error, ServiceError):
-            self._log.error("call_failed", method=self._method.full_name, exc_info=error)
         return status
 
     def __exit__(
@@ -304,7 +311,23 @@ def _failure(method: Method, status: Status, call: Call, *, encoded: bool) -> An
     return Answer(body.SerializeToString() if encoded else body, None, call.initial_metadata, call.trailers)
 
 
-def _is_own_cancellation(error: BaseException) -> bool:
+def _status_of(error: BaseException, call: Call, log: Any) -> Status:
+    if is_own_end(error):
+        raise error
+    if isinstance(error, asyncio.CancelledError):
+        # Something that the handler awaited was cancelled; our caller still waits for an answer.
+        error = RuntimeError("the handler awaited a cancelled task")
+    if isinstance(error, grpc.aio.AioRpcError):
+        log.warning("peer_failed", method=call.method, code=error.code().name, text=error.details())
+    elif not isinstance(error, ServiceError):
+        log.error("call_failed", method=call.method, exc_info=error)
+    return to_status(error, call.request_id)
+
+
+def is_own_end(error: BaseException) -> bool:
+    """Whether `error` ends the running task itself, instead of being a failure of what it awaited."""
+    if isinstance(error, GeneratorExit):
+        return True
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
 
@@ -330,7 +353,8 @@ def _check_type(method: Method, response: object) -> None:
         raise TypeError(f"handler of {method.full_name} returned {type(response).__name__}, not {wanted}")
 
 
-def _check_size(what: str, size_bytes: int, limit_bytes: int) -> None:
+def check_size(what: str, size_bytes: int, limit_bytes: int) -> None:
+    """Raise ResourceExhausted for a message that is too large."""
     if size_bytes > limit_bytes:
         raise ResourceExhausted(
             f"{what} has {size_bytes} bytes, the limit is {limit_bytes}",

@@ -88,7 +88,11 @@ async def read_body(receive: Receive, chain: Chain, call: Call, limit_bytes: int
     when it is not complete in time, `ClientGone` when the client hung up.
     """
     with chain.deadlines.watch(call, "the request was complete"):
-        body, more = await _chunk(receive)
+        arriving = chain.arrivals.begin()
+        try:
+            body, more = await _chunk(receive)
+        finally:
+            chain.arrivals.end(arriving)
         if len(body) > limit_bytes:
             raise too_large("the request", limit_bytes)
         return await _collect(receive, chain, limit_bytes, body) if more else body

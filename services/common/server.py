@@ -32,6 +32,7 @@ from services.common.metrics import RequestMetrics
 from services.common.notify import READY, STOPPING, notify
 from services.common.probes import ProbeServer, serve_probes
 from services.common.settings import CommonSettings, InvalidSettings, SettingsT, read_notify_socket, read_settings
+from services.common.stream_answers import Streams
 from services.common.tasks import spawn
 from services.common.tracing import Tracing
 
@@ -54,6 +55,8 @@ class Runtime(Generic[SettingsT]):
         self.chain = Chain(limits=_limits(settings), metrics=RequestMetrics(name, self.registry), tracing=self.tracing)
         self.draining = asyncio.Event()
         """Set when the process begins to drain; long streams end soon after."""
+        self.streams = Streams(self.chain, self.draining)
+        """Answers streams whose messages are answered side by side."""
         self._on_drain: list[DrainCallback] = []
 
     def on_drain(self, callback: DrainCallback) -> None:
@@ -185,6 +188,7 @@ def _limits(settings: CommonSettings) -> Limits:
         bytes_in_flight=settings.bytes_in_flight_limit,
         default_deadline_s=settings.default_deadline_s,
         deadline_cap_s=settings.deadline_cap_s,
+        stream_bytes=settings.stream_limit_bytes,
     )
 
 

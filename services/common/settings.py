@@ -91,10 +91,13 @@ class CommonSettings(BaseSettings):
     """Largest message, request or answer, on every door. Bytes."""
     bytes_in_flight_limit: PositiveInt = 256 * 1024 * 1024
     """Bytes of requests that one process answers at a time; more is refused."""
+    stream_limit_bytes: PositiveInt = 1024 * 1024
+    """Bytes that one stream of predictions may hold, requests in hand and answers that nobody reads; then nothing more is
+    read from it. A single message may be larger."""
     default_deadline_s: PositiveFloat = 5.0
-    """Deadline of a unary call that names none. Seconds."""
+    """Deadline of a unary call, or of a message of a stream, that names none. Seconds."""
     deadline_cap_s: PositiveFloat = 60.0
-    """Longest deadline of a unary call; a longer one is cut. Seconds."""
+    """Longest deadline of a unary call, or of a message of a stream; a longer one is cut. Seconds."""
     max_connection_age_s: Annotated[float, Field(ge=0)] = 0.0
     """Age after which a client is asked to reconnect. Seconds; 0 is never. For public ports only."""
 

@@ -104,7 +104,7 @@ async def _definitions(base: Base) -> Sequence[Binding]:
             for forget_view in base.on_view_deleted:
                 base.runtime.spawn(forget_view(view), f"forget-{view.id}")
 
-    servicer = FeatureViewServicer(store, base.catalog, registry, forget)
+    servicer = FeatureViewServicer(store, base.catalog, registry, base.settings.file_roots, forget)
     return [Binding(_full_name(feature_view_service_pb2, "FeatureViewService"), servicer)]
 
 
@@ -186,6 +186,7 @@ async def _offline(base: Base, online: Online) -> Sequence[Binding]:
         settings.state_dir.absolute() / "features" / "offline",
         limits,
         settings.features_connections,
+        settings.file_roots,
         parallelism=settings.offline_parallelism,
     )
     await asyncio.to_thread(processes.clear)
@@ -210,7 +211,10 @@ async def _offline(base: Base, online: Online) -> Sequence[Binding]:
     base.runtime.on_drain(joins.drain)
     return [
         Binding(_full_name(offline_feature_service_pb2, "OfflineFeatureService"), joins),
-        Binding(_full_name(feature_job_service_pb2, "FeatureJobService"), FeatureJobServicer(store, runner, jobs)),
+        Binding(
+            _full_name(feature_job_service_pb2, "FeatureJobService"),
+            FeatureJobServicer(store, runner, jobs, settings.file_roots),
+        ),
     ]
 
 

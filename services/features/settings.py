@@ -1,8 +1,9 @@
 """What the features service reads from the environment, beside what every service reads."""
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from services.common.settings import CommonSettings
+from services.features.domain.file_roots import FileRoots, wrong_form
 
 
 class Settings(CommonSettings):
@@ -35,6 +36,8 @@ class Settings(CommonSettings):
 
     features_connections: dict[str, str] = Field(default_factory=dict)
     """Databases that batch sources may name, as a JSON object of SQLAlchemy URLs by name; sqlite or postgresql."""
+    features_file_roots: list[str] = Field(default_factory=list)
+    """Folders under which batch sources and results of jobs may lie, as a JSON list of URIs: file:///<path>, s3://<bucket>/<path> or gs://. Empty: files in the state folder's features/files."""
     features_join_limit_mib: PositiveInt = 256
     """Most rows that one JoinFeatures may bring. MiB."""
     features_join_idle_timeout_s: PositiveFloat = 60.0
@@ -51,6 +54,19 @@ class Settings(CommonSettings):
     """How long a job belongs to a process that does not say that it is alive. Seconds."""
     job_poll_s: PositiveFloat = 1.0
     """How often jobs that another process let go, or that wait, are looked for. Seconds."""
+
+    @field_validator("features_file_roots")
+    @classmethod
+    def _sound(cls, roots: list[str]) -> list[str]:
+        for root in roots:
+            if want := wrong_form(root):
+                raise ValueError(f"{want}, got {root!r}")
+        return roots
+
+    @property
+    def file_roots(self) -> FileRoots:
+        """Where files of callers may lie."""
+        return FileRoots(self.features_file_roots or [f"file://{self.state_dir.absolute() / 'features' / 'files'}"])
 
     @property
     def database(self) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from services.common.errors import to_status
+from services.features.adapters.batch_reader import BatchReader
 from services.features.adapters.offline_task import read_task, write_error
 from services.features.adapters.offline_work import is_disk_full, run_task
+from services.features.domain.file_roots import FileRoots
 
 _NICENESS: Final = 10
 _FIRST_TO_GO: Final = "500"
@@ -21,10 +23,11 @@ def main() -> int:
     """Do the work of a folder; exit 0 when result or error stands there, ENOSPC when the disk has no room for either."""
     folder = Path(sys.argv[1])
     _step_back()
-    connections = json.loads(sys.stdin.buffer.readline() or b"{}")
+    access = json.loads(sys.stdin.buffer.readline())
+    reader = BatchReader(access["connections"], FileRoots(access["roots"]))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        run_task(folder, read_task(folder), connections)
+        run_task(folder, read_task(folder), reader)
     except Exception as error:
         if is_disk_full(error):
             return errno.ENOSPC

@@ -73,7 +73,7 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         regions = stack.enter_context(contextlib.closing(SharedRegions(*limits, runtime.chain.budget)))
         yield [
             Binding("interlock.inference.v1.InferenceService", servicer),
-            Binding(OIP, OipServicer(replica, tracer, _release(), regions), hot=_HOT_METHODS),
+            Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release(), regions), hot=_HOT_METHODS),
         ]
 
 
@@ -105,6 +105,7 @@ def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cac
             restart_longest_s=settings.inference_restart_longest_s,
             drain_s=settings.inference_unload_wait_s,
         ),
+        arriving=runtime.chain.arrivals.count,
     )
 
 

@@ -82,7 +82,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
 def _bindings(
     predictor: Predictor, catalog: Catalog, regions: SharedRegions, runtime: Runtime[Settings]
 ) -> Sequence[Binding]:
-    oip = OipServicer(predictor, catalog, _release(), regions)
+    oip = OipServicer(predictor, catalog, runtime.streams, _release(), regions)
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health, runtime.settings.message_limit_bytes)
     return (
         Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
@@ -127,6 +127,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         message_limit_bytes=settings.message_limit_bytes,
         on_sent=metrics.sent,
         use_frames=settings.hop == "frames",
+        arriving=runtime.chain.arrivals.count,
     )
     pools = InferencePools(
         settings.pool_addresses(),

@@ -27,7 +27,7 @@ NOT_OFFERED = "an extension that this service answers with UNIMPLEMENTED, as its
 REFUSED = "the registry decides what is loaded, so the answer is always a refusal"
 NO_MISTAKE = "a question about the process itself: no answer to it is an error, and what is malformed the chain refuses"
 _CUDA = [f"CudaSharedMemory{verb}" for verb in ("Status", "Register", "Unregister")]
-_NOWHERE = [*_CUDA, "ModelStreamInfer", "TraceSetting", "LogSettings"]
+_NOWHERE = [*_CUDA, "TraceSetting", "LogSettings"]
 # Offered, and switched off unless a setting says otherwise.
 OFF = {f"{OPEN_INFERENCE}/SystemSharedMemory{verb}" for verb in ("Status", "Register", "Unregister")}
 EXEMPT: dict[tuple[str, str, str], str] = {

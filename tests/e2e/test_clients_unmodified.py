@@ -45,8 +45,6 @@ def test_tritons_client_in_other_shapes(stack: Stack, clients: Clients, place: s
 @everywhere
 def test_tritons_client_streams(stack: Stack, clients: Clients, place: str) -> None:
     found = clients.other("triton_more.py", *addresses(stack, place))["stream"]
-    if NOT_OFFERED in found[0].get("error", ""):
-        pytest.skip("ModelStreamInfer is not offered yet")
     wrong = [one for one in found if "error" in one]
     assert len(wrong) == 1
     assert_right([one for one in found if "error" not in one], stack, [str(at) for at in range(REQUESTS) if at != 3])

@@ -47,6 +47,16 @@ def test_a_file_is_registered_deployed_and_answers_by_the_open_protocol(stack: S
     stack.wait_until(lambda: httpx.post(url, json=body, timeout=10).is_success, "the router has heard of the model", 15)
     answer = httpx.post(url, json=body, timeout=10).json()
     assert answer["outputs"][0]["data"] == [3.0, -4.0]
+    deployment = f"{name}-1-production"
+    assert "defaults" in stack.succeed("batching", deployment)
+    shown = stack.succeed(
+        "batching", deployment, "--set", "max_delay=7ms", "--set", "batch_sizes=1,8", "--set", "max_batch_size=8"
+    )
+    assert "7ms" in shown
+    assert "1, 8" in shown
+    refused = stack.command("batching", deployment, "--set", "max_batch_size=64")
+    assert refused.returncode == 1
+    assert "deployment.batching.max_batch_size" in refused.stderr
     refused = stack.command("register", name, "--file", str(tmp_path / "missing.onnx"))
     assert refused.returncode == 2
     assert "does not exist" in refused.stderr

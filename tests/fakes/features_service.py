@@ -52,6 +52,8 @@ async def running_features(
 ) -> AsyncIterator[Features]:
     """Run features on a Unix socket of its own while the block runs, with a client on it."""
     values = {"drain_delay_s": 0, "drain_grace_s": 2, "definition_poll_s": 0.05, **settings}
+    # A test's files lie beside the state folder, if not in it.
+    values.setdefault("features_file_roots", [f"file://{state_dir.parent}"])
     found = Settings(state_dir=state_dir, port_offset=free_offset(), **values)
     with short_folder() as folder:
         address = address or (found.address_of("features") if tcp else f"unix:{folder / 'features.sock'}")

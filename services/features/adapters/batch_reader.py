@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from services.features.adapters.arrow_values import WrongColumn, arrow_type, check_zone, keys_of, times_of, values_of
 from services.features.adapters.join_sql import key_column, value_column
 from services.features.domain.definitions import BatchSource, FeatureType, FileFormat, FileLocation, SqlLocation
 from services.features.domain.failure import SourceUnreadable
+from services.features.domain.file_roots import WANT, FileRoots
 from services.features.domain.point_in_time import PlannedFeature, PlannedKey
 from services.features.domain.value_check import KEY_LIMIT_BYTES
 
@@ -36,10 +38,11 @@ _INVALID_ROW: Final = "INVALID_ROW"
 
 
 class BatchReader:
-    """Reads batch sources; `connections` are SQLAlchemy URLs by name."""
+    """Reads batch sources; `connections` are SQLAlchemy URLs by name, files lie under `roots`."""
 
-    def __init__(self, connections: Mapping[str, str]) -> None:
+    def __init__(self, connections: Mapping[str, str], roots: FileRoots = FileRoots()) -> None:  # noqa: B008 - frozen
         self.connections = connections
+        self.roots = roots
         self.skipped: Counter[str] = Counter()
         """Rows that could not be used, by reason."""
 
@@ -124,6 +127,9 @@ class BatchReader:
         return found.filter(pa.array(~unusable)) if unusable.any() else found
 
     def _read_files(self, location: FileLocation, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        # The definition may be older than the setting.
+        for wrong in self.roots.check(location.uri, "uri"):
+            raise SourceUnreadable(location.uri, wrong.description)
         try:
             files, paths = fsspec.core.url_to_fs(location.uri)
             found = sorted(files.glob(paths)) if fsspec.core.has_magic(paths) else [paths]
@@ -136,13 +142,22 @@ class BatchReader:
             raise SourceUnreadable(location.uri, "want at least one file, got none")
         for path in found:
             try:
-                with files.open(path, "rb") as file:
+                with files.open(self._real(files, path), "rb") as file:
                     if location.format is FileFormat.CSV:
                         yield from self._read_csv(file, columns)
                     else:
                         yield from _read_parquet(file, path, columns)
             except (pa.ArrowException, OSError, ValueError, UnicodeError) as error:
                 raise SourceUnreadable(path, _said(error)) from error
+
+    def _real(self, files: Any, path: str) -> str:
+        """Return the path without links: a folder of ours must not lead out of itself."""
+        if not isinstance(files, LocalFileSystem):
+            return path
+        real = self.roots.real_path(path)
+        if real is None:
+            raise SourceUnreadable(path, f"{WANT}, got a link that leads elsewhere")
+        return str(real)
 
     def _read_csv(self, file: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         def skip(_row: Any) -> str:

@@ -33,6 +33,7 @@ from services.features.adapters.offline_task import (
     read_result,
     write_task,
 )
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.point_in_time import HistoryFiles, JoinPlan
 from services.features.domain.ports import History
 
@@ -63,10 +64,18 @@ class WorkFailed(ServiceError):
 class OfflineProcesses:
     """Starts children, at most `parallelism` at a time; work that has to wait does so in the order it came."""
 
-    def __init__(self, folder: Path, limits: EngineLimits, connections: Mapping[str, str], *, parallelism: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: EngineLimits,
+        connections: Mapping[str, str],
+        roots: FileRoots,
+        *,
+        parallelism: int,
+    ) -> None:
         self._folder = folder / str(os.getpid())
         self._limits = limits
-        self._connections = json.dumps(dict(connections)).encode() + b"\n"
+        self._access = json.dumps({"connections": dict(connections), "roots": list(roots.uris)}).encode() + b"\n"
         self._slots = asyncio.Semaphore(parallelism)
 
     def clear(self) -> None:
@@ -101,7 +110,7 @@ class OfflineProcesses:
         async with self._slots:
             child = ChildProcess([sys.executable, "-m", "services.features.worker", str(folder)], _ROOT, [])
             try:
-                child.write(self._connections)
+                child.write(self._access)
                 while not child.ended.done():
                     await asyncio.wait([child.ended], timeout=_PROGRESS_INTERVAL_S)
                     on_progress(*read_progress(folder))

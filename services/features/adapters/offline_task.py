@@ -1,7 +1,7 @@
 """Work for a child process, and what comes back: files in a folder of its own.
 
 A huge join, a file that crashes a parser or a query that fills the memory ends the child, never the service. The parent
-writes `task.json`, gives the connections (credentials) on standard input, and keeps that open: when the parent ends, the
+writes `task.json`, gives connections (credentials) and roots of files on standard input, and keeps that open: when the parent ends, the
 child does. The child writes `progress.json` now and then, and `result.json` or `error.json` at the end.
 """
 

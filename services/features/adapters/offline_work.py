@@ -4,7 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from services.common.errors import Violation
 from services.common.refusals import InvalidRequest
@@ -38,14 +39,14 @@ from services.features.adapters.offline_task import (
 from services.features.adapters.parity_work import compare
 from services.features.domain.definitions import FileFormat, FileLocation
 from services.features.domain.failure import OutputUnusable, SourceUnreadable, WorkTooLarge
+from services.features.domain.file_roots import WANT, FileRoots
 
 _ROWS_A_PART: Final = 1_000_000
 _PROGRESS_EVERY: Final = 200_000
 
 
-def run_task(folder: Path, file: TaskFile, connections: Mapping[str, str]) -> None:
+def run_task(folder: Path, file: TaskFile, reader: BatchReader) -> None:
     """Do the work and write its result; raises what the caller has to hear."""
-    reader = BatchReader(connections)
     try:
         result = _work(folder, file.task, file.limits, reader)
     except duckdb.OutOfMemoryException as error:
@@ -92,7 +93,7 @@ def _join_stream(folder: Path, task: StreamJoinTask, limits: EngineLimits, reade
 
 
 def _join_table(folder: Path, task: TableJoinTask, limits: EngineLimits, reader: BatchReader) -> TaskResult:
-    files, path = _empty_folder(task)
+    files, path = _empty_folder(task, reader.roots)
     staged = folder / ROWS_FILE
     total = _write_stream(staged, reader.read_pieces(task.rows))
     write_progress(folder, 0, total)
@@ -129,10 +130,17 @@ def _stage(folder: Path, task: StageTask, limits: EngineLimits, reader: BatchRea
     return TaskResult(count)
 
 
-def _empty_folder(task: TableJoinTask) -> tuple[Any, str]:
+def _empty_folder(task: TableJoinTask, roots: FileRoots) -> tuple[Any, str]:
     """Open the folder of the result, without what an earlier attempt at this job left there."""
+    for wrong in roots.check(task.output_uri, "output_uri"):
+        raise OutputUnusable(task.output_uri, wrong.description)
     try:
         files, path = fsspec.core.url_to_fs(task.output_uri)
+        if isinstance(files, LocalFileSystem):
+            real = roots.real_path(path)
+            if real is None:
+                raise OutputUnusable(task.output_uri, f"{WANT}, got a link that leads elsewhere")
+            path = str(real)
         files.makedirs(path, exist_ok=True)
         files.invalidate_cache()
         for name in files.find(path):

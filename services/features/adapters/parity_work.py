@@ -129,7 +129,7 @@ class _Comparison:
             return {}
         outputs: dict[str, list[pa.Array]] = {each.output: [] for each in planned}
         with open_engine(self._limits) as db:
-            reader = BatchReader(self._reader.connections)
+            reader = BatchReader(self._reader.connections, self._reader.roots)
             plan = replace(self._task.plan, views=views)
             engine = JoinEngine(db, plan, self._task.histories, reader, from_text=True)
             engine.load_rows(iter(rows.to_batches()))

@@ -22,7 +22,8 @@ class RedisPushAnswers:
         self, principal: str, request_id: str, request: pb.PushFeaturesRequest
     ) -> pb.PushFeaturesResponse | None:
         """Return the answer that was given before; raises RequestIdReused when it was to something else."""
-        (found,) = await self._store.read([(b"GET", _key(principal, request_id))])
+        # Not as a read: those have the time of a prediction, after which the store counts as gone.
+        (found,) = await self._store.write([(b"GET", _key(principal, request_id))])
         if found is None:
             return None
         if found[:_DIGEST_BYTES] != _digest(request):

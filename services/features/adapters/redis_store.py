@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from services.common.breaker import AsyncBreaker, CircuitOpen
 from services.common.tasks import spawn
@@ -275,6 +275,8 @@ def _describe(error: Exception) -> str:
     """Return what went wrong; never an address, which may hold a password."""
     if isinstance(error, TimeoutError):
         return _TOO_SLOW
+    if isinstance(error, BusyLoadingError):
+        return "it is still loading"
     if isinstance(error, ResponseError):
         return f"it refuses: {str(error).partition(' ')[0]}" if str(error) else "it refuses"
     return "the connection failed"

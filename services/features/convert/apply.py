@@ -14,12 +14,13 @@ from services.features.convert.definition import entity_from_proto, view_from_pr
 from services.features.domain.applying import ApplyOrder
 from services.features.domain.definition_diff import Change
 from services.features.domain.definitions import Definition
+from services.features.domain.file_roots import FileRoots
 
 RESOURCE_LIMIT: Final = 1_000
 REVISION_LIMIT_CHARS: Final = 200
 
 
-def apply_order(request: pb.ApplyFeatureDefinitionsRequest) -> ApplyOrder:
+def apply_order(request: pb.ApplyFeatureDefinitionsRequest, roots: FileRoots) -> ApplyOrder:
     """Return what a request wants defined; what is wrong with names is told with everything else."""
     count = len(request.entities) + len(request.feature_views)
     if count > RESOURCE_LIMIT:
@@ -36,7 +37,9 @@ def apply_order(request: pb.ApplyFeatureDefinitionsRequest) -> ApplyOrder:
         for number, name in enumerate(view.entities):
             wrong += _given(names.ENTITY.violation(name, f"{path}.entities[{number}]"))
         wanted[path] = view_from_proto(_cleaned(view))
-    return ApplyOrder(wanted, request.delete_missing, request.validate_only, request.source_revision, tuple(wrong))
+    return ApplyOrder(
+        wanted, request.delete_missing, request.validate_only, request.source_revision, roots, tuple(wrong)
+    )
 
 
 def change_to_proto(change: Change) -> pb.DefinitionChange:

@@ -21,6 +21,7 @@ from services.common.stamp import (
 )
 from services.features.convert.definition import batch_from_proto, batch_to_proto
 from services.features.domain.definitions import NEVER
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.job import (
     DEFAULT_PARITY_ROWS,
     DEFAULT_TOLERANCE,
@@ -43,7 +44,6 @@ from services.features.domain.source_check import check_batch
 
 FEATURES_LIMIT: Final = 1_000
 PARITY_ROWS_LIMIT: Final = 1_000_000
-URI_LIMIT_CHARS: Final = 2_000
 _MICROSECOND: Final = timedelta(microseconds=1)
 _MESSAGES: Final[dict[JobKind, type[Message]]] = {
     JobKind.JOIN: pb.PointInTimeJoinJob,
@@ -52,13 +52,16 @@ _MESSAGES: Final[dict[JobKind, type[Message]]] = {
 }
 
 
-def spec_from_proto(message: Message, field: str) -> Spec:
-    """Return what a job is asked to do; raises InvalidRequest that lists every wrong field under `field`."""
+def spec_from_proto(message: Message, roots: FileRoots, field: str) -> Spec:
+    """Return what a job is asked to do; raises InvalidRequest that lists every wrong field under `field`.
+
+    Files have to lie under the roots.
+    """
     try:
         spec = _spec(message)
     except ValueError:
         raise InvalidRequest([Violation(field, "want times from the year 1 to 9999, got one beyond")]) from None
-    refuse(list(_check_spec(spec, field)))
+    refuse(list(_check_spec(spec, roots, field)))
     return spec
 
 
@@ -127,15 +130,13 @@ def _time(message: Any, field: str) -> datetime | None:
     return time_from_proto(getattr(message, field)) if message.HasField(field) else None
 
 
-def _check_spec(spec: Spec, field: str) -> Iterator[Violation]:
+def _check_spec(spec: Spec, roots: FileRoots, field: str) -> Iterator[Violation]:
     match spec:
         case JoinSpec():
             rows = spec.rows
-            yield from check_batch(rows, [*rows.entity_columns], [*rows.feature_columns], f"{field}.rows")
+            yield from check_batch(rows, [*rows.entity_columns], [*rows.feature_columns], roots, f"{field}.rows")
             yield from check_references(spec.features, f"{field}.features")
-            if not 1 <= len(spec.output_uri) <= URI_LIMIT_CHARS:
-                got = len(spec.output_uri)
-                yield Violation(f"{field}.output_uri", f"want 1 to {URI_LIMIT_CHARS} characters, got {got}")
+            yield from roots.check(spec.output_uri, f"{field}.output_uri")
             if spec.assumed_delay_us < 0:
                 yield Violation(f"{field}.assumed_delay", "want 0 or more, got less")
         case MaterializationSpec():
@@ -143,7 +144,7 @@ def _check_spec(spec: Spec, field: str) -> Iterator[Violation]:
             yield from [wrong] if wrong else []
             yield from _check_span(spec.start or NEVER, spec.end, f"{field}.end_event_time")
         case ParitySpec():
-            yield from _check_vectors_of(spec, field)
+            yield from _check_vectors_of(spec, roots, field)
             if not 1 <= spec.max_row_count <= PARITY_ROWS_LIMIT:
                 want = f"want 0 (default {DEFAULT_PARITY_ROWS}) to {PARITY_ROWS_LIMIT}"
                 yield Violation(f"{field}.max_row_count", f"{want}, got {spec.max_row_count}")
@@ -152,7 +153,7 @@ def _check_spec(spec: Spec, field: str) -> Iterator[Violation]:
                 yield Violation(f"{field}.relative_tolerance", f"{want}, got {spec.relative_tolerance}")
 
 
-def _check_vectors_of(spec: ParitySpec, field: str) -> Iterator[Violation]:
+def _check_vectors_of(spec: ParitySpec, roots: FileRoots, field: str) -> Iterator[Violation]:
     if spec.vectors is None:
         wrong = names.VERSION.violation(spec.model_version, f"{field}.model_version")
         yield from [wrong] if wrong else []
@@ -164,7 +165,7 @@ def _check_vectors_of(spec: ParitySpec, field: str) -> Iterator[Violation]:
         if time != NEVER:
             yield Violation(f"{field}.{name}", f"want none beside vectors, got {time.isoformat()}")
     columns = spec.vectors.feature_columns
-    yield from check_batch(spec.vectors, [*spec.vectors.entity_columns], [*columns], f"{field}.vectors")
+    yield from check_batch(spec.vectors, [*spec.vectors.entity_columns], [*columns], roots, f"{field}.vectors")
     yield from check_references(tuple(columns), f"{field}.vectors.feature_columns")
     for reference in columns:
         if reference.endswith(".*"):

@@ -12,6 +12,7 @@ from services.features.domain.definition_diff import Change, ChangeKind, diff
 from services.features.domain.definition_store import Definitions, DefinitionTransaction, VersionRegistry
 from services.features.domain.definitions import Definition, Entity, FeatureView
 from services.features.domain.failure import INVALID_DEFINITION, DefinitionInUse
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.signature_fit import hurt_versions
 
 BLOCKING_LIMIT: Final = 1_000
@@ -20,12 +21,16 @@ _QUIET: Final = (ChangeKind.UNCHANGED, ChangeKind.DELETED)
 
 @dataclass(frozen=True, slots=True)
 class ApplyOrder:
-    """What definitions should become; `wanted` is by path in the request, `wrong` what is wrong with its form already."""
+    """What definitions should become, with files under `roots`.
+
+    `wanted` is by path in the request, `wrong` what is wrong with its form already.
+    """
 
     wanted: Mapping[str, Definition]
     delete_missing: bool
     validate_only: bool
     source_revision: str
+    roots: FileRoots
     wrong: tuple[Violation, ...] = ()
 
 
@@ -76,7 +81,7 @@ def _check(current: Definitions, order: ApplyOrder) -> Iterator[Violation]:
                 want = before.key_type.value if before.key_type else "none"
                 yield Violation(f"{path}.key_type", f"want {want}, which is set once; got {wanted.key_type.value}")
             continue
-        yield from check_view(wanted, path)
+        yield from check_view(wanted, order.roots, path)
         for index, entity in enumerate(wanted.entities):
             if entity not in known:
                 yield Violation(f"{path}.entities[{index}]", f"want an entity that is defined, got {echo(entity)}")

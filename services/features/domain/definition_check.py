@@ -17,6 +17,7 @@ from services.features.domain.definitions import (
     FeatureView,
     OnDemandSource,
 )
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.on_demand import check_expressions
 from services.features.domain.ports import ValueType
 from services.features.domain.source_check import check_column_name, check_source
@@ -43,7 +44,7 @@ def check_entity(entity: Entity, path: str) -> Violations:
     yield from check_text(entity.owner, f"{path}.owner", OWNER_LIMIT_CHARS)
 
 
-def check_view(view: FeatureView, path: str) -> Violations:
+def check_view(view: FeatureView, roots: FileRoots, path: str) -> Violations:
     """Yield what is wrong with a view by itself; whether its entities exist is another question."""
     yield from check_text(view.description, f"{path}.description", DESCRIPTION_LIMIT_CHARS)
     yield from check_text(view.owner, f"{path}.owner", OWNER_LIMIT_CHARS)
@@ -53,7 +54,7 @@ def check_view(view: FeatureView, path: str) -> Violations:
     yield from _check_entities(view, path)
     yield from _check_features(view.features, f"{path}.features")
     yield from _check_ages(view, path)
-    yield from check_source(view, path)
+    yield from check_source(view, roots, path)
     yield from check_aggregates(view, f"{path}.")
     if isinstance(view.source, OnDemandSource):
         yield from check_expressions(view, f"{path}.")

@@ -21,33 +21,31 @@ from services.features.domain.definitions import (
     OnDemandSource,
     SqlLocation,
 )
+from services.features.domain.file_roots import FileRoots
 
 FIELD_NAME_RULE: Final = "a letter or _ and up to 127 letters, digits and _"
 FIELD_LIMIT: Final = 100
-URI_LIMIT_CHARS: Final = 2_000
 QUERY_LIMIT_CHARS: Final = 20_000
 COLUMN_LIMIT_CHARS: Final = 256
 LAST_COUNT_LIMIT: Final = 1_000
 LONGEST_WINDOW: Final = timedelta(days=400)
-SCHEMES: Final = ("file", "s3", "gs")
 # Columns that every history has beside its own; DuckDB does not tell cases apart.
 _RESERVED: Final = ("absent", "event_id", "event_time", "known_at")
 _RESERVED_PREFIX: Final = "entity__"
 _FIELD_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
-_SCHEME: Final = re.compile(r"([a-z0-9+.-]+)://.", re.ASCII)
 
 Violations = Iterator[Violation]
 
 
-def check_source(view: FeatureView, path: str) -> Violations:
-    """Yield what is wrong with the source of a view."""
+def check_source(view: FeatureView, roots: FileRoots, path: str) -> Violations:
+    """Yield what is wrong with the source of a view; files have to lie under the roots."""
     match view.source:
         case None:
             want = "want push_source, batch_source, on_demand_source or aggregate_source, got none of them"
             yield Violation(path, want)
         case BatchSource():
             features = [feature.name for feature in view.features]
-            yield from check_batch(view.source, view.entities, features, f"{path}.batch_source")
+            yield from check_batch(view.source, view.entities, features, roots, f"{path}.batch_source")
         case OnDemandSource():
             yield from _check_fields(view.source.inputs, f"{path}.on_demand_source.inputs")
         case AggregateSource():
@@ -102,13 +100,15 @@ def _check_last_count(aggregate: Aggregate, path: str) -> Violations:
         yield Violation(path, f"want none unless the function is LAST_N, got {aggregate.last_count}")
 
 
-def check_batch(source: BatchSource, entities: Sequence[str], features: Sequence[str], path: str) -> Violations:
+def check_batch(
+    source: BatchSource, entities: Sequence[str], features: Sequence[str], roots: FileRoots, path: str
+) -> Violations:
     """Yield what is wrong with a batch source for these entities and features, by id and name."""
     match source.location:
         case None:
             yield Violation(path, "want files or sql, got neither")
         case FileLocation():
-            yield from _check_files(source.location, f"{path}.files")
+            yield from _check_files(source.location, roots, f"{path}.files")
         case SqlLocation():
             yield from _check_sql(source.location, f"{path}.sql")
     yield from _check_columns(source.entity_columns, entities, f"{path}.entity_columns")
@@ -120,12 +120,8 @@ def check_batch(source: BatchSource, entities: Sequence[str], features: Sequence
         yield Violation(f"{path}.time_zone", f"{want}, got {echo(source.time_zone)}")
 
 
-def _check_files(location: FileLocation, path: str) -> Violations:
-    yield from check_text(location.uri, f"{path}.uri", URI_LIMIT_CHARS, required=True)
-    scheme = _SCHEME.match(location.uri)
-    if location.uri and (scheme is None or scheme[1] not in SCHEMES):
-        want = f"want a URI of the scheme {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}"
-        yield Violation(f"{path}.uri", f"{want}, got {echo(location.uri)}")
+def _check_files(location: FileLocation, roots: FileRoots, path: str) -> Violations:
+    yield from roots.check(location.uri, f"{path}.uri")
     if location.format is None:
         yield Violation(f"{path}.format", "want PARQUET or CSV, got neither")
 

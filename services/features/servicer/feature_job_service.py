@@ -13,6 +13,7 @@ from services.common.pagination import parse_page
 from services.common.refusals import request_id_of
 from services.features.convert.job import job_to_proto, spec_from_proto
 from services.features.domain.definitions import NEVER
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.job import Job, JobKind, JobStatus, first_outcome
 from services.features.domain.job_store import Asked, JobCheck, JobStore, JobWatch
 
@@ -20,10 +21,11 @@ from services.features.domain.job_store import Asked, JobCheck, JobStore, JobWat
 class FeatureJobServicer:
     """One method for each RPC of FeatureJobService."""
 
-    def __init__(self, store: JobStore, watch: JobWatch, check: JobCheck) -> None:
+    def __init__(self, store: JobStore, watch: JobWatch, check: JobCheck, roots: FileRoots) -> None:
         self._store = store
         self._watch = watch
         self._check = check
+        self._roots = roots
 
     async def CreatePointInTimeJoinJob(
         self, request: pb.CreatePointInTimeJoinJobRequest, call: Call
@@ -100,7 +102,7 @@ class FeatureJobServicer:
 
     async def _create(self, kind: JobKind, request: Any, call: Call, field: str) -> Any:
         asked = _asked(request, call)
-        spec = spec_from_proto(getattr(request, field), field)
+        spec = spec_from_proto(getattr(request, field), self._roots, field)
         chosen = getattr(request, f"{field}_id")
         job_id = parse_id(chosen, f"{field}_id") if chosen else uuid4().hex
         status = JobStatus(create_time=NEVER, creator=call.principal)

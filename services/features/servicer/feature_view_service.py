@@ -17,6 +17,7 @@ from services.features.domain.applying import apply
 from services.features.domain.catalog import Catalog, CompiledView
 from services.features.domain.definition_store import DefinitionStore, DefinitionTransaction, VersionRegistry
 from services.features.domain.definitions import Definition
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.signature_fit import check_bindings
 
 _DefinitionT = TypeVar("_DefinitionT", bound=Definition)
@@ -27,18 +28,24 @@ class FeatureViewServicer:
     """One method for each RPC of FeatureViewService; `on_deleted` hears of the views that have gone."""
 
     def __init__(
-        self, store: DefinitionStore, catalog: Catalog, registry: VersionRegistry, on_deleted: ViewDeleted
+        self,
+        store: DefinitionStore,
+        catalog: Catalog,
+        registry: VersionRegistry,
+        roots: FileRoots,
+        on_deleted: ViewDeleted,
     ) -> None:
         self._store = store
         self._catalog = catalog
         self._registry = registry
+        self._roots = roots
         self._on_deleted = on_deleted
 
     async def ApplyFeatureDefinitions(
         self, request: pb.ApplyFeatureDefinitionsRequest, call: Call
     ) -> pb.ApplyFeatureDefinitionsResponse:
         """Make the definitions what the request says, or only show what would change."""
-        request_id, order = request_id_of(request.request_id), apply_order(request)
+        request_id, order = request_id_of(request.request_id), apply_order(request, self._roots)
         async with self._store.change(call.principal) as transaction:
             known = await _recall(transaction, request_id, request)
             if known is not None:

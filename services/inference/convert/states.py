@@ -91,7 +91,9 @@ def config_to_proto(host: ModelHost) -> config_pb.ModelConfig:
     policy = host.dispatcher.queue.policy
     queue = host.dispatcher.queue
     batching = config_pb.ModelDynamicBatching(
-        max_queue_delay_microseconds=micros(queue.max_delay_s), preferred_batch_size=policy.batch_sizes
+        max_queue_delay_microseconds=micros(queue.max_delay_s),
+        preferred_batch_size=policy.batch_sizes,
+        default_queue_policy=config_pb.ModelQueuePolicy(max_queue_size=host.max_queue_rows),
     )
     return config_pb.ModelConfig(
         name=host.key.model,

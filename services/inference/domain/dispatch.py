@@ -8,7 +8,7 @@ cancelled or expire.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -86,7 +86,9 @@ class Dispatcher:
         observer: Observer,
         limits: QueueLimits,
         refusal: ServiceError,
+        arriving: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`arriving` counts the calls that are on their way in, and may come here."""
         self.key = key
         self.queue = BatchQueue(policy)
         self.in_flight = 0
@@ -104,6 +106,7 @@ class Dispatcher:
         self._pace = Pace(self.times, self.queue.max_rows)
         self._instances: list[_Instance] = []
         self._refusal: ServiceError | None = refusal
+        self._arriving = arriving
         self._running: dict[int, _Running] = {}
         self._retries: deque[Batch] = deque()
         self._quarantine = Quarantine()
@@ -170,10 +173,14 @@ class Dispatcher:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
         while (self.queue.waiting or self._retries) and (instance := self._free()) is not None:
             self._drop_doomed(instance, now)
-            batch = self._next_retry(now) or self.queue.next_batch(now, self.in_flight, self._batch_due_s())
+            in_flight = self.in_flight + self._arriving()
+            batch = self._next_retry(now) or self.queue.next_batch(now, in_flight, self._batch_due_s())
             if batch is None:
                 break
-            self._send(instance, batch, now)
+            if batch.rows > self.queue.policy.max_batch_size:
+                self._divide(batch)
+            else:
+                self._send(instance, batch, now)
         self._arm(now)
 
     def attach(self, runner: BatchRunner, measured: Sequence[tuple[int, float]]) -> None:
@@ -217,7 +224,7 @@ class Dispatcher:
         self.pump()
 
     def set_policy(self, policy: BatchingPolicy) -> None:
-        """Join requests by another policy from now on."""
+        """Join requests by another policy from now on. What runs is left alone; what waits was accepted and stays."""
         self.queue.policy = policy
         self._adapt(self._clock.now())
         self.pump()
@@ -288,14 +295,21 @@ class Dispatcher:
         if len(batch.items) > 1:
             self._retries.extendleft(reversed(batch.halves()))
         elif failure.failure is Failure.OUT_OF_MEMORY and batch.rows > 1 and not batch.items[0].unwanted:
-            self._halve_rows(batch.items[0])
+            self._split(batch.items[0], -(-batch.rows // 2))
         else:
             self._fail(batch.items, _failure(failure), now)
 
-    def _halve_rows(self, item: Item) -> None:
-        """Run one request in two parts. It was counted out of the calls in flight as one and comes back as two."""
+    def _divide(self, batch: Batch) -> None:
+        """Take a batch apart that was accepted, or begun, when larger ones were allowed."""
+        if len(batch.items) > 1:
+            self._retries.extendleft(reversed(batch.halves()))
+        else:
+            self._split(batch.items[0], self.queue.policy.max_batch_size)
+
+    def _split(self, item: Item, max_rows: int) -> None:
+        """Run one request in parts. It is counted out of the calls in flight as one and comes back as several."""
         sink = PartsSink(item, self._outputs, self.cancel)
-        sink.parts = split_item(item, self._inputs, -(-item.rows // 2), sink)
+        sink.parts = split_item(item, self._inputs, max_rows, sink)
         item.parts = sink
         item.stage = Stage.DONE
         item.inputs = ()

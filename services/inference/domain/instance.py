@@ -72,6 +72,8 @@ class HostParts:
     pauses: Pauses
     loads: asyncio.Semaphore
     """As many versions load at once: loading takes the processor from those that serve."""
+    arriving: Callable[[], int]
+    """Counts the calls that are on their way in."""
 
 
 class _Ended(Exception):
@@ -175,8 +177,10 @@ class Instance:
         process = await self._parts.launcher.start(self._spec, policy, self._dispatcher.take_result)
         try:
             report = await process.load(self._spec, bundle, policy)
-            if policy.sizes() != self._policy().sizes():
-                await process.warm(self._policy().sizes())
+            warm = policy.sizes()
+            while warm != (wanted := self._policy().sizes()):  # the policy may change meanwhile, more than once
+                await process.warm(wanted)
+                warm = wanted
         except BaseException:
             await process.close()
             raise

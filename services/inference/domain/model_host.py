@@ -51,6 +51,7 @@ class ModelHost:
             observer=parts.observer,
             limits=parts.limits,
             refusal=self._not_ready(),
+            arriving=parts.arriving,
         )
         self._policy = policy
         self._changed = changed
@@ -73,6 +74,11 @@ class ModelHost:
     def max_batch_size(self) -> int:
         """Most rows of a batch."""
         return self.dispatcher.queue.policy.max_batch_size
+
+    @property
+    def max_queue_rows(self) -> int:
+        """Most rows that wait."""
+        return self.dispatcher.queue.policy.max_queue_rows or self.parts.limits.rows
 
     @property
     def memory_bytes(self) -> int:

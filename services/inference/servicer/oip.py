@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final, NoReturn, Protocol
 
 from inference import grpc_service_pb2 as oip
@@ -11,11 +11,13 @@ from inference import repository_pb2 as repository_pb
 from inference import server_setting_pb2 as setting_pb
 from inference import statistics_pb2 as statistics_pb
 
-from services.common.call import Call
+from services.common.call import Call, answers_many
 from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
 from services.common.names import is_id, parse_id
+from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
 from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
+from services.common.stream_answers import Streams
 from services.inference.convert.oip import InferAnswers, InferRequest, infer_from_proto, shared_to_proto
 from services.inference.convert.states import config_to_proto, index_to_proto, metadata_to_proto, statistics_to_proto
 from services.inference.domain.failure import RegistryDecides, VersionNotLoaded
@@ -24,7 +26,7 @@ from services.inference.domain.model_host import ModelHost
 from services.inference.domain.replica import Replica, sorted_hosts
 from services.inference.domain.version import VersionKey
 
-EXTENSIONS: Final = ("model_configuration", "model_repository", "statistics")
+EXTENSIONS: Final = ("model_configuration", "model_repository", "statistics", "streaming")
 _Outcome = tuple[BatchAnswer, Place]
 
 
@@ -55,10 +57,13 @@ class _Answer:
 class OipServicer(SharedMemoryMethods):
     """Answers the Open Inference Protocol for the versions of this replica."""
 
-    def __init__(self, replica: Replica, tracer: Tracer, release: str, regions: SharedRegions) -> None:
+    def __init__(
+        self, replica: Replica, tracer: Tracer, streams: Streams, release: str, regions: SharedRegions
+    ) -> None:
         super().__init__(regions)
         self._replica = replica
         self._tracer = tracer
+        self._streams = streams
         self._release = release
         self._answers = InferAnswers()
 
@@ -125,12 +130,12 @@ class OipServicer(SharedMemoryMethods):
         """Refuse: the registry decides."""
         raise RegistryDecides
 
-    async def ModelStreamInfer(
+    @answers_many
+    def ModelStreamInfer(
         self, requests: AsyncIterator[oip.ModelInferRequest], call: Call
-    ) -> AsyncIterator[oip.ModelStreamInferResponse]:
-        """Not in this release."""
-        _refuse(call)
-        yield oip.ModelStreamInferResponse()
+    ) -> AsyncGenerator[bytes, None]:
+        """Run each request of a stream, and answer it as soon as it is ready."""
+        return infer_stream(self._streams, requests, call, self.ModelInfer)
 
     async def TraceSetting(
         self, request: setting_pb.TraceSettingRequest, call: Call

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from services.common.errors import Violation, echo
@@ -195,7 +196,7 @@ class Analyses:
         verdicts = await self._store.verdicts(scope.selection(past_us, scope.end_us))
         return DriftInput(
             await self._windows(scope.selection()),
-            await self._past(scope, usual),
+            await self._past(scope, partial(usual, drifted={times for times, names in verdicts.items() if names})),
             verdicts,
             names,
         )

@@ -13,6 +13,7 @@ from services.monitor.domain.drift_null import (
     NullModel,
     NullSource,
     Window,
+    closest_part,
     compared_size,
     draw_without_drift,
     fit_null,
@@ -41,6 +42,8 @@ class FeatureComparison:
     past: Sequence[Window] = ()
     """Windows before the scope: four weeks of them are plenty, none will do."""
     is_output: bool = False
+    is_baseline: bool = True
+    """Whether the reference is of whole weeks, so that an hour may differ from it without drift."""
     missing_share: float = 0.0
     baseline_missing_share: float = 0.0
 
@@ -73,7 +76,7 @@ class FeatureDrift:
 
     @property
     def has_few_past_windows(self) -> bool:
-        """Whether what the hour, the weekday or a slow swing brings is not known yet, and may pass for drift."""
+        """Whether it is not known yet what the hour, the weekday or a slow swing brings."""
         return any(statistic.source is not NullSource.SAME_HOURS for statistic in self.statistics)
 
 
@@ -137,9 +140,12 @@ def _measure_feature(comparison: FeatureComparison, window_s: float, seed: int) 
     statistics: tuple[DriftStatistic, ...] = ()
     if current.total > 0 and comparison.reference.total > 0:
         random = np.random.default_rng(seed)
-        model = model_null(comparison.windows, comparison.past, window_s)
+        model = model_null(comparison.windows, comparison.past, window_s, is_baseline=comparison.is_baseline)
         metrics = metrics_of(comparison.reference)
-        drawn = draw_without_drift(comparison.reference, current, model, random)
+        usual = comparison.reference
+        if model.source is NullSource.PART_OF_WEEK:
+            usual = closest_part(usual, comparison.windows, comparison.past, window_s)
+        drawn = draw_without_drift(usual, current, model, random)
         resampled = _resampled(comparison.reference, current, model, random)
         statistics = tuple(
             _measure(metric, comparison.reference, current, model=model, drawn=drawn, resampled=resampled)

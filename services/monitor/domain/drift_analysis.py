@@ -117,6 +117,7 @@ def _against(given: DriftInput, name: str, is_output: bool, reference: Sketch) -
         windows=windows(sketches),
         past=windows(past),
         is_output=is_output,
+        is_baseline=False,
         missing_share=_missing_share(_sketches(merged(given.windows), is_output)[name]),
         baseline_missing_share=_missing_share(reference),
     )

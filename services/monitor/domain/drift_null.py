@@ -3,7 +3,7 @@
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,11 @@ from services.monitor.domain.drift_metric import DriftMetric, measure_counts
 from services.monitor.domain.profile import FloatArray, Histogram, merge_histograms
 
 DAY_S: Final = 86_400.0
+WEEK_S: Final = 7 * DAY_S
+BUSIER: Final = 4.0
+"""How many times busier than the busiest window so far the rest of a week may be: working days after a weekend."""
+WEEKLY_CHANGE: Final = 1.5
+"""Factor by which the weeks' shares of a value may differ, and volumes with them."""
 MINIMUM_BLOCKS: Final = 8
 """Blocks of the same time of day from which their own spread is the null."""
 DRAWS: Final = 400
@@ -33,6 +38,8 @@ class NullSource(enum.StrEnum):
 
     SAME_HOURS = "same_hours"
     """The same hours of at least eight days before."""
+    PART_OF_WEEK = "part_of_week"
+    """Sampling from what is nearest to the scope among all that a part of a week like the baseline may look like."""
     DESIGN_EFFECT = "design_effect"
     """Sampling, with the spread between windows taken into account."""
     SAMPLING = "sampling"
@@ -113,6 +120,30 @@ def draw_without_drift(
     return [_thinned(block, current, math.ceil(DRAWS / len(model.blocks)), random) for block in model.blocks]
 
 
+def closest_part(reference: Histogram, windows: Sequence[Window], past: Sequence[Window], window_s: float) -> Histogram:
+    """Return what is nearest to the scope among all that a stretch of a week with the reference's shares may look like.
+
+    What follows the hour or the weekday is, over the week, as in the reference: no value comes more often than a week has
+    of it. What the last seven days had of it already, the scope cannot have again. How large the week will be is not
+    known: the rest of it may be `BUSIER` times as busy as the busiest window so far, and shares differ by `WEEKLY_CHANGE`.
+    """
+    end = max(window.start_s for window in windows) + window_s
+    before = [window for window in past if window.start_s + window_s > end - WEEK_S]
+    filled = [window.histogram for window in [*before, *windows] if window.histogram.total > 0]
+    scope = merge_histograms([window.histogram for window in windows])
+    seen = np.sum([histogram.counts for histogram in filled], axis=0)
+    busiest = max(histogram.total for histogram in filled)
+    week = seen.sum() + max(WEEK_S / window_s - len(filled), 0.0) * BUSIER * busiest
+    # A value that the reference does not have may be as common as one that it just missed.
+    known = (reference.counts + reference.total / reference.effective_count) / reference.total
+    left = WEEKLY_CHANGE * week * known - (seen - scope.counts)
+    limits = np.maximum(left / scope.total, WEEKLY_CHANGE * known)
+    shares = np.minimum(scope.counts / scope.total, limits)
+    room = limits - shares
+    shares += (1 - shares.sum()) * room / max(float(room.sum()), 1e-300)
+    return replace(reference, counts=shares * reference.total)
+
+
 def fit_null(
     metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, drawn: Sequence[FloatArray]
 ) -> Null:
@@ -136,12 +167,15 @@ def compared_size(current: Histogram, model: NullModel) -> float:
     return min([current.effective_count, *(block.effective_count for block in model.blocks)])
 
 
-def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> NullModel:
+def model_null(
+    windows: Sequence[Window], past: Sequence[Window], window_s: float, *, is_baseline: bool = False
+) -> NullModel:
     """Return how much windows differ without drift, from those of the scope and those before it.
 
     With `MINIMUM_BLOCKS` blocks as long as the scope and at the same time of day, none of them drifted, their own spread
-    is the null. Else the spread between windows gives a design effect (Kish, Survey sampling, 1965): a feature that
-    follows the hour differs so much between windows that a window counts as one observation.
+    is the null. Else, against a baseline of whole weeks, the scope is a part of a week: `closest_part`. Against anything
+    else the spread between windows gives a design effect (Kish, Survey sampling, 1965): a feature that follows the hour
+    differs so much between windows that a window counts as one observation.
     """
     blocks = _same_hours(windows, past, window_s)
     if len(blocks) >= MINIMUM_BLOCKS:
@@ -152,10 +186,10 @@ def model_null(windows: Sequence[Window], past: Sequence[Window], window_s: floa
     filled = [window.histogram for window in compared[-COMPARED_WINDOWS:] if window.histogram.total > 0]
     size = _typical_size([window.histogram for window in windows if window.histogram.total > 0])
     if len(filled) < 2:
-        return NullModel(NullSource.SAMPLING, 1.0, 1.0, 1.0, 1.0, (), _NORMAL_DF)
-    return NullModel(
-        NullSource.DESIGN_EFFECT, *_design_effects(filled, size), (), FREEDOM_PER_WINDOW * (len(filled) - 1)
-    )
+        source = NullSource.PART_OF_WEEK if is_baseline else NullSource.SAMPLING
+        return NullModel(source, 1.0, 1.0, 1.0, 1.0, (), _NORMAL_DF)
+    source = NullSource.PART_OF_WEEK if is_baseline else NullSource.DESIGN_EFFECT
+    return NullModel(source, *_design_effects(filled, size), (), FREEDOM_PER_WINDOW * (len(filled) - 1))
 
 
 def _null(metric: DriftMetric, centre: float, spread: float, degrees_of_freedom: float) -> Null:

@@ -1,6 +1,6 @@
 """Windows of a version in a row, each with all of its variants merged."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -57,25 +57,33 @@ def recent(times: Sequence[tuple[int, int]], scope: Scope) -> list[int]:
     return [start for start, end in times if end <= scope.start_us][-RECENT_LIMIT:]
 
 
-def usual(times: Sequence[tuple[int, int]], scope: Scope) -> list[int]:
+def usual(
+    times: Sequence[tuple[int, int]], scope: Scope, drifted: Collection[tuple[int, int]] = frozenset()
+) -> list[int]:
     """Return the begins of the windows that tell what is usual for a scope.
 
-    Those of the same hours of the days before where there are enough of them, for a null of their own (`drift_null`);
-    else the last ones, for the spread between them.
+    Those of the same hours of the days before where enough of these days had no drift, for a null of their own
+    (`drift_null`); else the last ones too, for what the week had so far.
     """
     length = scope.end_us - scope.start_us
     period = DAY_US * -(-length // DAY_US)
     days: dict[int, list[int]] = {}
+    unusual = set()
     for start, end in times:
         ago = -(-(scope.start_us - start) // period)
         if end <= scope.start_us and ago >= 1 and start < scope.start_us - ago * period + length:
             days.setdefault(ago, []).append(start)
+            if (start, end) in drifted:
+                unusual.add(ago)
     # More blocks than these add little, and a long scope has long ones.
     most = max(MINIMUM_BLOCKS + 2, USUAL_LIMIT * scope.policy.window_us // max(length, 1))
-    chosen = [days[ago] for ago in sorted(days)[:most]]
+    chosen = sorted(days)[:most]
     if len(chosen) < MINIMUM_BLOCKS:
         return recent(times, scope)
-    return sorted(start for starts in chosen for start in starts)[-STARTS_LIMIT:]
+    starts = {start for ago in chosen for start in days[ago]}
+    if len(set(chosen) - unusual) < MINIMUM_BLOCKS:
+        starts.update(recent(times, scope))
+    return sorted(starts)[-STARTS_LIMIT:]
 
 
 def merged(windows: Sequence[Placed[WindowSketch]]) -> WindowSketch:

@@ -15,15 +15,16 @@ from services.common.errors import INVALID_NAME, Violation, echo
 from services.common.refusals import InvalidRequest
 from services.common.stamp import enum_from_proto, time_from_proto
 from services.common.text_check import check_pairs, check_text
-from services.registry.convert.batching import batching_from_proto, batching_violations
+from services.registry.convert.batching import batching_from_proto
 from services.registry.convert.resource import (
     DEVICE_PREFIX,
     failure_policy_from_proto,
     fallback_from_proto,
     variant_from_proto,
 )
+from services.registry.domain.batching_check import check_batching
 from services.registry.domain.catalog import MODEL_FIELDS, ModelUpdate
-from services.registry.domain.deploying import REPLICA_LIMIT, DeployOrder
+from services.registry.domain.deploying import REPLICA_LIMIT, DeploymentUpdate, DeployOrder
 from services.registry.domain.failure import NotActedUpon, refuse
 from services.registry.domain.ports import Selection
 from services.registry.domain.resource import DEFAULT_ENVIRONMENT, DEFAULT_POOL, DeviceClass, Variant
@@ -40,6 +41,8 @@ _BASIS_POINTS: Final = 100
 _PERCENT_PRECISION: Final = 1e-6
 _ALL_MODELS: Final = "models/-"
 _NOT_ACTED_UPON: Final = ("layer", "shadow", "cache", "guardrails")
+_POLICY: Final = "batching"
+_FIXED_FIELDS: Final = ("model_version", "environment", "pool", "replicas", "device_class")
 _ROUTE_FIELDS: Final = ("variants", "fallback", "feature_failure_policy", "redacted_features")
 
 
@@ -150,7 +153,7 @@ def _order_violations(request: pb.DeployModelRequest, order: DeployOrder) -> lis
     if _device_class(request.device_class) is None:
         wrong.append(Violation("device_class", "want DEVICE_CLASS_CPU or DEVICE_CLASS_GPU, got neither"))
     if order.batching is not None:
-        wrong += batching_violations(order.batching)
+        wrong += check_batching(order.batching, "batching")
     return [*wrong, *_percent_violations(request)]
 
 
@@ -161,6 +164,39 @@ def _percent_violations(request: pb.DeployModelRequest) -> list[Violation]:
     if abs(percent * _BASIS_POINTS - round(percent * _BASIS_POINTS)) > _PERCENT_PRECISION:
         return [Violation("traffic_percent", f"want at most two decimals, got {percent!r}")]
     return []
+
+
+def deployment_update(request: pb.UpdateDeploymentRequest) -> DeploymentUpdate:
+    """Return what a request wants changed of a deployment, and what it says of that which never changes."""
+    message = request.deployment
+    names.DEPLOYMENT.parse(message.name, "deployment.name")
+    policy = batching_from_proto(message.batching)
+    fixed: dict[str, Any] = {field: getattr(message, field) for field in _FIXED_FIELDS}
+    fixed["device_class"] = _device_class(message.device_class)
+    if fixed["device_class"] is None:
+        refuse([Violation("deployment.device_class", "want the deployment's own, got none that there is")])
+    told = {field.name for field, _ in message.ListFields()} | set(request.update_mask.paths)
+    return DeploymentUpdate(
+        name=message.name,
+        policy={field: getattr(policy, field) for field in _policy_fields(request)},
+        fixed={field: value for field, value in fixed.items() if field in told},
+        etag=message.etag,
+    )
+
+
+def _policy_fields(request: pb.UpdateDeploymentRequest) -> list[str]:
+    """Return which fields of the policy a request names: without a mask those that are set."""
+    known = deployment_pb2.BatchingPolicy.DESCRIPTOR.fields_by_name
+    paths = request.update_mask.paths
+    if not paths:
+        return [field.name for field, _ in request.deployment.batching.ListFields()]
+    settable = {f"{_POLICY}.{field}": field for field in known}
+    unknown = [path for path in paths if path not in (*settable, *request.deployment.DESCRIPTOR.fields_by_name, "*")]
+    want = f"want {_POLICY} or a field of it, such as {_POLICY}.max_delay"
+    refuse([Violation("update_mask", f"{want}; got {echo(path)}") for path in unknown])
+    if "*" in paths or _POLICY in paths:
+        return list(known)
+    return [settable[path] for path in paths if path in settable]
 
 
 def deployment_selection(request: pb.ListDeploymentsRequest) -> Selection:

@@ -1,15 +1,16 @@
-"""Deployments: asked for, reported on by replicas, taken away."""
+"""Deployments: asked for, changed while they serve, reported on by replicas, taken away."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from services.common import names
-from services.common.errors import Violation
+from services.common.errors import Violation, echo
 from services.common.refusals import InvalidRequest
+from services.registry.domain.batching_check import check_batching
 from services.registry.domain.bucket import BUCKET_COUNT
 from services.registry.domain.catalog import check_etag, refuse_clash, require, resolve_version
-from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, SignatureUnsatisfied
+from services.registry.domain.failure import AlreadyDeployed, DeploymentInUse, SignatureUnsatisfied, refuse
 from services.registry.domain.ports import Change, FeatureGate, Scope, Selection
 from services.registry.domain.replica import ReplicaReport, State
 from services.registry.domain.resource import (
@@ -26,7 +27,6 @@ from services.registry.domain.route_check import VARIANT_LIMIT
 from services.registry.domain.traffic import give_pending_share
 
 REPLICA_LIMIT: Final = 1_000
-BATCH_SIZE_LIMIT: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,17 @@ class DeployOrder:
     batching: Batching | None
     share: int | None
     deployment_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentUpdate:
+    """What should change of a deployment: fields of its policy, by name. An empty etag means: whatever it is now."""
+
+    name: str
+    policy: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    """What the caller says of fields that never change; anything but what they are is refused."""
+    etag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,39 @@ def _promise(share: int | None, siblings: Sequence[Deployment]) -> int | None:
         wrong = Violation("traffic_percent", f"want none while {VARIANT_LIMIT} others wait for theirs, got a share")
         raise InvalidRequest([wrong])
     return share
+
+
+async def update_deployment(change: Change, update: DeploymentUpdate) -> Deployment:
+    """Change the policy of a deployment; the replicas of its pool hear of it at once.
+
+    One that changes nothing leaves the etag as it is. What cannot be right is judged on the policy as it would be.
+    """
+    deployment = await require(change, Deployment, update.name)
+    check_etag(deployment.name, deployment.etag, update.etag)
+    before = deployment.batching or Batching()
+    batching = replace(before, **update.policy)
+    refuse([*_fixed_violations(deployment, update.fixed), *check_batching(batching, "deployment.batching")])
+    if batching == before:
+        return deployment
+    changed = replace(deployment, batching=batching, update_time=change.now, etag=change.etag)
+    await change.put(changed)
+    return changed
+
+
+def _fixed_violations(deployment: Deployment, fixed: Mapping[str, Any]) -> list[Violation]:
+    return [
+        Violation(
+            f"deployment.{field}", f"want {_plain(getattr(deployment, field))}, which is fixed; got {_plain(value)}"
+        )
+        for field, value in fixed.items()
+        if value != getattr(deployment, field)
+    ]
+
+
+def _plain(value: str | int | DeviceClass) -> str:
+    if isinstance(value, DeviceClass):
+        return value.value
+    return echo(value) if isinstance(value, str) else str(value)
 
 
 async def delete_deployment(change: Change, name: str, etag: str) -> None:

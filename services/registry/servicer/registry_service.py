@@ -11,6 +11,7 @@ from services.registry.convert.request import (
     as_of_time,
     deploy_order,
     deployment_selection,
+    deployment_update,
     environment_description,
     model_update,
     model_values,
@@ -191,6 +192,18 @@ class RegistryServicer:
             statuses = await view.statuses([each.name for each in found])
         messages = [deployment_with_state(each, statuses.get(each.name, ())) for each in found]
         return pb.ListDeploymentsResponse(deployments=messages, next_page_token=token)
+
+    async def UpdateDeployment(self, request: pb.UpdateDeploymentRequest, call: Call) -> pb.UpdateDeploymentResponse:
+        """Change the batching policy of a deployment while it serves."""
+        update = deployment_update(request)
+
+        async def work(change: Change) -> pb.UpdateDeploymentResponse:
+            deployment = await deploying.update_deployment(change, update)
+            statuses = await change.statuses([deployment.name])
+            message = deployment_with_state(deployment, statuses.get(deployment.name, ()))
+            return pb.UpdateDeploymentResponse(deployment=message, epoch=change.new_epoch)
+
+        return await once(self._store, request, call, pb.UpdateDeploymentResponse, work)
 
     async def DeleteDeployment(self, request: pb.DeleteDeploymentRequest, call: Call) -> pb.DeleteDeploymentResponse:
         """Ask that a version be unloaded."""

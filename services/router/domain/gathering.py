@@ -1,6 +1,7 @@
 """The share rule: when requests that wait for the same version leave in one message.
 
-Leave at once when half of the calls in flight wait here, after a short while at the latest; a lone call never waits.
+Leave at once when half of the calls in flight wait here, after a short while at the latest; a lone call never waits. Calls
+count from their headers, before anybody knows what they want: of a burst, the first that is read should not leave alone.
 """
 
 from collections.abc import Callable
@@ -21,14 +22,23 @@ class Waiting(Protocol):
 WaitingT = TypeVar("WaitingT", bound=Waiting)
 
 
+def no_arrivals() -> int:
+    """Say that nobody is known to be on the way."""
+    return 0
+
+
 class Gathering(Generic[WaitingT]):
     """Requests that wait to leave together. Times in seconds of `clock`."""
 
-    __slots__ = ("_clock", "_leave_at", "_max_wait_s", "in_flight", "waiting")
+    __slots__ = ("_arriving", "_clock", "_leave_at", "_max_wait_s", "in_flight", "waiting")
 
-    def __init__(self, max_wait_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, max_wait_s: float, clock: Callable[[], float], arriving: Callable[[], int] = no_arrivals
+    ) -> None:
+        """`arriving` counts the calls that are on their way in, and may come here."""
         self._max_wait_s = max_wait_s
         self._clock = clock
+        self._arriving = arriving
         self._leave_at = 0.0
         self.waiting: list[WaitingT] = []
         self.in_flight = 0
@@ -44,7 +54,7 @@ class Gathering(Generic[WaitingT]):
         """Whether what waits should leave now."""
         if not self.waiting:
             return False
-        return _SHARE * len(self.waiting) >= self.in_flight or self._clock() >= self._leave_at
+        return _SHARE * len(self.waiting) >= self.in_flight + self._arriving() or self._clock() >= self._leave_at
 
     def due_in_s(self) -> float:
         """Return the seconds until what waits leaves whatever happens."""

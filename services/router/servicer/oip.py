@@ -1,31 +1,36 @@
 """inference.GRPCInferenceService at the router: model_name is a model id, the route chooses the version."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final, NoReturn
 
 from inference import grpc_service_pb2 as oip_pb
 from inference import repository_pb2
 
-from services.common.call import Call
+from services.common.call import Call, answers_many
 from services.common.errors import FailedPrecondition, Unimplemented
+from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
 from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
+from services.common.stream_answers import Streams
 from services.router.convert.oip import InferAnswers, infer_from_proto, infer_to_proto, tensor_metadata
 from services.router.convert.request import check_names
 from services.router.domain.catalog import Catalog
 from services.router.domain.prediction import Predictor
 
 SERVER_NAME: Final = "interlock-router"
-EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "parameters")
+EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "parameters", "streaming")
 
 
 class OipServicer(SharedMemoryMethods):
     """Infers by tensors, and tells what there is to infer with."""
 
-    def __init__(self, predictor: Predictor, catalog: Catalog, release: str, regions: SharedRegions) -> None:
+    def __init__(
+        self, predictor: Predictor, catalog: Catalog, streams: Streams, release: str, regions: SharedRegions
+    ) -> None:
         super().__init__(regions)
         self._predictor = predictor
         self._catalog = catalog
+        self._streams = streams
         self._release = release
         self._answers = InferAnswers()
 
@@ -89,12 +94,12 @@ class OipServicer(SharedMemoryMethods):
         """Refuse: the registry decides."""
         raise _registry_decides()
 
-    async def ModelStreamInfer(
+    @answers_many
+    def ModelStreamInfer(
         self, requests: AsyncIterator[oip_pb.ModelInferRequest], call: Call
-    ) -> AsyncIterator[oip_pb.ModelStreamInferResponse]:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-        yield oip_pb.ModelStreamInferResponse()
+    ) -> AsyncGenerator[bytes, None]:
+        """Run each request of a stream, and answer it as soon as it is ready."""
+        return infer_stream(self._streams, requests, call, self.ModelInfer)
 
     async def ModelConfig(self, request: Any, call: Call) -> NoReturn:
         """Refuse: not offered in this release."""

@@ -1,10 +1,12 @@
 """Deployments: asked for, loaded by replicas, taken away."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from interlock.registry.v1 import control_service_pb2 as control_pb
 from interlock.registry.v1 import registry_service_pb2 as pb
 from interlock.registry.v1.deployment_pb2 import (
@@ -16,6 +18,7 @@ from interlock.registry.v1.deployment_pb2 import (
     DEVICE_CLASS_GPU,
     MODEL_PLACEMENT_INLINE,
     BatchingPolicy,
+    Deployment,
 )
 
 from tests.fakes.registry_service import Registry, new_id, refused, seconds, weights
@@ -273,6 +276,73 @@ async def test_a_filter_that_can_match_nothing_is_refused(fraud: Registry) -> No
     with refused(INVALID, "INVALID_FIELD") as seen:
         await fraud.api.ListDeployments(pb.ListDeploymentsRequest(model="models/fraud", pool="a b"))
     assert set(seen[0].violations) == {"model", "pool"}
+
+
+def update(name: str, *paths: str, etag: str = "", fixed: dict[str, Any] | None = None, **policy: Any) -> Any:
+    deployment = Deployment(name=name, batching=BatchingPolicy(**policy), etag=etag, **(fixed or {}))
+    return pb.UpdateDeploymentRequest(deployment=deployment, update_mask=FieldMask(paths=paths))
+
+
+@pytest.mark.rpc(f"{SERVICE}/UpdateDeployment", "happy")
+async def test_a_policy_changes_field_by_field_or_whole_and_watchers_hear_of_it(fraud: Registry) -> None:
+    made = await fraud.deploy("1", batching=BatchingPolicy(max_batch_size=16, max_delay=Duration(nanos=9)))
+    await fraud.report(made.name)
+    stream = fraud.control.Watch(control_pb.WatchRequest(pool="default"))
+    await stream.read()
+
+    async def changed(request: Any) -> BatchingPolicy:
+        answer = await fraud.api.UpdateDeployment(request)
+        assert answer.deployment == await fraud.deployment(made.name)
+        message: Any = await stream.read()
+        while message.epoch < answer.epoch:
+            assert not message.delta.upserted
+            message = await stream.read()
+        assert [each.deployment.batching for each in message.delta.upserted] == [answer.deployment.batching]
+        policy: BatchingPolicy = answer.deployment.batching
+        return policy
+
+    async with asyncio.timeout(20):
+        named = await changed(update(made.name, "batching.max_delay", "batching.max_queue_rows", max_queue_rows=7))
+        assert named == BatchingPolicy(max_batch_size=16, max_queue_rows=7), "what is named and not set has its default"
+        unmasked = await changed(update(made.name, max_batch_size=8, latency_target=Duration(seconds=1)))
+        assert unmasked == BatchingPolicy(max_batch_size=8, max_queue_rows=7, latency_target=Duration(seconds=1))
+        whole = await changed(update(made.name, "batching", instances=2))
+        assert whole == BatchingPolicy(instances=2)
+    before = await fraud.deployment(made.name)
+    assert before.state == DEPLOYMENT_STATE_READY
+    assert before.update_time != made.update_time
+    again = update(made.name, "*", etag=before.etag, fixed={"pool": "default", "replicas": 1}, instances=2)
+    again.request_id = new_id()
+    for _ in range(2):
+        assert (await fraud.api.UpdateDeployment(again)).deployment == before, "nothing changed, so the etag stays"
+    audit = await fraud.api.ListAuditEntries(pb.ListAuditEntriesRequest(resource=made.name))
+    assert [entry.action for entry in audit.audit_entries].count("UpdateDeployment") == 3
+
+
+@pytest.mark.rpc(f"{SERVICE}/UpdateDeployment", "error")
+async def test_a_change_that_cannot_be_is_refused_with_every_field(fraud: Registry) -> None:
+    made = await fraud.deploy("1", batching=BatchingPolicy(max_batch_size=8, batch_sizes=[4, 8], max_delay=seconds(1)))
+    fixed = {"pool": "other", "replicas": 2, "device_class": DEVICE_CLASS_GPU, "environment": "dev"}
+    wrong: list[tuple[Any, set[str]]] = [
+        (update(made.name, "batching.max_batch_size", max_batch_size=16), {"batching.max_batch_size"}),
+        (update(made.name, latency_target=seconds(61)), {"batching.latency_target", "batching.max_delay"}),
+        (update(made.name, instances=-1, fixed=fixed), {"batching.instances", *fixed}),
+        (update(made.name, fixed={"device_class": 77}), {"device_class"}),
+    ]
+    for request, fields in wrong:
+        with refused(INVALID, "INVALID_FIELD") as seen:
+            await fraud.api.UpdateDeployment(request)
+        assert set(seen[0].violations) == {f"deployment.{field}" for field in fields}
+    with refused(INVALID, "INVALID_FIELD") as seen:
+        await fraud.api.UpdateDeployment(update(made.name, "batching.colour", "pools"))
+    assert set(seen[0].violations) == {"update_mask"}
+    with refused(INVALID, "INVALID_NAME"):
+        await fraud.api.UpdateDeployment(update("fraud-1-production"))
+    with refused(MISSING, "RESOURCE_NOT_FOUND"):
+        await fraud.api.UpdateDeployment(update("deployments/none", max_batch_size=8))
+    with refused(grpc.StatusCode.ABORTED, "ETAG_MISMATCH"):
+        await fraud.api.UpdateDeployment(update(made.name, etag="0", instances=2))
+    assert await fraud.deployment(made.name) == made
 
 
 @pytest.mark.rpc(f"{SERVICE}/DeleteDeployment", "happy")

@@ -13,6 +13,7 @@ from interlock.features.v1.feature_view_pb2 import (
     AGGREGATE_FUNCTION_COUNT,
     AGGREGATE_FUNCTION_LAST_N,
     AGGREGATE_FUNCTION_MEAN,
+    FILE_FORMAT_CSV,
     Aggregate,
     AggregateSource,
     BatchSource,
@@ -180,6 +181,12 @@ async def test_every_wrong_field_is_told_and_nothing_is_changed(features: Featur
         "feature_views[3].features",
         "feature_views[3]",
     } <= set(seen[0].violations)
+    secret = FileLocation(uri="file:///etc/passwd", format=FILE_FORMAT_CSV)
+    with refused(INVALID, "INVALID_DEFINITION") as seen:
+        await features.apply(
+            an_entity(), a_view("secret", batch_source=BatchSource(files=secret, event_time_column="a"))
+        )
+    assert set(seen[0].violations) == {"feature_views[0].batch_source.files.uri"}
     assert await features.names() == []
 
 

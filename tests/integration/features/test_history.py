@@ -23,6 +23,7 @@ from services.features.domain.definitions import Entity, Feature, FeatureType, F
 from services.features.domain.failure import HistoryUnavailable
 from services.features.domain.plain_view import PlainWriter
 from services.features.domain.ports import Row
+from tests.fakes.failing_disk import failing_disk
 from tests.fakes.feature_values import Values, a_row, now_us, running_values
 from tests.fakes.features_process import features_process
 from tests.fakes.features_service import a_view, an_entity
@@ -189,6 +190,32 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path, monkeypatch: pyt
         assert not list((tmp_path / "parts").rglob("*.tmp"))
         assert await numbers_in(history) == [1, 2, 3]
         assert await history.roll()
+        assert await numbers_in(history) == [1, 2, 3]
+
+
+async def test_a_disk_whose_syncs_fail_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with failing_disk(monkeypatch) as disk:
+        async with running(tmp_path) as history:
+            await history.append(WRITER, numbered(1))
+            disk.failing = ["fdatasync"]
+            with pytest.raises(HistoryUnavailable, match="Input/output error"):
+                await history.append(WRITER, numbered(99))
+            disk.failing = ()
+            await history.append(WRITER, numbered(2))
+            disk.failing = ["fsync", "fdatasync"]
+            assert not await history.roll()
+            with pytest.raises(HistoryUnavailable, match="Input/output error"):
+                await history.append(WRITER, numbered(99))
+            disk.failing = ()
+            assert await history.roll()
+            await history.append(WRITER, numbered(3))
+            disk.failing = ["fsync"]
+            assert not await history.roll()
+        assert not disk.trusted_again
+        disk.lose_power(tmp_path)
+    async with running(tmp_path) as history:
         assert await numbers_in(history) == [1, 2, 3]
 
 

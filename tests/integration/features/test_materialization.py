@@ -24,6 +24,7 @@ from services.features.domain.definitions import (
     FileFormat,
     FileLocation,
 )
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.job import Job, JobStatus, MaterializationOutcome, MaterializationSpec
 from services.features.domain.ports import HistoryScan, Outcome, Row, ViewWriter
 
@@ -109,7 +110,9 @@ async def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Offline
     )
     catalog, stores = Catalog(), Stores()
     catalog.replace(compile_snapshot(1, [Entity(id="carrier", key_type=FeatureType.STRING)], [view]))
-    processes = OfflineProcesses(tmp_path / "offline", EngineLimits("", memory_mib=256), {}, parallelism=1)
+    processes = OfflineProcesses(
+        tmp_path / "offline", EngineLimits("", memory_mib=256), {}, FileRoots([f"file://{tmp_path}"]), parallelism=1
+    )
     processes.clear()
     spec = MaterializationSpec(view="featureViews/delays", end=datetime(1971, 1, 1, tzinfo=UTC))
     status = JobStatus(create_time=datetime(1971, 1, 1, tzinfo=UTC))

@@ -57,7 +57,7 @@ from tests.fakes.offline_world import (
     stamp,
     stream_of,
 )
-from tests.fakes.registry_service import new_id
+from tests.fakes.registry_service import new_id, refused
 
 OFFLINE = "interlock.features.v1.OfflineFeatureService"
 JOBS = "interlock.features.v1.FeatureJobService"
@@ -328,6 +328,9 @@ async def test_a_join_job_that_cannot_be_says_why(world: OfflineWorld) -> None:
     await refuses(create(features=["nothing.*"]), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
     await refuses(create(rows=BatchSource()), (INVALID, "INVALID_FIELD"))
     await refuses(create("no/id"), (INVALID, "INVALID_NAME"))
+    with refused(INVALID, "INVALID_FIELD") as seen:
+        await create(rows=csv_source(Path("/etc/passwd")), output_uri="file:///etc")
+    assert set(seen[0].violations) == {"point_in_time_join_job.rows.files.uri", "point_in_time_join_job.output_uri"}
     await refuses(_joined(world, "pointInTimeJoinJobs/none"), (NOT_FOUND, "RESOURCE_NOT_FOUND"))
     cancel = job_pb.CancelPointInTimeJoinJobRequest(name=job.name)
     await refuses(world.jobs.CancelPointInTimeJoinJob(cancel), (PRECONDITION, "JOB_ENDED"))

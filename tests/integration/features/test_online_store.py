@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from services.features.adapters.metrics import StoreMetrics
 from services.features.adapters.online_writer import RedisOnlineWriter
@@ -265,10 +265,16 @@ class BrokenLink:
 
 
 @pytest.mark.parametrize(
-    ("fault", "reads"), [(TimeoutError(), 2), (RedisConnectionError("reset"), 1), (OSError("gone"), 1)]
+    ("fault", "reads", "why"),
+    [
+        (TimeoutError(), 2, "it takes too long"),
+        (RedisConnectionError("reset"), 1, "the connection failed"),
+        (BusyLoadingError("LOADING"), 1, "it is still loading"),
+        (OSError("gone"), 1, "the connection failed"),
+    ],
 )
 async def test_no_read_tries_a_redis_that_is_gone_and_none_is_needed_to_find_it_back(
-    fault: Exception, reads: int
+    fault: Exception, reads: int, why: str
 ) -> None:
     link, back = BrokenLink(), asyncio.Event()
     metrics = StoreMetrics(CollectorRegistry())
@@ -283,7 +289,7 @@ async def test_no_read_tries_a_redis_that_is_gone_and_none_is_needed_to_find_it_
             await store.read([request])
     asked = sum(request in requests for requests in link.asked)
     for ask in (store.read, store.write):
-        with pytest.raises(OnlineStoreUnavailable):
+        with pytest.raises(OnlineStoreUnavailable, match=why):
             await ask([request])
     with pytest.raises(OnlineStoreUnavailable):
         store.check()

@@ -12,11 +12,12 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from inference import model_config_pb2 as config_pb
 from interlock.inference.v1 import inference_service_pb2 as pb
 
 from tests.fakes.inference_registry import FakeRegistry
 from tests.integration.inference.conftest import Running, free_offset, worker_pids
-from tests.integration.inference.stream import ItemFailed, open_stream, row
+from tests.integration.inference.stream import ItemFailed, StreamClient, open_stream, row
 
 ROOT = Path(__file__).parents[3]
 
@@ -115,17 +116,62 @@ async def test_a_version_that_is_not_deployed_any_more_ends_its_streams_and_free
     assert "model/oracle/1" not in running.serving.runtime.health.serving
 
 
-async def test_a_larger_batch_size_counts_once_it_is_warm(
+async def test_a_policy_changes_under_load_in_the_same_process_and_nothing_is_lost(
     running: Running, registry: FakeRegistry, put_oracle: Callable[..., None]
 ) -> None:
     put_oracle(max_batch_size=2)
     await running.ready("oracle/1")
     pids = worker_pids()
-    registry.deploy("oracle-1", "oracle/1", max_batch_size=32)
-    async with asyncio.timeout(10), open_stream(running.own, "oracle", "1") as stream:
-        while max(stream.batch_sizes, default=0) < 32:
-            assert all(not isinstance(answer, ItemFailed) for answer in await stream.infer(*[row(1)] * 32))
+    policies: list[dict[str, Any]] = [
+        {"max_batch_size": 32, "max_delay_ms": 7},
+        {"max_batch_size": 16, "max_delay_ms": 1, "batch_sizes": [4, 16]},
+        {"max_batch_size": 3, "max_delay_ms": 3, "max_queue_rows": 5},
+        {"max_batch_size": 64, "max_delay_ms": 2, "batch_sizes": [8, 64]},
+    ]
+    done = asyncio.Event()
+
+    async def load(stream: StreamClient, number: int) -> int:
+        """Send without a pause; every item is answered right or refused because the queue is full."""
+        refused = 0
+        while not done.is_set():
+            wanted = [row(*range(count)) + float(number) for count in (1, 2, number + 3)]
+            for each, answer in zip(wanted, await stream.infer(*wanted, timeout_s=20), strict=True):
+                if isinstance(answer, ItemFailed) and answer.reason == "QUEUE_FULL":
+                    refused += 1
+                else:
+                    assert answer == (each * 2 + 1).tobytes()
+        return refused
+
+    async with (
+        asyncio.timeout(50),
+        open_stream(running.own, "oracle", "1", "frames") as stream,
+        asyncio.TaskGroup() as group,
+    ):
+        loads = [group.create_task(load(stream, number)) for number in range(8)]
+        for policy in policies:
+            registry.deploy("oracle-1", "oracle/1", **policy)
+            while not _is_by(await _config(running), policy):
+                await asyncio.sleep(0.01)
+            count = (await running.statistics("oracle")).inference_count
+            while (await running.statistics("oracle")).inference_count < count + 200:
+                await asyncio.sleep(0.01)
+        done.set()
+    assert sum(each.result() for each in loads), "more than five rows were sent at once"
     assert worker_pids() == pids
+
+
+async def _config(running: Running) -> Any:
+    return (await running.oip.ModelConfig(config_pb.ModelConfigRequest(name="oracle"))).config
+
+
+def _is_by(config: config_pb.ModelConfig, policy: dict[str, Any]) -> bool:
+    return config.max_batch_size == policy[
+        "max_batch_size"
+    ] and config.dynamic_batching == config_pb.ModelDynamicBatching(
+        max_queue_delay_microseconds=policy["max_delay_ms"] * 1_000,
+        preferred_batch_size=policy.get("batch_sizes", []),
+        default_queue_policy=config_pb.ModelQueuePolicy(max_queue_size=policy.get("max_queue_rows", 65_536)),
+    )
 
 
 async def test_no_worker_outlives_its_parent(

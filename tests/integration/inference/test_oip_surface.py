@@ -79,6 +79,27 @@ async def test_an_empty_version_is_the_highest_ready_one(running: Running, put_o
     assert (await running.infer(request)).model_version == "9"
 
 
+@rpc("ModelStreamInfer", "happy")
+@rpc("ModelStreamInfer", "error")
+async def test_a_stream_answers_every_request_and_tells_a_failure_in_its_place(
+    running: Running, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle()
+    await running.ready("oracle/1")
+    requests = []
+    for at in range(20):
+        model = "nobody" if at == 7 else "oracle"
+        request = oip.ModelInferRequest(model_name=model, id=str(at), raw_input_contents=[bytes(8)])
+        request.inputs.add(name="x", datatype="FP32", shape=[1, 3 if at == 9 else 2])
+        requests.append(request)
+    answers = {one.infer_response.id: one async for one in running.oip.ModelStreamInfer(iter(requests), timeout=10)}
+    assert sorted(answers, key=int) == [str(at) for at in range(20)]
+    assert {number for number, one in answers.items() if one.error_message} == {"7", "9"}
+    assert "nobody" in answers["7"].error_message
+    assert answers["0"].infer_response.model_version == "1"
+    assert "streaming" in (await running.oip.ServerMetadata(oip.ServerMetadataRequest())).extensions
+
+
 @rpc("ModelReady", "error")
 @rpc("ModelMetadata", "error")
 @rpc("ModelConfig", "error")
@@ -112,7 +133,6 @@ async def test_the_registry_alone_decides(running: Running) -> None:
         assert reason(refused.value) == "REGISTRY_DECIDES"
 
 
-@rpc("ModelStreamInfer", "error")
 @rpc("SystemSharedMemoryStatus", "error")
 @rpc("SystemSharedMemoryRegister", "error")
 @rpc("SystemSharedMemoryUnregister", "error")
@@ -131,7 +151,6 @@ async def test_what_is_not_offered_says_so(running: Running) -> None:
         running.oip.CudaSharedMemoryUnregister(memory_pb.CudaSharedMemoryUnregisterRequest()),
         running.oip.TraceSetting(setting_pb.TraceSettingRequest()),
         running.oip.LogSettings(setting_pb.LogSettingsRequest()),
-        running.oip.ModelStreamInfer(iter([oip.ModelInferRequest()])).read(),
     ]
     for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as refused:

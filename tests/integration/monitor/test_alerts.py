@@ -69,7 +69,7 @@ async def alerts_when(monitor: Monitor, count: int, *states: Any, **more: Any) -
 
 
 async def drifted(monitor: Monitor) -> None:
-    await record(monitor, requests(draw_traffic(1, hour_times(1000, 0), shift=120.0)))
+    await record(monitor, requests(draw_traffic(1, hour_times(1000, 0), shift=2000.0)))
 
 
 def check_signature(post: Any) -> None:

@@ -118,9 +118,8 @@ async def test_drift_is_what_the_same_data_gives_directly(watched: Monitor) -> N
     table = [[traffic.country.count(one) for one in ("NO", "SE", "DK")] for traffic in (TRAINING, now)]
     cramers_v = np.sqrt(stats.chi2_contingency(table, correction=False).statistic / np.sum(table))
     assert value_of(report, "country", analysis_pb2.DRIFT_METRIC_CHI_SQUARE) == pytest.approx(cramers_v, abs=1e-6)
-    drifted = {feature.name: feature.drifted for feature in report.features}
-    assert drifted["amount"]
-    assert not drifted["country"]
+    # The busy hour of a week like the baseline's may have such amounts: nobody knows yet.
+    assert all(feature.few_past_windows and not feature.drifted for feature in report.features)
     outputs = {feature.name for feature in report.features if feature.is_output}
     assert outputs == {"probability/fine", "probability/fraud"}
     assert report.baseline_digest == watched.registry.versions[NAME].digest
@@ -302,7 +301,7 @@ async def test_questions_that_cannot_be_answered_say_why(watched: Monitor) -> No
 async def test_the_last_window_of_a_version_is_exposed_to_prometheus(tmp_path: Path) -> None:
     often = {"monitor_window_interval_s": 0.05, "monitor_standing_interval_s": 0.05}
     async with running_monitor(tmp_path, FakeRegistry([trained_version()]), **often) as monitor:
-        await record(monitor, requests(draw_traffic(9, hour_times(500, 0), shift=60.0)))
+        await record(monitor, requests(draw_traffic(9, hour_times(500, 0), shift=2000.0)))
         who = 'environment="production",model="fraud",version="1"'
         labels = 'environment="production",feature="amount",model="fraud",version="1"'
         while f"interlock_monitor_feature_drifted{{{labels}}} 1.0" not in _metrics(monitor):

@@ -37,9 +37,11 @@ from services.monitor.convert.version import version_from_proto
 from services.monitor.domain.bounded_queue import Drops
 from services.monitor.domain.columns import LabelBatch, PredictionColumns
 from services.monitor.domain.decode import columns_of
+from services.monitor.domain.failure import LogNotWritten
 from services.monitor.domain.feedback import Feedback, LabelState
 from services.monitor.domain.log_question import EVER_US
 from services.monitor.domain.ports import LogPolicy
+from tests.fakes.failing_disk import failing_disk
 from tests.fakes.monitor_registry import FakeRegistry, model_version
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
 from tests.integration.monitor.asking import query, record, until
@@ -200,6 +202,28 @@ async def test_a_full_disk_costs_predictions_that_are_counted_and_heals(
     assert log.writer.row_count == 100
     assert count_of(log) == (500, 500)
     assert not [name for name in stored(tmp_path) if name.startswith(".")]
+
+
+async def test_a_disk_whose_syncs_fail_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_log: OpenLog
+) -> None:
+    now_s = time.time()
+    with failing_disk(monkeypatch) as disk:
+        log = await open_log(tmp_path)
+        # Without its journal a log writes its files at once; without either it says that it has nothing safe.
+        for seed, failing in enumerate([(), ("fdatasync",), ("fsync", "fdatasync"), (), ("fdatasync",)]):
+            disk.failing = failing
+            await log.writer.take(columns(draw_traffic(seed, [now_s - 1] * 10)))
+            if "fsync" in failing:
+                with pytest.raises(LogNotWritten):
+                    await log.writer.safe()
+            else:
+                await log.writer.safe()
+        assert count_of(log) == (50, 50)
+        await open_log(tmp_path / "other")
+        assert not disk.trusted_again
+        disk.lose_power(tmp_path)
+    assert count_of(await open_log(tmp_path)) == (50, 50)
 
 
 async def test_what_is_logged_before_its_version_is_known_is_written_and_one_part_that_cannot_be_keeps_no_other(

@@ -112,7 +112,7 @@ def noted(reads: list[tuple[str, Selection]], name: str, read: Any) -> Any:
 @pytest.mark.rpc(SERVICE + "DownloadReport", "happy")
 @pytest.mark.rpc(CONTENT, "happy")
 async def test_a_page_loads_nothing_and_shows_everything(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    await seen(monitor, shift=80.0)
+    await seen(monitor, shift=2000.0)
     reads: list[tuple[str, Selection]] = []
     for name in ("read", "read_labelled"):
         monkeypatch.setattr(SqlWindowStore, name, noted(reads, name, getattr(SqlWindowStore, name)))

@@ -105,6 +105,9 @@ def test_not_all_of_a_month_is_read() -> None:
     assert usual(hours, scope) == [NOW_US - HOUR_US - day * DAY_US for day in range(27, 0, -1)]
     # Too few days: the last windows tell how much they differ.
     assert usual(hours[-24 * 5 :], scope) == [start for start, _ in hours[-24 * 5 :]]
+    # Too few without drift: the last windows tell what the week had so far.
+    drifted = {(start, end) for start, end in hours if (NOW_US - end) % DAY_US == 0 and NOW_US - end < 21 * DAY_US}
+    assert set(usual(hours, scope, drifted)) == {*usual(hours, scope), *recent(hours, scope)}
     assert len(recent(hours, scope)) == RECENT_LIMIT
     week = Scope(INFO, MonitoringPolicy("m"), "production", NOW_US - 5 * DAY_US, NOW_US, "", "")
     assert len(usual(hours, week)) == RECENT_LIMIT

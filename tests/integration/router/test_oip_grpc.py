@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -402,12 +402,64 @@ async def test_extensions_that_are_not_offered_say_so(world: World, method: str)
     assert method in (error.details() or "")
 
 
+def stream_infers(count: int) -> list[oip_pb.ModelInferRequest]:
+    requests = [pair_infer() for _ in range(count)]
+    for at, request in enumerate(requests):
+        request.id = str(at)
+    return requests
+
+
+@pytest.mark.rpc(OIP + "ModelStreamInfer", "happy")
 @pytest.mark.rpc(OIP + "ModelStreamInfer", "error")
-async def test_the_stream_extension_is_not_offered(world: World) -> None:
-    call = world.oip.ModelStreamInfer(iter([pair_infer()]), timeout=5)
+async def test_a_stream_answers_every_request_and_tells_a_failure_in_its_place(world: World) -> None:
+    requests = stream_infers(20)
+    requests[7].model_name = "no-such-model"
+    del requests[9].inputs[:], requests[9].raw_input_contents[:]
+    answers = {one.infer_response.id: one async for one in world.oip.ModelStreamInfer(iter(requests), timeout=10)}
+    assert sorted(answers, key=int) == [str(at) for at in range(20)]
+    assert {number for number, one in answers.items() if one.error_message} == {"7", "9"}
+    assert "no-such-model" in answers["7"].error_message
+    assert all(struct.unpack("<d", answers[str(at)].infer_response.raw_output_contents[0]) == (1.0,) for at in (0, 19))
+
+
+async def test_a_client_may_have_a_failure_end_the_stream_instead(world: World) -> None:
+    requests = stream_infers(1)
+    requests[0].model_name = "no-such-model"
+    call = world.oip.ModelStreamInfer(iter(requests), timeout=10, metadata=[("triton_grpc_error", "true")])
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await anext(aiter(call))
-    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_a_stream_that_is_given_up_takes_back_what_it_has_asked(world: World) -> None:
+    world.replica.hold = asyncio.Event()
+    call = world.oip.ModelStreamInfer(_without_end(stream_infers(3)), timeout=10)
+    reading = asyncio.ensure_future(anext(aiter(call)))
+    await eventually(lambda: len(world.replica.items) == 3)
+    call.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await eventually(lambda: len(world.replica.cancelled) == 3)
+
+
+async def test_a_drain_ends_a_stream_once_it_is_answered(world: World) -> None:
+    world.replica.hold = asyncio.Event()
+    call = world.oip.ModelStreamInfer(_without_end(stream_infers(3)), timeout=20)
+    answers = aiter(call)
+    first = asyncio.ensure_future(anext(answers))
+    await eventually(lambda: len(world.replica.items) == 3)
+    await world.running.runtime.drain()
+    world.replica.hold.set()
+    got = [await first, await anext(answers), await anext(answers)]
+    assert sorted(one.infer_response.id for one in got) == ["0", "1", "2"]
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await anext(answers)
+    assert (ended.value.code(), reason_of(ended.value)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+async def _without_end(requests: list[oip_pb.ModelInferRequest]) -> AsyncIterator[oip_pb.ModelInferRequest]:
+    for request in requests:
+        yield request
+    await asyncio.Event().wait()
 
 
 async def _assert_malformed(world: World, method: str) -> None:

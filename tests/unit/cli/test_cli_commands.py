@@ -11,7 +11,7 @@ from interlock.types.v1 import feature_value_pb2, tensor_pb2
 
 from interlock_cli.commands.models import read_version
 from interlock_cli.commands.predict import prediction_to_json, read_entities, read_features, read_time
-from interlock_cli.commands.routes import new_variants, parse_weights
+from interlock_cli.commands.routes import new_variants, parse_weights, read_batching
 from interlock_cli.errors import CommandFailed
 from interlock_cli.output import duration, plain_lines
 
@@ -84,6 +84,20 @@ def test_weights_are_percent_by_name() -> None:
 def test_weights_that_make_no_split_are_refused(text: str, message: str) -> None:
     with pytest.raises(CommandFailed, match=message):
         parse_weights(text)
+
+
+def test_a_policy_is_read_field_by_field() -> None:
+    policy, fields = read_batching(
+        ["max_delay=5ms", "batch_sizes=1,8", "placement=inline", "ageing=", "max_batch_size=8"]
+    )
+    assert policy.max_delay.ToMilliseconds() == 5
+    assert (list(policy.batch_sizes), policy.max_batch_size) == ([1, 8], 8)
+    assert policy.placement == deployment_pb2.MODEL_PLACEMENT_INLINE
+    assert not policy.HasField("ageing")
+    assert fields == ["max_delay", "batch_sizes", "placement", "ageing", "max_batch_size"]
+    for wrong in ("colour=red", "max_delay=5", "max_batch_size=many", "placement=elsewhere", "batch_sizes=a"):
+        with pytest.raises(CommandFailed, match="--set: "):
+            read_batching([wrong])
 
 
 def test_a_variant_keeps_its_name_and_a_new_one_gets_its_versions() -> None:

@@ -119,6 +119,19 @@ async def test_a_call_is_start_one_body_and_trailers() -> None:
     assert trailers["headers"] == [(b"grpc-status", b"0"), (b"x-after", b"t")]
 
 
+async def test_a_call_is_on_its_way_in_until_its_body_begins_to_come() -> None:
+    door, _, chain = door_of(hello)
+    late: asyncio.Future[MutableMapping[str, Any]] = asyncio.get_running_loop().create_future()
+    server = EnvoyLike()
+    answering = asyncio.ensure_future(door.answer(scope(), lambda: late, server.send))
+    await asyncio.sleep(0)
+    assert chain.arrivals.count() == 1
+    late.set_result({"type": "http.request", "body": framed("you"), "more_body": False})
+    await answering
+    assert chain.arrivals.count() == 0
+    assert StringValue.FromString(server.sent[1]["body"][5:]).value == "hello you"
+
+
 async def test_a_body_in_pieces_is_one_message() -> None:
     door, _, chain = door_of(hello)
     whole = framed("you")

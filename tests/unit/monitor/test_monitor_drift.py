@@ -38,11 +38,14 @@ def histogram(profile: NumericProfile, values: npt.ArrayLike) -> Histogram:
     return sketch.histogram()
 
 
-def verdict(reference: npt.ArrayLike, current: npt.ArrayLike, past: Sequence[npt.ArrayLike] = ()) -> FeatureDrift:
+def verdict(
+    reference: npt.ArrayLike, current: npt.ArrayLike, past: Sequence[npt.ArrayLike] = (), is_baseline: bool = True
+) -> FeatureDrift:
     """Compare samples of one feature, in windows of an hour; `past` are the hours of the days before."""
     profile = profile_numbers(reference)
     windows = [Window(-DAY_S * (day + 1), histogram(profile, values)) for day, values in enumerate(past)]
-    compared = FeatureComparison("x", profile.histogram(), [Window(0.0, histogram(profile, current))], windows)
+    now = [Window(0.0, histogram(profile, current))]
+    compared = FeatureComparison("x", profile.histogram(), now, windows, is_baseline=is_baseline)
     return measure_drift([compared], window_s=HOUR_S)[0]
 
 
@@ -117,7 +120,7 @@ def test_the_q_values_are_scipys() -> None:
 
 def test_a_large_n_makes_no_alarm_of_a_small_effect() -> None:
     random = np.random.default_rng(0)
-    drift = verdict(random.normal(size=200_000), random.normal(0.03, 1.0, 500_000))
+    drift = verdict(random.normal(size=200_000), random.normal(0.03, 1.0, 500_000), is_baseline=False)
     assert statistic(drift, DriftMetric.PSI).q_value < 0.001
     assert not drift.is_drifted
 
@@ -133,7 +136,7 @@ def test_a_tiny_n_makes_no_alarm() -> None:
 
 def test_a_real_shift_alarms_and_its_interval_holds_the_truth() -> None:
     random = np.random.default_rng(0)
-    drift = verdict(random.normal(size=50_000), random.normal(0.7, 1.0, 2_000))
+    drift = verdict(random.normal(size=50_000), random.normal(0.7, 1.0, 2_000), is_baseline=False)
     assert drift.is_drifted
     found = statistic(drift, DriftMetric.KOLMOGOROV_SMIRNOV)
     truth = 2 * stats.norm.cdf(0.35) - 1
@@ -158,21 +161,78 @@ def test_what_every_day_brings_at_this_hour_is_no_drift() -> None:
 def test_hours_that_differ_count_as_one_observation_each() -> None:
     profile = profile_numbers(np.repeat(np.arange(24.0), 100))
     hours = [Window(hour * HOUR_S, histogram(profile, np.full(1_000, float(hour)))) for hour in range(3)]
-    compared = FeatureComparison("hour", profile.histogram(), hours[2:], hours[:2])
+    compared = FeatureComparison("hour", profile.histogram(), hours[2:], hours[:2], is_baseline=False)
     drift = measure_drift([compared], window_s=HOUR_S)[0]
     assert drift.statistics[0].source is NullSource.DESIGN_EFFECT
     assert not drift.is_drifted
 
 
-def test_a_new_version_is_judged_from_its_fourth_window_on() -> None:
+def test_another_scope_is_judged_from_the_fourth_window_on() -> None:
     random = np.random.default_rng(0)
     profile = profile_numbers(random.normal(size=20_000))
     windows = [Window(h * HOUR_S, histogram(profile, random.normal(size=500))) for h in range(4)]
     shifted = Window(4 * HOUR_S, histogram(profile, random.normal(1.5, 1, 500)))
     for now, drifted in ((windows[3], False), (shifted, True)):
-        drift = measure_drift([FeatureComparison("x", profile.histogram(), [now], windows[:3])], window_s=HOUR_S)[0]
+        compared = FeatureComparison("x", profile.histogram(), [now], windows[:3], is_baseline=False)
+        drift = measure_drift([compared], window_s=HOUR_S)[0]
         assert drift.statistics[0].source is NullSource.DESIGN_EFFECT
         assert drift.is_drifted == drifted
+
+
+def first_drift(hours: Sequence[Window], baseline: npt.ArrayLike, first: int = 0, every: int = 1) -> int | None:
+    """Return the first hour, of those judged, that alarms in a new version."""
+    reference = profile_numbers(baseline).histogram()
+    for hour in range(first, len(hours), every):
+        compared = FeatureComparison("x", reference, [hours[hour]], hours[:hour])
+        if measure_drift([compared], window_s=HOUR_S)[0].is_drifted:
+            return hour
+    return None
+
+
+@pytest.mark.parametrize("begin_day", [0, 5])
+@pytest.mark.parametrize("kind", ["hour", "weekday", "weekend", "slow"])
+def test_what_a_week_brings_is_no_drift_in_the_first_one(kind: str, begin_day: int) -> None:
+    random = np.random.default_rng(0)
+
+    def values(hour: int) -> npt.NDArray[np.float64]:
+        weekend = hour // 24 % 7 >= 5
+        # Weekends have a quarter of the traffic.
+        count = 50 if weekend else 200
+        match kind:
+            case "hour":
+                return np.full(count, float(hour % 24))
+            case "weekday":
+                return np.full(count, float(hour // 24 % 7))
+            case "weekend":
+                return random.normal(0.8 * weekend, 1.0, count)
+            case _:
+                return random.normal(0.3 * np.sin(hour / 40), 1.0, count)
+
+    baseline = np.concatenate([values(hour) for hour in range(28 * 24)])
+    profile = profile_numbers(baseline)
+    begin = (28 + begin_day) * 24
+    hours = [Window(h * HOUR_S, histogram(profile, values(h))) for h in range(begin, begin + 8 * 24)]
+    assert first_drift(hours, baseline, every=7) is None
+
+
+def test_a_value_that_no_week_had_is_drift_at_once() -> None:
+    baseline = np.random.default_rng(0).normal(size=20_000)
+    hours = [Window(0.0, histogram(profile_numbers(baseline), np.full(50, 9.0)))]
+    assert first_drift(hours, baseline) == 0
+
+
+@pytest.mark.parametrize(("normal_days", "least", "most"), [(0, 24, 96), (6, 2, 24)])
+def test_what_comes_more_often_than_a_week_has_it_is_drift(normal_days: int, least: int, most: int) -> None:
+    random = np.random.default_rng(0)
+    baseline = random.normal(size=20_000)
+    profile = profile_numbers(baseline)
+    hours = [
+        Window(h * HOUR_S, histogram(profile, random.normal(1.5 * (h >= normal_days * 24), 1.0, 400)))
+        for h in range(normal_days * 24 + most)
+    ]
+    found = first_drift(hours, baseline, first=normal_days * 24, every=6)
+    assert found is not None
+    assert found - normal_days * 24 >= least
 
 
 def test_a_busy_hour_is_no_drift_where_bins_are_always_empty() -> None:

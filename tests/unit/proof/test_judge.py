@@ -164,6 +164,7 @@ BUGS: dict[str, tuple[Callable[[History], None], str]] = {
     "unavailable with nothing broken": (refuse("UNAVAILABLE", "WORKER_DIED"), "blamed"),
     "cancelled by nobody": (refuse("CANCELLED", ""), "blamed"),
     "a deadline that has not passed": (refuse("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"), "blamed"),
+    "a stream that is reset before its time": (refuse("RESET 2 200", ""), "blamed"),
 }
 
 

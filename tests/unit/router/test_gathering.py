@@ -17,8 +17,8 @@ class Clock:
         return self.now
 
 
-def gathering(in_flight: int, waiting: int, clock: Clock | None = None) -> Gathering[Waiter]:
-    found: Gathering[Waiter] = Gathering(0.002, clock or Clock())
+def gathering(in_flight: int, waiting: int, clock: Clock | None = None, arriving: int = 0) -> Gathering[Waiter]:
+    found: Gathering[Waiter] = Gathering(0.002, clock or Clock(), lambda: arriving)
     found.in_flight = in_flight
     for _ in range(waiting):
         found.add(Waiter())
@@ -38,6 +38,15 @@ def test_half_of_the_calls_in_flight_leave_at_once() -> None:
     assert gathering(15, 8).is_due()
     assert not gathering(16, 7).is_due()
     assert not gathering(17, 8).is_due()
+
+
+def test_the_first_of_a_burst_waits_for_those_whose_headers_are_here() -> None:
+    clock = Clock()
+    found = gathering(1, 1, clock, arriving=2)
+    assert not found.is_due()
+    assert gathering(1, 1, arriving=1).is_due()
+    clock.now = 0.002
+    assert found.is_due()
 
 
 def test_after_two_milliseconds_all_leave() -> None:

@@ -126,7 +126,9 @@ class PointInTimeJoinJob(_message.Message):
     name: _builtins.str
     """`pointInTimeJoinJobs/{job}`; the id is given by the service unless the caller chose one."""
     output_uri: _builtins.str
-    """Folder for the result, Parquet, in the order of the rows. Must be empty."""
+    """Folder for the result, Parquet, in the order of the rows, under one of those that the service's settings allow. Must
+    be empty.
+    """
     clock: Global___JoinClock.ValueType
     """Which clocks decide. Default BOTH."""
     @_builtins.property

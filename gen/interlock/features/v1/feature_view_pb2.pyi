@@ -407,7 +407,9 @@ class FileLocation(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """URI with the scheme file, s3 or gs; glob patterns are allowed. At most 2,000 characters."""
+    """URI with the scheme file, s3 or gs, under one of the folders that the service's settings allow; glob patterns are
+    allowed. At most 2,000 characters.
+    """
     format: Global___FileFormat.ValueType
     """The format."""
     def __init__(

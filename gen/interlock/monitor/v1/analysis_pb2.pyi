@@ -219,7 +219,8 @@ class FeatureDrift(_message.Message):
     """Whether it counts as drift: some statistic is significant and larger than the smallest effect worth an alarm."""
     few_past_windows: _builtins.bool
     """Whether there are too few past windows, of fewer than eight days before at the same hours, to know what the hour, the
-    weekday or a slow swing brings. What follows those then often counts as drifted without drift.
+    weekday or a slow swing brings. Compared with a baseline it has drifted then only where no part of a week like the
+    baseline could be like this.
     """
     @_builtins.property
     def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftStatistic]:

@@ -228,7 +228,7 @@ Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 @_typing.final
 class BatchingPolicy(_message.Message):
     """Says how requests are joined into batches, and how the version's processes are kept. Changes take effect without a
-    reload.
+    reload (UpdateDeployment). Where two deployments give one version to one pool, the first by name gives the policy.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

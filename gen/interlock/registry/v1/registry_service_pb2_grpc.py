@@ -115,6 +115,11 @@ class RegistryServiceStub:
                 request_serializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/interlock.registry.v1.RegistryService/UpdateDeployment',
+                request_serializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.UpdateDeploymentResponse.FromString,
+                _registered_method=True)
         self.DeleteDeployment = channel.unary_unary(
                 '/interlock.registry.v1.RegistryService/DeleteDeployment',
                 request_serializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.DeleteDeploymentRequest.SerializeToString,
@@ -265,6 +270,18 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDeployment(self, request, context):
+        """Changes how a deployment's requests are scheduled and joined while it serves. Replicas follow without a reload: what
+        they have accepted is answered, what waits leaves by the new policy. Larger batches begin when they are warm; a
+        further process is loaded beside the others, one too many goes when it has answered; a model that should run
+        elsewhere goes when its successor answers. INVALID_ARGUMENT when the policy as it would be cannot be right, and when
+        another field than the policy should change: another version, environment, pool, device class or number of replicas
+        is had by another deployment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteDeployment(self, request, context):
         """Asks that a version be unloaded. FAILED_PRECONDITION while a route gives it traffic.
         """
@@ -385,6 +402,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ListDeployments,
                     request_deserializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.ListDeploymentsResponse.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=interlock_dot_registry_dot_v1_dot_registry__service__pb2.UpdateDeploymentResponse.SerializeToString,
             ),
             'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDeployment,
@@ -828,6 +850,33 @@ class RegistryService:
             '/interlock.registry.v1.RegistryService/ListDeployments',
             interlock_dot_registry_dot_v1_dot_registry__service__pb2.ListDeploymentsRequest.SerializeToString,
             interlock_dot_registry_dot_v1_dot_registry__service__pb2.ListDeploymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.registry.v1.RegistryService/UpdateDeployment',
+            interlock_dot_registry_dot_v1_dot_registry__service__pb2.UpdateDeploymentRequest.SerializeToString,
+            interlock_dot_registry_dot_v1_dot_registry__service__pb2.UpdateDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

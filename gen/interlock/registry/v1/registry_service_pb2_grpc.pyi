@@ -75,6 +75,14 @@ class RegistryServiceStub:
     """Gives a deployment."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListDeploymentsRequest, _registry_service_pb2.ListDeploymentsResponse]
     """Lists deployments."""
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateDeploymentRequest, _registry_service_pb2.UpdateDeploymentResponse]
+    """Changes how a deployment's requests are scheduled and joined while it serves. Replicas follow without a reload: what
+    they have accepted is answered, what waits leaves by the new policy. Larger batches begin when they are warm; a
+    further process is loaded beside the others, one too many goes when it has answered; a model that should run
+    elsewhere goes when its successor answers. INVALID_ARGUMENT when the policy as it would be cannot be right, and when
+    another field than the policy should change: another version, environment, pool, device class or number of replicas
+    is had by another deployment.
+    """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteDeploymentRequest, _registry_service_pb2.DeleteDeploymentResponse]
     """Asks that a version be unloaded. FAILED_PRECONDITION while a route gives it traffic."""
     GetRoute: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetRouteRequest, _registry_service_pb2.GetRouteResponse]
@@ -137,6 +145,14 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Gives a deployment."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListDeploymentsRequest, _registry_service_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
     """Lists deployments."""
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateDeploymentRequest, _registry_service_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
+    """Changes how a deployment's requests are scheduled and joined while it serves. Replicas follow without a reload: what
+    they have accepted is answered, what waits leaves by the new policy. Larger batches begin when they are warm; a
+    further process is loaded beside the others, one too many goes when it has answered; a model that should run
+    elsewhere goes when its successor answers. INVALID_ARGUMENT when the policy as it would be cannot be right, and when
+    another field than the policy should change: another version, environment, pool, device class or number of replicas
+    is had by another deployment.
+    """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteDeploymentRequest, _registry_service_pb2.DeleteDeploymentResponse]  # type: ignore[assignment]
     """Asks that a version be unloaded. FAILED_PRECONDITION while a route gives it traffic."""
     GetRoute: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetRouteRequest, _registry_service_pb2.GetRouteResponse]  # type: ignore[assignment]
@@ -286,6 +302,20 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListDeploymentsResponse, _abc.Awaitable[_registry_service_pb2.ListDeploymentsResponse]]:
         """Lists deployments."""
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _registry_service_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.UpdateDeploymentResponse, _abc.Awaitable[_registry_service_pb2.UpdateDeploymentResponse]]:
+        """Changes how a deployment's requests are scheduled and joined while it serves. Replicas follow without a reload: what
+        they have accepted is answered, what waits leaves by the new policy. Larger batches begin when they are warm; a
+        further process is loaded beside the others, one too many goes when it has answered; a model that should run
+        elsewhere goes when its successor answers. INVALID_ARGUMENT when the policy as it would be cannot be right, and when
+        another field than the policy should change: another version, environment, pool, device class or number of replicas
+        is had by another deployment.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDeployment(

@@ -26,7 +26,7 @@ from services.router.adapters.inference_client.message import (
     split_results,
 )
 from services.router.domain.failure import InvalidModelOutput
-from services.router.domain.gathering import Gathering
+from services.router.domain.gathering import Gathering, no_arrivals
 from services.router.domain.ports import Job
 from services.router.domain.tensor import Tensor
 
@@ -56,6 +56,8 @@ class StreamOptions:
     """Told of each message's number of requests."""
     use_frames: bool = True
     """Whether messages travel as frames where a replica takes them so."""
+    arriving: Callable[[], int] = no_arrivals
+    """How many calls are on their way in."""
 
 
 class InferStream:
@@ -66,7 +68,7 @@ class InferStream:
         self.version = version
         self._options = options
         self._on_draining = on_draining
-        self._gathering: Gathering[Item] = Gathering(options.gather_s, time.monotonic)
+        self._gathering: Gathering[Item] = Gathering(options.gather_s, time.monotonic, options.arriving)
         self._ids = itertools.count(1)
         self._unanswered: dict[int, Item] = {}
         self._outbox: deque[list[Item]] = deque()
