@@ -67,6 +67,14 @@ class OfflineWorld:
                 return job
             await asyncio.sleep(0.05)
 
+    async def running(self, name: str) -> None:
+        """Wait until a materialization is at work."""
+        request = job_pb.GetMaterializationJobRequest(name=name)
+        while (
+            await self.jobs.GetMaterializationJob(request)
+        ).materialization_job.status.state != jobs.JOB_STATE_RUNNING:
+            await asyncio.sleep(0.02)
+
     async def start_parity(self, **fields: Any) -> str:
         """Start a check of the version that parity_world has, unless vectors are given."""
         logged = {"model_version": VERSION, "start_time": stamp(0), "end_time": stamp(12)}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import psutil
 
 UNPRIVILEGED = "nobody"
 # Speed only: what a crash would lose does not matter to most tests; those to which it does set `durable`.
@@ -73,6 +74,13 @@ class Postgres:
     def crash(self) -> None:
         """Immediate shutdown: as if the machine had lost its power, the next start recovers."""
         self._end(signal.SIGQUIT)
+
+    def kill(self) -> None:
+        """Kill the server outright; its children, which end by themselves when they notice, are waited for."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self._end(signal.SIGKILL)
+        psutil.wait_procs(children)
 
     def _end(self, how: signal.Signals) -> None:
         if self.process is not None:

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from services.common.errors import ServiceError, to_status
+from services.common.storage_failure import DatabaseUnavailable
 from services.common.tasks import spawn
 from services.features.adapters.job_store import LeaseLost, SqlJobStore
 from services.features.domain.job import Job, JobKind, JobState, Outcome
@@ -164,7 +165,8 @@ class JobRunner:
     async def _end(self, running: RunningJob, work: asyncio.Task[Exception | None]) -> None:
         now = await self._store.now()
         error = None if work.cancelled() else work.result()
-        if isinstance(error, LeaseLost):
+        if isinstance(error, LeaseLost | DatabaseUnavailable):
+            # Where jobs are kept was away, which is no fault of the job: it is taken again when its lease has run out.
             raise error
         if running.job.status.state is JobState.CANCELLING:
             ended = running.job.ended(JobState.CANCELLED, now)

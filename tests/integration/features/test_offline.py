@@ -368,7 +368,7 @@ async def test_a_job_stops_when_it_is_told_to_whether_it_runs_or_waits(world: Of
     waiting = (await world.jobs.CreatePointInTimeJoinJob(create_join)).point_in_time_join_job.name
     parity = await world.start_parity()
     for name in (first, second):
-        await _running(world, name)
+        await world.running(name)
     await world.jobs.CancelParityJob(job_pb.CancelParityJobRequest(name=parity))
     assert (await world.compared(parity)).status.state == jobs.JOB_STATE_CANCELLED
     cancel = job_pb.CancelMaterializationJobRequest(name=first, request_id=new_id())
@@ -419,18 +419,12 @@ async def test_a_job_that_a_draining_process_let_go_is_done_by_another_at_once(
         job = jobs.MaterializationJob(feature_view="featureViews/batch")
         request = job_pb.CreateMaterializationJobRequest(materialization_job=job)
         name = (await world.jobs.CreateMaterializationJob(request)).materialization_job.name
-        await _running(world, name)
+        await world.running(name)
     path.unlink()
     path.write_text("carrier,when,delay_mean\nAA,2025-06-01 10:00Z,1\n")
     async with running_features(tmp_path / "state", **settings) as features:
         done = await OfflineWorld(features, tmp_path).materialized(name)
         assert (done.status.state, done.written_count) == (jobs.JOB_STATE_SUCCEEDED, 1)
-
-
-async def _running(world: OfflineWorld, name: str) -> None:
-    request = job_pb.GetMaterializationJobRequest(name=name)
-    while (await world.jobs.GetMaterializationJob(request)).materialization_job.status.state != jobs.JOB_STATE_RUNNING:
-        await asyncio.sleep(0.02)
 
 
 async def test_a_full_disk_ends_a_join_with_that_word_and_nothing_else(

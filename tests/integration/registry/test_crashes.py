@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -12,9 +12,8 @@ from interlock.registry.v1 import artifact_service_pb2 as artifact_pb
 from interlock.registry.v1 import registry_service_pb2 as pb
 
 from tests.fakes.ports import free_offset
-from tests.fakes.registry_postgres import Postgres, postgres_server
 from tests.fakes.registry_process import registry_process
-from tests.fakes.registry_service import Refusal, Registry, refused, running_registry, upload_messages
+from tests.fakes.registry_service import Registry, refused, upload_messages
 
 CHUNK_BYTES = 64 * 1024
 ROOM_BYTES = 600 * 1024
@@ -122,54 +121,3 @@ async def test_a_full_disk_refuses_uploads_and_nothing_else(tmp_path: Path) -> N
         assert (await models(running.registry)) == {"fraud"}
         rest = upload_messages(content, CHUNK_BYTES, offset=await received_bytes(running.registry, digest))
         assert (await running.registry.artifacts.UploadArtifact(iter(rest))).artifact.complete
-
-
-@pytest.fixture(scope="module")
-def durable_postgres() -> Iterator[Postgres]:
-    with postgres_server(durable=True) as server:
-        yield server
-
-
-async def test_a_crash_of_postgres_loses_nothing_that_was_acknowledged(
-    durable_postgres: Postgres, tmp_path: Path
-) -> None:
-    url = await durable_postgres.create_database("crash")
-    acknowledged: list[str] = []
-    unavailable: list[Refusal] = []
-    done = asyncio.Event()
-    async with running_registry(tmp_path, url) as registry:
-
-        async def write() -> None:
-            number = 0
-            while not done.is_set():
-                number += 1
-                try:
-                    await registry.api.CreateModel(pb.CreateModelRequest(model_id=f"m-{number}"), timeout=10)
-                    acknowledged.append(f"m-{number}")
-                except grpc.aio.AioRpcError as error:
-                    unavailable.append(Refusal.of(error))
-                    await asyncio.sleep(0.02)
-
-        writing = asyncio.ensure_future(write())
-        for crash in (True, False):
-            before = len(acknowledged)
-            await until(lambda least=before + 5: len(acknowledged) >= least)
-            await asyncio.to_thread(durable_postgres.crash if crash else durable_postgres.stop)
-            await until(lambda: unavailable)
-            await asyncio.to_thread(durable_postgres.start)
-        before = len(acknowledged)
-        await until(lambda: len(acknowledged) > before + 5)
-        done.set()
-        await writing
-        assert {(each.code, each.reason) for each in unavailable} == {
-            (grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE")
-        }
-        assert set(acknowledged) <= await models(registry)
-        assert (await audit(registry)).intact
-
-
-async def until(condition: object) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
