@@ -25,7 +25,7 @@ from services.inference.convert.checks import (
 )
 from services.inference.convert.contents import UnusableContents, raw_from_contents
 from services.inference.domain.failure import OutputNotFound
-from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place
+from services.inference.domain.item import BatchAnswer, BatchKey, Place
 from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, element_count
 from services.inference.domain.version import VersionKey, VersionSpec
 
@@ -44,7 +44,6 @@ class InferRequest:
     key: BatchKey
     timeout_s: float | None
     """The caller's own limit beside the call's deadline."""
-    criticality: Criticality
 
 
 def infer_from_proto(
@@ -75,7 +74,6 @@ def infer_from_proto(
         inputs=inputs,
         key=BatchKey(outputs, trailing),
         timeout_s=timeout_us / 1e6 if timeout_us > 0 else None,
-        criticality=Criticality.DEFAULT,
     )
 
 
@@ -104,7 +102,7 @@ def _at_first_sight(request: oip.ModelInferRequest, version: VersionSpec) -> Inf
         ):
             return None
     key = BatchKey(tuple(range(len(version.outputs))), tuple([spec.trailing for spec in specs]))
-    return InferRequest(rows, list(raw), key, None, Criticality.DEFAULT)
+    return InferRequest(rows, list(raw), key, None)
 
 
 def _wanted_outputs(request: oip.ModelInferRequest, version: VersionSpec) -> list[str]:

@@ -183,7 +183,7 @@ class OipServicer(SharedMemoryMethods):
             key=wanted.key,
             deadline=deadline,
             sink=waiting,
-            criticality=wanted.criticality,
+            criticality=call.criticality,
             request_id=call.request_id,
             trace=self._tracer.begin(host.key, call.traceparent),
         )
