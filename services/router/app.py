@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib import metadata
 from typing import Final
 
@@ -22,6 +22,7 @@ from services.common.chain import ByteBudget
 from services.common.channels import open_channel, open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
+from services.common.shared_regions import SharedRegions
 from services.common.unimplemented import unimplemented_bindings
 from services.common.watch import watch_registry
 from services.router.adapters.features_client.reader import FeatureReads
@@ -77,11 +78,15 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             new_id=uuid_utils.uuid7,
             clock_tolerance_s=settings.clock_tolerance_s,
         )
-        yield _bindings(predictor, Catalog(table, inference), runtime)
+        limits = (settings.system_shared_memory_bytes, settings.message_limit_bytes)
+        with closing(SharedRegions(*limits, runtime.chain.budget)) as regions:
+            yield _bindings(predictor, Catalog(table, inference), regions, runtime)
 
 
-def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
-    oip = OipServicer(predictor, catalog, runtime.streams, _release())
+def _bindings(
+    predictor: Predictor, catalog: Catalog, regions: SharedRegions, runtime: Runtime[Settings]
+) -> Sequence[Binding]:
+    oip = OipServicer(predictor, catalog, runtime.streams, _release(), regions)
     row_streams = ByteBudget(runtime.settings.bytes_in_flight_limit // _ROW_STREAMS_SHARE)
     router = RouterServicer(predictor, runtime.streams, row_streams)
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health, runtime.settings.message_limit_bytes)

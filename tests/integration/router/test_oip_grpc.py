@@ -377,9 +377,6 @@ async def test_the_registry_decides_what_is_loaded(world: World, method: str, re
 NOT_OFFERED = (
     "ModelConfig",
     "ModelStatistics",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
     "CudaSharedMemoryStatus",
     "CudaSharedMemoryRegister",
     "CudaSharedMemoryUnregister",
@@ -390,9 +387,6 @@ NOT_OFFERED = (
 
 @pytest.mark.rpc(OIP + "ModelConfig", "error")
 @pytest.mark.rpc(OIP + "ModelStatistics", "error")
-@pytest.mark.rpc(OIP + "SystemSharedMemoryStatus", "error")
-@pytest.mark.rpc(OIP + "SystemSharedMemoryRegister", "error")
-@pytest.mark.rpc(OIP + "SystemSharedMemoryUnregister", "error")
 @pytest.mark.rpc(OIP + "CudaSharedMemoryStatus", "error")
 @pytest.mark.rpc(OIP + "CudaSharedMemoryRegister", "error")
 @pytest.mark.rpc(OIP + "CudaSharedMemoryUnregister", "error")
