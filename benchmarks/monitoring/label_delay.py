@@ -26,6 +26,8 @@ class Followed:
     covered: float
     """The same of intervals that were held against labels."""
     width: float
+    said: float
+    """The share of intervals before that held their figure, as the answer says it; on average."""
 
 
 def follow(windows: Sequence[Window], delay: int, first: int) -> list[Followed]:
@@ -34,7 +36,7 @@ def follow(windows: Sequence[Window], delay: int, first: int) -> list[Followed]:
     What the monitor does at each window, each past estimate made once instead of anew.
     """
     misses: dict[str, list[tuple[int, float]]] = {}
-    rows: dict[str, list[tuple[bool, float, bool, float]]] = {}
+    rows: dict[str, list[tuple[bool, float, bool, float, float]]] = {}
     for now in range(delay, len(windows)):
         quality, scores = windows[now]
         known = [labelled for labelled, _ in windows[: now - delay + 1]]
@@ -47,13 +49,17 @@ def follow(windows: Sequence[Window], delay: int, first: int) -> list[Followed]:
             for metric in estimates:
                 if metric.name in truth:
                     past = [(now - at, miss) for at, miss in misses.get(metric.name, []) if at <= now - delay]
-                    by, value, real = widening(past[-CHECKED_LIMIT:], delay), metric.value, truth[metric.name]
+                    checked = past[-CHECKED_LIMIT:]
+                    (by, held), value, real = widening(checked, delay), metric.value, truth[metric.name]
                     inside = value.lower <= real <= value.upper, value.lower - by <= real <= value.upper + by
-                    row = (inside[0], value.upper - value.lower, inside[1], value.upper - value.lower + 2 * by)
+                    width, said = value.upper - value.lower, held / len(checked) if checked else np.nan
+                    row = (inside[0], width, inside[1], width + 2 * by, said)
                     rows.setdefault(metric.name, []).append(row)
         for name, miss in misses_of(Stretch(0, scores, quality), known).items():
             misses.setdefault(name, []).append((now, miss))
-    return [Followed(name, len(found), *np.array(found, dtype=float).mean(axis=0)) for name, found in rows.items()]
+    return [
+        Followed(name, len(found), *np.nanmean(np.array(found, dtype=float), axis=0)) for name, found in rows.items()
+    ]
 
 
 def simulated(delay: int, seed: int) -> Iterator[tuple[str, list[Followed]]]:

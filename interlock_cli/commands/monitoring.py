@@ -314,7 +314,7 @@ def _show_quality(report: pb.QualityReport) -> None:
 def _how(metric: pb.QualityMetric) -> str:
     if not metric.estimated:
         return "measured"
-    held = f"held against {_counted(metric.checked_count, 'past label window')}"
+    held = f"right in {metric.held_count} of {_counted(metric.checked_count, 'past label window')}"
     return f"estimated, {held if metric.checked_count else 'assumes no concept drift'}"
 
 

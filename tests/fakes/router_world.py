@@ -128,6 +128,7 @@ class World:
             "drain_delay_s": 0.0,
             "drain_grace_s": 5.0,
             "replica_hope_s": 5.0,
+            "event_interval_s": 0.05,
             "log_level": "warning",
         }
         return Settings(**(values | self.overrides))

@@ -189,6 +189,7 @@ def _metric_to_proto(metric: QualityMetric, info: VersionInfo) -> pb.QualityMetr
         baseline_value=info.metrics.get(metric.name),
         higher_is_better=metric.higher_is_better,
         checked_count=metric.checked_count,
+        held_count=metric.held_count,
     )
 
 

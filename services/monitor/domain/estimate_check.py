@@ -68,13 +68,13 @@ def hold_against_labels(
     return [_widened(metric, misses.get(metric.name, []), lag, level) for metric in metrics]
 
 
-def widening(misses: Sequence[tuple[int, float]], lag: int, level: float = LEVEL) -> float:
-    """Return what an interval of now is to be widened by at each end.
+def widening(misses: Sequence[tuple[int, float]], lag: int, level: float = LEVEL) -> tuple[float, int]:
+    """Return what an interval of now is to be widened by at each end, and how many past ones, so widened, held their figure.
 
     `misses`, the oldest first: how many stretches ago, and how far the figure lay outside of its interval (less than 0:
     inside). Each is known `lag` stretches later.
     """
-    width, largest = 0.0, 0.0
+    width, largest, held = 0.0, 0.0, 0
     waiting: deque[tuple[int, float, float]] = deque()
     for ago, miss in [*misses, (0, 0.0)]:
         while waiting and waiting[0][0] >= ago + lag:
@@ -82,7 +82,8 @@ def widening(misses: Sequence[tuple[int, float]], lag: int, level: float = LEVEL
             largest = max(largest, known)
             width = max(0.0, width + _RATE * largest * ((known > given) - (1 - level)))
         waiting.append((ago, miss, width))
-    return width
+        held += ago > 0 and miss <= width
+    return width, held
 
 
 def misses_of(stretch: Stretch, known: Sequence[ClassificationQuality]) -> Mapping[str, float]:
@@ -100,7 +101,7 @@ def misses_of(stretch: Stretch, known: Sequence[ClassificationQuality]) -> Mappi
 
 
 def _widened(metric: QualityMetric, misses: Sequence[tuple[int, float]], lag: int, level: float) -> QualityMetric:
-    by, value = widening(misses, lag, level), metric.value
+    (by, held), value = widening(misses, lag, level), metric.value
     # All of these metrics lie between 0 and 1.
     interval = replace(value, lower=max(value.lower - by, 0.0), upper=min(value.upper + by, 1.0))
-    return replace(metric, value=interval, checked_count=len(misses))
+    return replace(metric, value=interval, checked_count=len(misses), held_count=held)

@@ -60,6 +60,8 @@ class QualityMetric:
     is_estimated: bool = False
     checked_count: int = 0
     """Of an estimate: stretches of time before, which its interval was held against; 0: it assumes no concept drift."""
+    held_count: int = 0
+    """Of these, how many had an interval then, so widened, that held their figure: the coverage that is known."""
 
 
 @dataclass(frozen=True, slots=True)

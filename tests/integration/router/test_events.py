@@ -108,6 +108,15 @@ async def test_a_monitor_that_never_reads_slows_nobody_and_the_queue_stays_bound
     await eventually(lambda: idle_world.monitor.rows + idle_world.monitor.dropped == 20_001)
 
 
+async def test_a_full_batch_does_not_wait_for_the_interval(idle_world: World) -> None:
+    idle_world.overrides["event_interval_s"] = 60.0
+    await idle_world.start_router()
+    rows = [pb.PredictRow(features=ask(a).features) for a in range(1000)]
+    for _ in range(3):
+        await idle_world.router.PredictRows(pb.PredictRowsRequest(model=PAIR, rows=rows), timeout=10)
+    await eventually(lambda: idle_world.monitor.rows == 3000)
+
+
 async def test_what_waits_is_sent_before_the_process_ends(idle_world: World) -> None:
     idle_world.overrides["event_interval_s"] = 60.0
     await idle_world.start_router()

@@ -212,7 +212,7 @@ def test_what_a_week_brings_is_no_drift_in_the_first_one(kind: str, begin_day: i
     profile = profile_numbers(baseline)
     begin = (28 + begin_day) * 24
     hours = [Window(h * HOUR_S, histogram(profile, values(h))) for h in range(begin, begin + 8 * 24)]
-    assert first_drift(hours, baseline, every=7) is None
+    assert first_drift(hours, baseline, every=11) is None
 
 
 def test_a_value_that_no_week_had_is_drift_at_once() -> None:

@@ -214,10 +214,13 @@ def test_whatever_drifts_intervals_miss_as_seldom_as_stated_in_the_long_run(
 ) -> None:
     outside = [*inside, size, *(size * share for share in shares)]
     missed, count = 0, len(outside)
+    fits: list[bool] = []
     for now in range(count):
         known = [(now - at, miss) for at, miss in enumerate(outside[: max(now - lag + 1, 0)])]
-        width = widening(known, lag)
+        width, held = widening(known, lag)
+        assert held == sum(fits[: len(known)]), "what is said to have been held is what was"
         assert width == 0 or now > len(inside), "nothing had drifted yet"
+        fits.append(outside[now] <= width)
         missed += outside[now] > width
     assert missed <= 0.05 * count + 3 + lag
 
@@ -234,6 +237,9 @@ def test_an_estimate_is_held_against_the_labels_of_the_stretches_before() -> Non
     assert after.lower <= real.estimate <= after.upper
     assert after.estimate == before.estimate
     assert {metric.checked_count for metric in found} == {23}, "the first has nothing before it to be estimated from"
+    assert next(metric.held_count for metric in found if metric.name == "accuracy") < 23, (
+        "none knew of the drift at once"
+    )
     half_labelled = [Stretch(one.ago, one.scores, quality_of(p[:800], y[:800])) for one in stretches]
     assert hold_against_labels(estimates, half_labelled, references) == estimates
 

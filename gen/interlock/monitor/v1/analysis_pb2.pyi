@@ -440,6 +440,7 @@ class QualityMetric(_message.Message):
     BASELINE_VALUE_FIELD_NUMBER: _builtins.int
     HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
     CHECKED_COUNT_FIELD_NUMBER: _builtins.int
+    HELD_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name: "auc", "log_loss", "brier", "precision", "recall", "accuracy", "expected_calibration_error",
     "mean_absolute_error", "root_mean_squared_error".
@@ -455,6 +456,10 @@ class QualityMetric(_message.Message):
     against and widened by, so that in the long run it covers as often as stated whatever drifts. 0: there are none, and
     the interval assumes no concept drift: that a probability goes on meaning what it meant.
     """
+    held_count: _builtins.int
+    """Of these, how many had an interval, widened by what was known then, that held the figure of their labels. After a
+    change of meaning it is fewer than the level states until labels have come: this is the coverage that is known.
+    """
     @_builtins.property
     def value(self) -> _interval_pb2.Interval:
         """Its value with an interval."""
@@ -468,10 +473,11 @@ class QualityMetric(_message.Message):
         baseline_value: _builtins.float | None = ...,
         higher_is_better: _builtins.bool = ...,
         checked_count: _builtins.int = ...,
+        held_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "checked_count", b"checked_count", "estimated", b"estimated", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "checked_count", b"checked_count", "estimated", b"estimated", "held_count", b"held_count", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
     _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015

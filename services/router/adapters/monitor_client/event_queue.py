@@ -1,9 +1,10 @@
 """The bounded queue of prediction events: what does not fit pushes the oldest out, and is counted."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from services.router.adapters.monitor_client.columns import event_bytes
+from services.router.adapters.monitor_client.columns import BATCH_ROWS_LIMIT, event_bytes
 from services.router.domain.ports import PredictionEvent
 
 
@@ -18,6 +19,8 @@ class EventQueue:
         self._rows = 0
         self._bytes = 0
         self._dropped = 0
+        self.filled = asyncio.Event()
+        """Set once there is enough for a whole batch; who empties the queue clears it."""
 
     def __len__(self) -> int:
         """Return the number of predictions that wait."""
@@ -31,6 +34,8 @@ class EventQueue:
         self._bytes += size_bytes
         while self._rows > self._limit_rows or self._bytes > self._limit_bytes:
             self.count_dropped(len(self._pop().ids))
+        if self._rows >= BATCH_ROWS_LIMIT:
+            self.filled.set()
 
     def take(self, rows: int) -> list[PredictionEvent]:
         """Return the oldest events, as many as make up `rows` predictions."""

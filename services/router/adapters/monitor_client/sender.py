@@ -28,7 +28,10 @@ _MOST_DOUBLINGS: Final = 8
 
 
 class EventSender:
-    """Empties the queue every `interval_s` seconds into RecordPredictions."""
+    """Empties the queue into RecordPredictions: every `interval_s` seconds, and whenever there is enough for a whole batch.
+
+    What a batch costs here and in the monitor hardly depends on its rows, as long as they are few.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class EventSender:
     def close(self) -> None:
         """Let `run` send what is left, end the stream and return."""
         self._closing.set()
+        self._queue.filled.set()
 
     async def _send_stream(self) -> bool:
         """Send on one stream; returns whether it was ended here, rather than by the monitor or a broken connection."""
@@ -78,6 +82,7 @@ class EventSender:
     async def _send(self, call: "MonitorCall") -> None:
         sequences = itertools.count(1)
         while True:
+            self._queue.filled.clear()
             closing = self._closing.is_set()
             while len(self._queue):
                 await self._send_some(call, sequences)
@@ -85,7 +90,7 @@ class EventSender:
                 break
             if call.done():
                 raise asyncio.InvalidStateError
-            await self._wait(self._interval_s)
+            await _wait(self._queue.filled, self._interval_s)
         await call.done_writing()
         await call
 
@@ -111,11 +116,12 @@ class EventSender:
     async def _pause(self) -> None:
         bound_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**self._failures)
         self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
-        await self._wait(random.uniform(_FIRST_WAIT_S / 2, bound_s))  # noqa: S311 - jitter
+        await _wait(self._closing, random.uniform(_FIRST_WAIT_S / 2, bound_s))  # noqa: S311 - jitter
 
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
-        except TimeoutError:
-            return
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
