@@ -80,7 +80,10 @@ class Client:
         batch, now, values = pb.InferBatch(), time.perf_counter(), []
         for level, future in zip(levels, done, strict=True):
             ident, self._next = self._next, self._next + 1
-            batch.items.add(id=ident, rows=1, timeout_us=int(DEADLINE_S * 1e6), criticality=LEVELS[level])
+            batch.ids.append(ident)
+            batch.rows.append(1)
+            batch.timeouts_us.append(int(DEADLINE_S * 1e6))
+            batch.criticalities.append(LEVELS[level])
             self._waiting[ident] = (now, level, future)
             self.tally.sent[level] += 1
             values.append(self._turns + ident % 16)
@@ -90,16 +93,16 @@ class Client:
 
     async def read(self) -> None:
         while (message := await self._call.read()) is not grpc.aio.EOF:
-            now, tensors = time.perf_counter(), message.results.tensors
-            values = iter(np.frombuffer(tensors[0].data, "<i8").tolist() if tensors else [])
-            for item in message.results.items:
-                sent, level, future = self._waiting.pop(item.id)
-                if item.HasField("error"):
-                    self._refused(item.error, now - sent)
-                else:
-                    self._answered(level, next(values) == self._turns + item.id % 16, now - sent)
-                if future is not None and not future.done():
-                    future.set_result(None)
+            now, results = time.perf_counter(), message.results
+            for failure in results.failures:
+                sent, level, future = self._waiting.pop(failure.id)
+                self._refused(failure.error, now - sent)
+                _settle(future)
+            values = np.frombuffer(results.tensors[0].data, "<i8").tolist() if results.tensors else []
+            for ident, value in zip(results.ids, values, strict=True):
+                sent, level, future = self._waiting.pop(ident)
+                self._answered(level, value == self._turns + ident % 16, now - sent)
+                _settle(future)
             self._changed.set()
 
     def _refused(self, status: Any, seconds: float) -> None:
@@ -122,6 +125,11 @@ class Client:
         while self._waiting:
             self._changed.clear()
             await self._changed.wait()
+
+
+def _settle(future: "asyncio.Future[None] | None") -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 @dataclass

@@ -4,12 +4,15 @@
         await client.artifacts.upload(Path("model.onnx"))
         version = await client.models.register("fraud", version)
         answer = await client.predict("fraud", {"amount": 12.5, "country": "NO"}, user_id="u-42")
+        async for number, result in client.predict_stream("fraud", rows_as_they_come()):
+            ...  # a Prediction or a CallError, as soon as it is ready
 
 Calls that change something carry an idempotency key, so the one retry that the channel makes when nothing answered cannot
 happen twice. Every failure is a `CallError`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -104,6 +107,94 @@ class Client:
         )
         response = await self._caller.call(self._router.PredictRows, request)
         return [_result_from_proto(result) for result in response.results]
+
+    async def predict_rows_stream(
+        self, model: str, rows: Sequence[Row], *, version: str = "", include_probabilities: bool = False
+    ) -> AsyncIterator[tuple[int, prediction_pb2.Prediction | CallError]]:
+        """Predicts 1 to 100,000 rows; gives each answer as soon as it is ready, with the row's place, from 0.
+
+        The call takes as long as its answers are read. Raises CallError.
+        """
+        request = pb.PredictRowsStreamRequest(
+            model=model,
+            rows=[_row_to_proto(row) for row in rows],
+            version=version,
+            include_probabilities=include_probabilities,
+        )
+        async for response in self._caller.stream(self._router.PredictRowsStream(request)):
+            for found in response.predictions:
+                yield found.row_index, _result_from_proto(found.result)
+
+    async def predict_stream(
+        self,
+        model: str,
+        rows: AsyncIterable[Row],
+        *,
+        version: str = "",
+        include_probabilities: bool = False,
+        max_outstanding: int = 0,
+        row_timeout_s: float = 0.0,
+    ) -> AsyncIterator[tuple[int, prediction_pb2.Prediction | CallError]]:
+        """Predicts rows for as long as they come; gives each answer as soon as it is ready, with the row's place, from 0.
+
+        `max_outstanding` bounds the rows ahead of the answers that are read, `row_timeout_s` the time for each answer; 0 is
+        the service's default. Raises CallError, and what `rows` raises once the rows before it are answered.
+        """
+        opening = pb.PredictStreamOpen(
+            model=model,
+            version=version,
+            include_probabilities=include_probabilities,
+            max_outstanding_items=max_outstanding,
+        )
+        sending = _Sending(opening, rows, round(row_timeout_s * 1000))
+        try:
+            async for response in self._caller.stream(self._router.PredictStream(sending.messages())):
+                sending.begin()
+                if response.WhichOneof("message") == "result":
+                    yield response.result.id, _result_from_proto(response.result.result)
+        finally:
+            sending.end()
+        if sending.error is not None:
+            raise sending.error
+
+
+class _Sending:
+    """What a stream sends: rows only once it is opened, since grpc.aio forgets why a stream ended that it still writes to.
+
+    An error of the caller's rows is kept, and ends the sending; gRPC would cancel the call and keep it to itself.
+    """
+
+    def __init__(self, opening: pb.PredictStreamOpen, rows: AsyncIterable[Row], timeout_ms: int) -> None:
+        self._opening = opening
+        self._rows = rows
+        self._timeout_ms = timeout_ms
+        self._told = asyncio.Event()
+        self._ended = False
+        self.error: Exception | None = None
+
+    def begin(self) -> None:
+        """The service has opened the stream."""
+        self._told.set()
+
+    def end(self) -> None:
+        """Nobody listens any more."""
+        self._ended = True
+        self._told.set()
+
+    async def messages(self) -> AsyncIterator[pb.PredictStreamRequest]:
+        """Gives what is sent, in order."""
+        yield pb.PredictStreamRequest(open=self._opening)
+        await self._told.wait()
+        if self._ended:
+            return
+        number = 0
+        try:
+            async for row in self._rows:
+                item = pb.PredictStreamItem(id=number, row=_row_to_proto(row), timeout_ms=self._timeout_ms)
+                yield pb.PredictStreamRequest(item=item)
+                number += 1
+        except Exception as error:  # noqa: BLE001 - raised where the answers are read
+            self.error = error
 
 
 @asynccontextmanager

@@ -251,8 +251,9 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SystemSharedMemoryRegister(self, request, context):
-        """Registers a region of system shared memory that tensors may then refer to. Budget: 1 s. Errors: ALREADY_EXISTS,
-        INVALID_ARGUMENT (key, offset or size does not fit), FAILED_PRECONDITION (switched off, which is the default).
+        """Registers a region of system shared memory that tensors may then refer to. The same region again is no error.
+        Budget: 1 s. Errors: ALREADY_EXISTS (another region has the name), INVALID_ARGUMENT (no such key can be),
+        FAILED_PRECONDITION (object missing or too short), RESOURCE_EXHAUSTED, UNIMPLEMENTED (off, which is the default).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

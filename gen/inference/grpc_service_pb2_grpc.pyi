@@ -93,8 +93,9 @@ class GRPCInferenceServiceStub:
     SystemSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_shared_memory_pb2.SystemSharedMemoryStatusRequest, _shared_memory_pb2.SystemSharedMemoryStatusResponse]
     """Lists registered system shared memory regions. Budget: 1 s. Errors: NOT_FOUND (unknown region)."""
     SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_shared_memory_pb2.SystemSharedMemoryRegisterRequest, _shared_memory_pb2.SystemSharedMemoryRegisterResponse]
-    """Registers a region of system shared memory that tensors may then refer to. Budget: 1 s. Errors: ALREADY_EXISTS,
-    INVALID_ARGUMENT (key, offset or size does not fit), FAILED_PRECONDITION (switched off, which is the default).
+    """Registers a region of system shared memory that tensors may then refer to. The same region again is no error.
+    Budget: 1 s. Errors: ALREADY_EXISTS (another region has the name), INVALID_ARGUMENT (no such key can be),
+    FAILED_PRECONDITION (object missing or too short), RESOURCE_EXHAUSTED, UNIMPLEMENTED (off, which is the default).
     """
     SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_shared_memory_pb2.SystemSharedMemoryUnregisterRequest, _shared_memory_pb2.SystemSharedMemoryUnregisterResponse]
     """Forgets one region, or all of them. Budget: 1 s. An unknown name is no error."""
@@ -155,8 +156,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     SystemSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_shared_memory_pb2.SystemSharedMemoryStatusRequest, _shared_memory_pb2.SystemSharedMemoryStatusResponse]  # type: ignore[assignment]
     """Lists registered system shared memory regions. Budget: 1 s. Errors: NOT_FOUND (unknown region)."""
     SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_shared_memory_pb2.SystemSharedMemoryRegisterRequest, _shared_memory_pb2.SystemSharedMemoryRegisterResponse]  # type: ignore[assignment]
-    """Registers a region of system shared memory that tensors may then refer to. Budget: 1 s. Errors: ALREADY_EXISTS,
-    INVALID_ARGUMENT (key, offset or size does not fit), FAILED_PRECONDITION (switched off, which is the default).
+    """Registers a region of system shared memory that tensors may then refer to. The same region again is no error.
+    Budget: 1 s. Errors: ALREADY_EXISTS (another region has the name), INVALID_ARGUMENT (no such key can be),
+    FAILED_PRECONDITION (object missing or too short), RESOURCE_EXHAUSTED, UNIMPLEMENTED (off, which is the default).
     """
     SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_shared_memory_pb2.SystemSharedMemoryUnregisterRequest, _shared_memory_pb2.SystemSharedMemoryUnregisterResponse]  # type: ignore[assignment]
     """Forgets one region, or all of them. Budget: 1 s. An unknown name is no error."""
@@ -298,8 +300,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _shared_memory_pb2.SystemSharedMemoryRegisterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shared_memory_pb2.SystemSharedMemoryRegisterResponse, _abc.Awaitable[_shared_memory_pb2.SystemSharedMemoryRegisterResponse]]:
-        """Registers a region of system shared memory that tensors may then refer to. Budget: 1 s. Errors: ALREADY_EXISTS,
-        INVALID_ARGUMENT (key, offset or size does not fit), FAILED_PRECONDITION (switched off, which is the default).
+        """Registers a region of system shared memory that tensors may then refer to. The same region again is no error.
+        Budget: 1 s. Errors: ALREADY_EXISTS (another region has the name), INVALID_ARGUMENT (no such key can be),
+        FAILED_PRECONDITION (object missing or too short), RESOURCE_EXHAUSTED, UNIMPLEMENTED (off, which is the default).
         """
 
     @_abc_1.abstractmethod

@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
+from services.common.criticality import Criticality
 from services.common.http_rules import rules_of_service
 
 _RAW_MARK: Final = "__interlock_raw__"
@@ -36,6 +37,8 @@ class Call:
     """`time.monotonic()` seconds; infinite only for a stream whose caller gave none."""
     principal: str = "local"
     """Who calls; `local` while every listener is on loopback."""
+    criticality: Criticality = Criticality.DEFAULT
+    """What is refused first under overload."""
     request_id: str = ""
     """The x-correlation-id that came in, or one made here; it goes out with the answer and on every hop."""
     traceparent: str = ""

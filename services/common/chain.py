@@ -24,6 +24,7 @@ from google.rpc.status_pb2 import Status
 
 from services.common.arrivals import Arrivals
 from services.common.call import CURRENT_CALL, Call, Method
+from services.common.criticality import Criticality, criticality_of
 from services.common.deadlines import Deadlines, Watched
 from services.common.errors import (
     BYTES_IN_FLIGHT_EXCEEDED,
@@ -116,13 +117,16 @@ class ByteBudget:
 class Chain:
     """Answers calls: doors give bytes and metadata, the chain gives bytes or a status."""
 
-    def __init__(self, *, limits: Limits, metrics: RequestMetrics, tracing: Tracing) -> None:
+    def __init__(
+        self, *, limits: Limits, metrics: RequestMetrics, tracing: Tracing, criticality_header: str = ""
+    ) -> None:
         self.limits = limits
         self.budget = ByteBudget(limits.bytes_in_flight)
         self.deadlines = Deadlines()
         self.arrivals = Arrivals()
         self._metrics = metrics
         self._tracing = tracing
+        self._criticality_header = criticality_header
         self._log = structlog.get_logger(part="access")
 
     def accept(self, method: Method, metadata: dict[str, str], timeout_s: float | None) -> Call:
@@ -135,6 +139,9 @@ class Chain:
         if metadata.pop(CLIENT_TIMEOUT_KEY, "named") == "":
             # The edge writes its cap into every call; a caller that named no time gets the default all the same.
             timeout_s = None
+        criticality = Criticality.DEFAULT
+        if self._criticality_header:
+            criticality = criticality_of(metadata.get(self._criticality_header, ""))
         wanted_id = metadata.get(REQUEST_ID_KEY, "")
         traceparent = metadata.get(TRACEPARENT_KEY, "")
         request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else secrets.token_hex(16)
@@ -142,6 +149,7 @@ class Chain:
             method=method.full_name,
             metadata=metadata,
             deadline=time.monotonic() + self._allowed_s(method, timeout_s),
+            criticality=criticality,
             request_id=request_id,
             traceparent=traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else "",
             initial_metadata={REQUEST_ID_KEY: request_id},

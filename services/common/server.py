@@ -52,7 +52,12 @@ class Runtime(Generic[SettingsT]):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.tracing = Tracing(name, settings.otlp_endpoint, settings.trace_sample_ratio)
-        self.chain = Chain(limits=_limits(settings), metrics=RequestMetrics(name, self.registry), tracing=self.tracing)
+        self.chain = Chain(
+            limits=_limits(settings),
+            metrics=RequestMetrics(name, self.registry),
+            tracing=self.tracing,
+            criticality_header=settings.criticality_header,
+        )
         self.draining = asyncio.Event()
         """Set when the process begins to drain; long streams end soon after."""
         self.streams = Streams(self.chain, self.draining)

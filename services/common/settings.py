@@ -5,6 +5,7 @@ Each field is read from the environment as INTERLOCK_<FIELD>. Nothing else reads
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -22,6 +23,9 @@ PORTS: Final[Mapping[str, int]] = {
     "monitor": 9005,
 }
 METRICS_PORT_STEP: Final = 100
+
+_METADATA_KEY: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
+_RESERVED_KEYS: Final = ("x-interlock-", "grpc-")
 
 SettingsT = TypeVar("SettingsT", bound="CommonSettings")
 
@@ -48,6 +52,15 @@ def _only_loopback(host: str) -> str:
             "local, so nobody else may reach the ports"
         )
     return host
+
+
+def _metadata_key(key: str) -> str:
+    if key and (not _METADATA_KEY.fullmatch(key) or key.startswith(_RESERVED_KEYS) or key.endswith("-bin")):
+        raise ValueError(
+            "want lower-case letters, digits, - and _, a letter first, nothing that begins with x-interlock- (the edge takes "
+            "those out) or grpc-, or ends with -bin"
+        )
+    return key
 
 
 def _peer(service: str) -> Any:
@@ -98,6 +111,10 @@ class CommonSettings(BaseSettings):
     """Deadline of a unary call, or of a message of a stream, that names none. Seconds."""
     deadline_cap_s: PositiveFloat = 60.0
     """Longest deadline of a unary call, or of a message of a stream; a longer one is cut. Seconds."""
+    criticality_header: Annotated[str, AfterValidator(_metadata_key)] = ""
+    """Metadata key, such as x-criticality, by which callers of router and inference may say `critical`, `default` or
+    `sheddable`: what is refused last and first under overload. Empty: all calls are `default`, since nothing tells yet who
+    may call himself critical."""
     max_connection_age_s: Annotated[float, Field(ge=0)] = 0.0
     """Age after which a client is asked to reconnect. Seconds; 0 is never. For public ports only."""
 

@@ -18,6 +18,7 @@ from services.common.call import Binding
 from services.common.channels import open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
+from services.common.shared_regions import SharedRegions
 from services.common.watch import RegistryWatch, watch_registry
 from services.inference.adapters.artifact_cache import ArtifactCache
 from services.inference.adapters.monotonic_clock import MonotonicClock
@@ -68,9 +69,11 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         servicer = InferenceServicer(
             replica, tracer, limit_bytes=settings.message_limit_bytes, frames_address=frames_address
         )
+        limits = (settings.system_shared_memory_bytes, settings.message_limit_bytes)
+        regions = stack.enter_context(contextlib.closing(SharedRegions(*limits, runtime.chain.budget)))
         yield [
             Binding("interlock.inference.v1.InferenceService", servicer),
-            Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release()), hot=_HOT_METHODS),
+            Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release(), regions), hot=_HOT_METHODS),
         ]
 
 

@@ -40,6 +40,9 @@ class InferenceSettings(CommonSettings):
     """Most rows that wait for one version, unless its policy says otherwise."""
     inference_queue_bytes: PositiveInt = 64 * 1024 * 1024
     """Most bytes that wait for one version, unless its policy says otherwise."""
+    system_shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """POSIX shared memory that clients on this host may register for their tensors, in all. Bytes; 0: off. Whoever may call
+    can then read and write, by its name, every such object that this process may."""
     inference_load_retry_first_s: PositiveFloat = 1.0
     """Pause after the first failed load; each further one is twice as long. Seconds."""
     inference_load_retry_longest_s: PositiveFloat = 60.0

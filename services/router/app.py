@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib import metadata
 from typing import Final
 
@@ -18,9 +18,11 @@ from interlock.router.v1 import http_service_pb2, router_service_pb2
 from interlock.router.v1alpha1 import router_service_pb2 as unstable_pb2
 
 from services.common.call import Binding
+from services.common.chain import ByteBudget
 from services.common.channels import open_channel, open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
+from services.common.shared_regions import SharedRegions
 from services.common.unimplemented import unimplemented_bindings
 from services.common.watch import watch_registry
 from services.router.adapters.features_client.reader import FeatureReads
@@ -49,6 +51,9 @@ _HOT_OF: Final = {ROUTER: _PREDICTING, HTTP: _PREDICTING | _INFERRING, OIP: _INF
 HOT: Final = frozenset(f"{service}/{method}" for service, methods in _HOT_OF.items() for method in methods)
 """Full names of the methods that the door in Envoy answers."""
 
+# A request of PredictRowsStream is held for as long as its caller reads; the rest is for those that are answered at once.
+_ROW_STREAMS_SHARE: Final = 4
+
 
 @asynccontextmanager
 async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator[Sequence[Binding]]:
@@ -73,14 +78,20 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             new_id=uuid_utils.uuid7,
             clock_tolerance_s=settings.clock_tolerance_s,
         )
-        yield _bindings(predictor, Catalog(table, inference), runtime)
+        limits = (settings.system_shared_memory_bytes, settings.message_limit_bytes)
+        with closing(SharedRegions(*limits, runtime.chain.budget)) as regions:
+            yield _bindings(predictor, Catalog(table, inference), regions, runtime)
 
 
-def _bindings(predictor: Predictor, catalog: Catalog, runtime: Runtime[Settings]) -> Sequence[Binding]:
-    oip = OipServicer(predictor, catalog, runtime.streams, _release())
+def _bindings(
+    predictor: Predictor, catalog: Catalog, regions: SharedRegions, runtime: Runtime[Settings]
+) -> Sequence[Binding]:
+    oip = OipServicer(predictor, catalog, runtime.streams, _release(), regions)
+    row_streams = ByteBudget(runtime.settings.bytes_in_flight_limit // _ROW_STREAMS_SHARE)
+    router = RouterServicer(predictor, runtime.streams, row_streams)
     http = RouterHttpServicer(predictor, catalog, oip, runtime.health, runtime.settings.message_limit_bytes)
     return (
-        Binding(ROUTER, RouterServicer(predictor), hot=_HOT_OF[ROUTER]),
+        Binding(ROUTER, router, hot=_HOT_OF[ROUTER]),
         Binding(HTTP, http, hot=_HOT_OF[HTTP]),
         Binding(OIP, oip, hot=_HOT_OF[OIP]),
         *unimplemented_bindings(unstable_pb2.DESCRIPTOR),

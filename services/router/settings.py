@@ -33,6 +33,9 @@ class Settings(CommonSettings):
     """Longest wait of a request for its features; then its policies decide. Seconds, inside the request's own deadline."""
     calls_in_flight_limit: PositiveInt = 4096
     """Calls that the process answers at a time; more are refused with a retry delay."""
+    system_shared_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    """POSIX shared memory that clients on this host may register for their tensors, in all. Bytes; 0: off. Whoever may call
+    can then read and write, by its name, every such object that this process may."""
     event_interval_s: PositiveFloat = 0.5
     """How long prediction events wait at most until they leave for the monitor; a full batch leaves at once. Seconds."""
     event_queue_limit: PositiveInt = 10_000

@@ -6,6 +6,7 @@ may be empty. Each shape gives the outputs of some requests, or what the server 
 
 import asyncio
 import json
+import os
 import queue
 import sys
 from collections.abc import Callable
@@ -16,11 +17,12 @@ import tritonclient.grpc as over_grpc
 import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as over_http
 import tritonclient.http.aio as http_aio
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, serialize_byte_tensor, triton_to_np_dtype
 from tritonclient.utils import shared_memory as memory
 
 REQUESTS = 8
 TIMEOUT_S = 20.0
+OUTPUT_BYTES = 4096
 
 
 class Job:
@@ -84,26 +86,58 @@ def streamed(job: Job) -> list[dict[str, Any]]:
     return found
 
 
-def shared(job: Job) -> list[dict[str, Any]]:
-    """Inputs and outputs in system shared memory."""
-    with over_grpc.InferenceServerClient(job.grpc) as client:
-        client.get_system_shared_memory_status()
-        inputs, regions = job.inputs(over_grpc), []
+def shared(job: Job, library: Any, address: str) -> list[dict[str, Any]]:
+    """Inputs and the output in system shared memory, the same request again with other values, and a region that is gone."""
+    regions: dict[str, Any] = {}
+    with library.InferenceServerClient(address) as client:
+        client.unregister_system_shared_memory()
         try:
+            inputs = job.inputs(library)
             for one, spec in zip(inputs, job.specs, strict=True):
-                values = np.array(spec["data"], dtype=triton_to_np_dtype(spec["datatype"])).reshape(spec["shape"])
-                size = len(one._get_content()) if spec["datatype"] == "BYTES" else values.nbytes
-                key = f"/il-{spec['name']}"
-                region = memory.create_shared_memory_region(spec["name"], key, size)
-                regions.append((spec["name"], region))
-                memory.set_shared_memory_region(region, [values])
-                client.register_system_shared_memory(spec["name"], key, size)
-                one.set_shared_memory(spec["name"], size)
-            return [job.told(client.infer(inputs=inputs, request_id="0", **job.name))]
+                data = _serialized(spec)
+                _create(client, regions, spec["name"], data.nbytes)
+                memory.set_shared_memory_region(regions[spec["name"]], [data])
+                one.set_shared_memory(spec["name"], data.nbytes)
+            _create(client, regions, "answers", OUTPUT_BYTES)
+            output = library.InferRequestedOutput(job.output)
+            output.set_shared_memory("answers", OUTPUT_BYTES // 2, offset=OUTPUT_BYTES // 2)
+            found = []
+            for at in range(2):
+                answer = client.infer(inputs=inputs, outputs=[output], request_id=str(at), **job.name)
+                told, response = answer.get_output(job.output), answer.get_response()
+                shape = told["shape"] if isinstance(told, dict) else list(told.shape)
+                values = memory.get_contents_as_numpy(regions["answers"], np.float32, shape, OUTPUT_BYTES // 2)
+                number = response["id"] if isinstance(response, dict) else response.id
+                found.append({"id": number, "data": values.ravel().tolist()})
+                # The other order of the rows, in the same bytes of the request.
+                for spec in job.specs:
+                    memory.set_shared_memory_region(regions[spec["name"]], [_serialized(spec, backwards=True)])
+            listed = client.get_system_shared_memory_status()
+            names = [one["name"] for one in listed] if isinstance(listed, list) else list(listed.regions)
+            client.unregister_system_shared_memory("answers")
+            try:
+                client.infer(inputs=inputs, outputs=[output], **job.name)
+            except InferenceServerException as error:
+                found.append({"regions": sorted(names), "error": error.message()})
+            return found
         finally:
             client.unregister_system_shared_memory()
-            for _, region in regions:
+            for region in regions.values():
                 memory.destroy_shared_memory_region(region)
+
+
+def _serialized(spec: dict[str, Any], *, backwards: bool = False) -> Any:
+    data = spec["data"][::-1] if backwards else spec["data"]
+    values = np.array(data, dtype=triton_to_np_dtype(spec["datatype"])).reshape(spec["shape"])
+    if spec["datatype"] != "BYTES":
+        return values
+    return np.frombuffer(serialize_byte_tensor(values).item(), dtype=np.uint8)
+
+
+def _create(client: Any, regions: dict[str, Any], name: str, size: int) -> None:
+    key = f"/il-{os.getpid()}-{name}"
+    regions[name] = memory.create_shared_memory_region(name, key, size, create_only=True)
+    client.register_system_shared_memory(name, key, size)
 
 
 def main() -> None:
@@ -117,10 +151,11 @@ def main() -> None:
         "grpc_aio": lambda: asyncio.run(asynchronous(job, grpc_aio, job.grpc, over_grpc)),
         "grpc_compressed": lambda: compressed(job, over_grpc, job.grpc, in_grpc),
         "stream": lambda: streamed(job),
-        "shared_memory": lambda: shared(job),
+        "grpc_shared_memory": lambda: shared(job, over_grpc, job.grpc),
     }
     if job.http:
         shapes["http_aio"] = lambda: asyncio.run(asynchronous(job, http_aio, job.http, over_http))
+        shapes["http_shared_memory"] = lambda: shared(job, over_http, job.http)
         shapes["http_compressed"] = lambda: compressed(job, over_http, job.http, in_http)
     found: dict[str, Any] = {}
     for shape, run in shapes.items():

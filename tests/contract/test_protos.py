@@ -83,8 +83,8 @@ def test_an_unstable_package_may_change_or_go(copy: Path) -> None:
     (copy / "protos/interlock/monitor/v1alpha1/verdict_service.proto").unlink()
     rewrite(
         copy / "protos/interlock/router/v1alpha1/router_service.proto",
-        "uint32 timeout_ms = 3;",
-        "uint64 timeout_ms = 3;",
+        "int32 max_evaluation_count = 6;",
+        "int64 max_evaluation_count = 6;",
     )
     done = run(BUF, "breaking", "--against", "protos/baseline.binpb", folder=copy)
     assert done.returncode == 0, done.stdout

@@ -25,7 +25,8 @@ class Stacks:
 
     def of(self, door: str, inference_door: str = "grpcio") -> Stack:
         if (door, inference_door) not in self._by_doors:
-            variables = {"OTLP_ENDPOINT": self._receiver.endpoint, "INFERENCE_DOOR": inference_door}
+            shared = {"SYSTEM_SHARED_MEMORY_BYTES": str(1 << 20)}
+            variables = {"OTLP_ENDPOINT": self._receiver.endpoint, "INFERENCE_DOOR": inference_door, **shared}
             named = {f"INTERLOCK_{name}": value for name, value in variables.items()}
             stack = self._opened.enter_context(new_stack(door, **named))
             for other in self._by_doors.values():

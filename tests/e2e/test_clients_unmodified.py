@@ -52,10 +52,19 @@ def test_tritons_client_streams(stack: Stack, clients: Clients, place: str) -> N
 
 @everywhere
 def test_tritons_client_shares_memory(stack: Stack, clients: Clients, place: str) -> None:
-    found = clients.other("triton_more.py", *addresses(stack, place))["shared_memory"]
-    if NOT_OFFERED in str(found):
-        pytest.skip("system shared memory is not offered")
-    assert_right(found, stack, ["0"])
+    found = clients.other("triton_more.py", *addresses(stack, place))
+    if place == "inference":
+        assert "http_shared_memory" not in found
+    for protocol in ("grpc", "http") if place == "edge" else ("grpc",):
+        seen = found[f"{protocol}_shared_memory"]
+        assert isinstance(seen, list), seen
+        forth, back, gone = seen
+        assert_right([forth], stack, ["0"])
+        # The request has the same bytes, the region has the rows the other way round.
+        assert back["id"] == "1"
+        assert_allclose(back["data"], model_outputs(stack)[OUTPUT][::-1].ravel(), rtol=0, atol=1e-6)
+        assert gone["regions"] == ["answers", "categories", "numbers"]
+        assert 'is registered as "answers"' in gone["error"]
 
 
 @at_two_places

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from services.common.criticality import Criticality
 from services.common.errors import ServiceError
 from services.inference.domain.admission import QueueLimits
 from services.inference.domain.batching import Batch
 from services.inference.domain.dispatch import Dispatcher
 from services.inference.domain.failure import VersionNotReady
 from services.inference.domain.frame import Failure, FrameTensor, RunFailure
-from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Item, OutputData, Place
+from services.inference.domain.item import BatchAnswer, BatchKey, Item, OutputData, Place
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
 

@@ -26,6 +26,7 @@ class Item:
     traceparent: str
     tenant: str
     request_id: str
+    criticality: int
 
 
 def items_of(batch: inference_pb.InferBatch) -> list[Item]:
@@ -35,6 +36,7 @@ def items_of(batch: inference_pb.InferBatch) -> list[Item]:
         batch.traceparents or [""] * count,
         batch.tenants or [""] * count,
         batch.request_ids or [""] * count,
+        batch.criticalities or [inference_pb.CRITICALITY_DEFAULT] * count,
     )
     return [Item(*row) for row in zip(batch.ids, batch.rows, batch.timeouts_us, *columns, strict=True)]
 

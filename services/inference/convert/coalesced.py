@@ -8,6 +8,7 @@ from google.rpc.status_pb2 import Status
 from interlock.inference.v1 import inference_service_pb2 as pb
 from interlock.types.v1 import tensor_pb2 as types_pb
 
+from services.common.criticality import Criticality
 from services.common.errors import echo
 from services.inference.convert.checks import (
     MAX_TENSORS,
@@ -19,7 +20,7 @@ from services.inference.convert.checks import (
 )
 from services.inference.convert.tensors import datatype_from_proto, tensor_to_proto
 from services.inference.domain.failure import InvalidStreamMessage
-from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place, merge_spans
+from services.inference.domain.item import BatchAnswer, BatchKey, Place, merge_spans
 from services.inference.domain.tensor import TensorSpec, row_borders
 from services.inference.domain.version import VersionSpec
 

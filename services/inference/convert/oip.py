@@ -10,6 +10,8 @@ from typing import Any, Final
 from inference import grpc_service_pb2 as oip
 
 from services.common.errors import InvalidArgument, Unimplemented, Violation, echo
+from services.common.shared_regions import SharedMemoryOff
+from services.common.shared_tensors import Written, in_regions, parameters_to_proto
 from services.inference.convert.checks import (
     MAX_ELEMENTS,
     MAX_TENSORS,
@@ -23,11 +25,10 @@ from services.inference.convert.checks import (
 )
 from services.inference.convert.contents import UnusableContents, raw_from_contents
 from services.inference.domain.failure import OutputNotFound
-from services.inference.domain.item import BatchAnswer, BatchKey, Criticality, Place
+from services.inference.domain.item import BatchAnswer, BatchKey, Place
 from services.inference.domain.tensor import BYTES, Tensor, TensorSpec, element_count
 from services.inference.domain.version import VersionKey, VersionSpec
 
-_SHARED_MEMORY: Final = "shared_memory_region"
 _CLASSIFICATION: Final = "classification"
 _SEQUENCE: Final = "sequence_id"
 _HEADS_LIMIT: Final = 1024
@@ -43,21 +44,25 @@ class InferRequest:
     key: BatchKey
     timeout_s: float | None
     """The caller's own limit beside the call's deadline."""
-    criticality: Criticality
 
 
-def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> InferRequest:
-    """Return the request; raises `InvalidTensors` with everything that does not fit the signature, or `OutputNotFound`."""
+def infer_from_proto(
+    request: oip.ModelInferRequest, version: VersionSpec, shared: Sequence[bytes] | None = None
+) -> InferRequest:
+    """Return the request; raises `InvalidTensors` with everything that does not fit the signature, or `OutputNotFound`.
+
+    `shared`: the bytes of all inputs, where some tensors lie in shared memory.
+    """
     plain = _at_first_sight(request, version)
     if plain is not None:
         return plain
-    _check_extensions(request)
+    _check_extensions(request, is_shared=shared is not None)
+    raw = list(request.raw_input_contents) if shared is None else shared
     violations = Violations()
-    _check_counts(request, version, violations)
+    _check_counts(request, raw, version, violations)
     violations.raise_if_any()
-    given = _by_name(request, version, violations)
+    given = _by_name(request, raw, version, violations)
     violations.raise_if_any()
-    raw = list(request.raw_input_contents)
     inputs = [_data(spec, *given[spec.name], raw, violations) for spec in version.inputs]
     rows = _rows(version, given, violations)
     outputs = output_positions(_wanted_outputs(request, version), version.outputs, violations)
@@ -69,7 +74,6 @@ def infer_from_proto(request: oip.ModelInferRequest, version: VersionSpec) -> In
         inputs=inputs,
         key=BatchKey(outputs, trailing),
         timeout_s=timeout_us / 1e6 if timeout_us > 0 else None,
-        criticality=Criticality.DEFAULT,
     )
 
 
@@ -98,7 +102,7 @@ def _at_first_sight(request: oip.ModelInferRequest, version: VersionSpec) -> Inf
         ):
             return None
     key = BatchKey(tuple(range(len(version.outputs))), tuple([spec.trailing for spec in specs]))
-    return InferRequest(rows, list(raw), key, None, Criticality.DEFAULT)
+    return InferRequest(rows, list(raw), key, None)
 
 
 def _wanted_outputs(request: oip.ModelInferRequest, version: VersionSpec) -> list[str]:
@@ -137,24 +141,27 @@ class InferAnswers:
         return head
 
 
-def _check_extensions(request: oip.ModelInferRequest) -> None:
+def shared_to_proto(key: VersionKey, ident: str, tensors: Sequence[Tensor], written: Written) -> oip.ModelInferResponse:
+    """Return an answer of which some outputs are in shared memory; they have no contents, which keeps the places of the others."""
+    answer = oip.ModelInferResponse(model_name=key.model, model_version=key.version, id=ident)
+    for tensor in tensors:
+        parameters = parameters_to_proto(written.get(tensor.name, {}))
+        answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, parameters=parameters)
+        answer.raw_output_contents.append(b"" if tensor.name in written else tensor.data)
+    return answer
+
+
+def _check_extensions(request: oip.ModelInferRequest, *, is_shared: bool) -> None:
     """Refuse what would be answered wrongly if it were ignored."""
     if _SEQUENCE in request.parameters and _is_set(request.parameters[_SEQUENCE]):
         raise Unimplemented("sequences are not offered here: send each request by itself", reason="NOT_IMPLEMENTED")
-    for tensor in request.inputs[:MAX_TENSORS]:
-        if _SHARED_MEMORY in tensor.parameters:
-            raise _no_shared_memory()
+    if not is_shared and in_regions(request):
+        raise SharedMemoryOff
     for output in request.outputs[:MAX_TENSORS]:
-        if _SHARED_MEMORY in output.parameters:
-            raise _no_shared_memory()
         if _CLASSIFICATION in output.parameters:
             raise Unimplemented(
                 "the classification extension is not offered here: read the output tensor", reason="NOT_IMPLEMENTED"
             )
-
-
-def _no_shared_memory() -> Unimplemented:
-    return Unimplemented("shared memory is not offered here: send the values", reason="NOT_IMPLEMENTED")
 
 
 def _is_set(parameter: oip.InferParameter) -> bool:
@@ -174,19 +181,21 @@ def _integer(request: oip.ModelInferRequest, name: str) -> int:
     return value
 
 
-def _check_counts(request: oip.ModelInferRequest, version: VersionSpec, violations: Violations) -> None:
+def _check_counts(
+    request: oip.ModelInferRequest, raw: Sequence[bytes], version: VersionSpec, violations: Violations
+) -> None:
     """Compare lengths before anything is walked: a small message can hold millions of empty parts."""
-    inputs, raw = len(request.inputs), len(request.raw_input_contents)
+    inputs = len(request.inputs)
     if inputs > MAX_TENSORS:
         violations.add("inputs", f"want {len(version.inputs)}, got {inputs}")
-    if raw and raw != inputs:
-        violations.add("raw_input_contents", f"want one entry for each of the {inputs} inputs, got {raw}")
+    if raw and len(raw) != inputs:
+        violations.add("raw_input_contents", f"want one entry for each of the {inputs} inputs, got {len(raw)}")
     if len(request.outputs) > MAX_TENSORS:
         violations.add("outputs", f"want at most {len(version.outputs)}, got {len(request.outputs)}")
 
 
 def _by_name(
-    request: oip.ModelInferRequest, version: VersionSpec, violations: Violations
+    request: oip.ModelInferRequest, raw: Sequence[bytes], version: VersionSpec, violations: Violations
 ) -> dict[str, tuple[int, Any]]:
     """Return position and tensor of every input that is right by name, datatype and shape."""
     specs = {spec.name: spec for spec in version.inputs}
@@ -199,7 +208,7 @@ def _by_name(
             violations.add(tensor.name, "want it once, got it again")
         else:
             given[tensor.name] = (position, tensor)
-            _check_form(wanted, tensor, bool(request.raw_input_contents), violations)
+            _check_form(wanted, tensor, bool(raw), violations)
     for name, spec in specs.items():
         if name not in given:
             violations.add(name, f"want {spec.datatype} {shown(spec.shape)}, got no tensor of that name")

@@ -19,7 +19,8 @@ from enum import StrEnum
 from math import inf
 from typing import Final
 
-from services.inference.domain.item import BatchKey, Criticality, Item, Stage
+from services.common.criticality import Criticality
+from services.inference.domain.item import BatchKey, Item, Stage
 from services.inference.domain.version import BatchingPolicy
 
 _DEAD_KEPT: Final = 64
@@ -173,6 +174,32 @@ class BatchQueue:
                     expired.append(head)
         self._drop_empty()
         return expired
+
+    def displace(self, criticality: Criticality, rows: int, size_bytes: int) -> list[Item]:
+        """Take out and return less critical requests, the least critical first, until so many rows and bytes are free.
+
+        Nothing, when all of them together are not enough.
+        """
+        found: list[tuple[_Lane, Item]] = []
+        for level in reversed(_LEVELS[criticality:]):
+            for lane in self._lanes.values():
+                heap = lane.heaps[level]
+                while heap and (rows > 0 or size_bytes > 0):
+                    # The last of a heap can go without a search, and is among those that are due late.
+                    item = heap.pop()
+                    if item.stage is Stage.WAITING:
+                        found.append((lane, item))
+                        rows -= item.rows
+                        size_bytes -= item.size_bytes
+        if rows > 0 or size_bytes > 0:
+            for lane, item in found:
+                heapq.heappush(lane.heaps[item.criticality], item)
+            return []
+        for lane, item in found:
+            self._leave(lane, item)
+            item.stage = Stage.DONE
+            item.inputs = ()
+        return [item for _, item in found]
 
     def clear(self) -> list[Item]:
         """Take out and return every request."""

@@ -14,8 +14,9 @@ from functools import partial
 from math import inf
 from typing import Final
 
+from services.common.criticality import Criticality
 from services.common.errors import ServiceError
-from services.inference.domain.admission import Pace, QueueLimits, admit
+from services.inference.domain.admission import LEAST_RETRY_S, Pace, QueueLimits, admit
 from services.inference.domain.batch_time import BatchTime
 from services.inference.domain.batching import Batch, BatchQueue, Reason
 from services.inference.domain.failure import (
@@ -28,7 +29,7 @@ from services.inference.domain.failure import (
     WorkerDied,
 )
 from services.inference.domain.frame import Failure, FrameTensor, RunFailure
-from services.inference.domain.item import BatchAnswer, Criticality, Item, Place, Stage, group_by_sink
+from services.inference.domain.item import BatchAnswer, Item, Place, Stage, group_by_sink
 from services.inference.domain.ports import BatchRunner, Clock, Observer, Timer
 from services.inference.domain.quarantine import Quarantine
 from services.inference.domain.shared_memory import BATCHES_OUT
@@ -146,12 +147,15 @@ class Dispatcher:
             self._quarantine.check(item, now)
             if self._pace.out_s > _LONG_S:
                 self._pace.done_s = self._done_s(now)
-            admit(item, self.queue, self._limits, self._pace, now)
+            displaced = admit(item, self.queue, self._limits, self._pace, now)
         except ServiceError as error:
             item.arrived = item.arrived or now
             self._count_out(item, error, now)
             raise
         self.queue.add(item, now)
+        if displaced:
+            retry_s = max(self.queue_time_s, LEAST_RETRY_S)
+            self._fail(displaced, QueueFull("the queue is full and a more critical request came", retry_s), now)
 
     def cancel(self, item: Item) -> None:
         """Take a request back. Its batch-mates do not notice."""

@@ -5,16 +5,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+from services.common.criticality import Criticality
 from services.common.errors import ServiceError
 from services.inference.domain.tensor import Tensor, TensorSpec, row_borders
-
-
-class Criticality(IntEnum):
-    """What is refused first under overload; numbers are those of `interlock.inference.v1.Criticality`."""
-
-    CRITICAL = 1
-    DEFAULT = 2
-    SHEDDABLE = 3
 
 
 class Stage(IntEnum):

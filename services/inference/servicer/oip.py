@@ -9,15 +9,16 @@ from inference import grpc_service_pb2 as oip
 from inference import model_config_pb2 as config_pb
 from inference import repository_pb2 as repository_pb
 from inference import server_setting_pb2 as setting_pb
-from inference import shared_memory_pb2 as memory_pb
 from inference import statistics_pb2 as statistics_pb
 
 from services.common.call import Call, answers_many
 from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
 from services.common.names import is_id, parse_id
 from services.common.oip_stream import infer_stream
+from services.common.shared_regions import SharedRegions
+from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
 from services.common.stream_answers import Streams
-from services.inference.convert.oip import InferAnswers, InferRequest, infer_from_proto
+from services.inference.convert.oip import InferAnswers, InferRequest, infer_from_proto, shared_to_proto
 from services.inference.convert.states import config_to_proto, index_to_proto, metadata_to_proto, statistics_to_proto
 from services.inference.domain.failure import RegistryDecides, VersionNotLoaded
 from services.inference.domain.item import BatchAnswer, Item, ItemTrace, Place
@@ -53,10 +54,13 @@ class _Answer:
             self.future.set_exception(error)
 
 
-class OipServicer:
+class OipServicer(SharedMemoryMethods):
     """Answers the Open Inference Protocol for the versions of this replica."""
 
-    def __init__(self, replica: Replica, tracer: Tracer, streams: Streams, release: str) -> None:
+    def __init__(
+        self, replica: Replica, tracer: Tracer, streams: Streams, release: str, regions: SharedRegions
+    ) -> None:
+        super().__init__(regions)
         self._replica = replica
         self._tracer = tracer
         self._streams = streams
@@ -78,7 +82,8 @@ class OipServicer:
 
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, call: Call) -> oip.ServerMetadataResponse:
         """Return name, release and extensions."""
-        return oip.ServerMetadataResponse(name="interlock-inference", version=self._release, extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, EXTENSION) if self.regions.on else EXTENSIONS
+        return oip.ServerMetadataResponse(name="interlock-inference", version=self._release, extensions=extensions)
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, call: Call) -> oip.ModelMetadataResponse:
         """Return the tensors of a version."""
@@ -90,6 +95,8 @@ class OipServicer:
         """Run a version on the given tensors; the answer is a ModelInferResponse in wire form."""
         _check_ids(request.model_name, request.model_version, "model_name")
         host = self._replica.find_ready(request.model_name, request.model_version)
+        if self.regions.on and in_regions(request):
+            return await self._infer_shared(host, request, call)
         answer, place = await self._infer(host, request, call)
         return self._answers.encode(host.key, request.id, answer, place)
 
@@ -130,42 +137,6 @@ class OipServicer:
         """Run each request of a stream, and answer it as soon as it is ready."""
         return infer_stream(self._streams, requests, call, self.ModelInfer)
 
-    async def SystemSharedMemoryStatus(
-        self, request: memory_pb.SystemSharedMemoryStatusRequest, call: Call
-    ) -> memory_pb.SystemSharedMemoryStatusResponse:
-        """Not in this release."""
-        _refuse(call)
-
-    async def SystemSharedMemoryRegister(
-        self, request: memory_pb.SystemSharedMemoryRegisterRequest, call: Call
-    ) -> memory_pb.SystemSharedMemoryRegisterResponse:
-        """Not in this release."""
-        _refuse(call)
-
-    async def SystemSharedMemoryUnregister(
-        self, request: memory_pb.SystemSharedMemoryUnregisterRequest, call: Call
-    ) -> memory_pb.SystemSharedMemoryUnregisterResponse:
-        """Not in this release."""
-        _refuse(call)
-
-    async def CudaSharedMemoryStatus(
-        self, request: memory_pb.CudaSharedMemoryStatusRequest, call: Call
-    ) -> memory_pb.CudaSharedMemoryStatusResponse:
-        """Not in this release."""
-        _refuse(call)
-
-    async def CudaSharedMemoryRegister(
-        self, request: memory_pb.CudaSharedMemoryRegisterRequest, call: Call
-    ) -> memory_pb.CudaSharedMemoryRegisterResponse:
-        """Not in this release."""
-        _refuse(call)
-
-    async def CudaSharedMemoryUnregister(
-        self, request: memory_pb.CudaSharedMemoryUnregisterRequest, call: Call
-    ) -> memory_pb.CudaSharedMemoryUnregisterResponse:
-        """Not in this release."""
-        _refuse(call)
-
     async def TraceSetting(
         self, request: setting_pb.TraceSettingRequest, call: Call
     ) -> setting_pb.TraceSettingResponse:
@@ -176,11 +147,19 @@ class OipServicer:
         """Not in this release."""
         _refuse(call)
 
-    async def _infer(self, host: ModelHost, request: oip.ModelInferRequest, call: Call) -> _Outcome:
+    async def _infer_shared(self, host: ModelHost, request: oip.ModelInferRequest, call: Call) -> bytes:
+        with SharedTensors(self.regions) as shared:
+            answer, place = await self._infer(host, request, call, raw_contents(request, shared))
+            tensors = answer.tensors(((place.first_row, place.item.rows),))
+            return shared_to_proto(host.key, request.id, tensors, shared.write(tensors)).SerializeToString()
+
+    async def _infer(
+        self, host: ModelHost, request: oip.ModelInferRequest, call: Call, shared: Sequence[bytes] | None = None
+    ) -> _Outcome:
         dispatcher = host.dispatcher
         dispatcher.arrived(1)
         try:
-            wanted = infer_from_proto(request, host.spec)
+            wanted = infer_from_proto(request, host.spec, shared)
         except BaseException:
             dispatcher.gone(1)
             raise
@@ -204,7 +183,7 @@ class OipServicer:
             key=wanted.key,
             deadline=deadline,
             sink=waiting,
-            criticality=wanted.criticality,
+            criticality=call.criticality,
             request_id=call.request_id,
             trace=self._tracer.begin(host.key, call.traceparent),
         )

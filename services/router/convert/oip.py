@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.json_format import MessageToDict
 from inference import grpc_service_pb2 as oip_pb
 
 from services.common.errors import Violation, echo
+from services.common.shared_regions import SharedMemoryOff
+from services.common.shared_tensors import REGION, Written, parameters_to_proto
 from services.router.convert.request import check_names
 from services.router.convert.typed_values import raw_from_numbers, typed_data_type
 from services.router.domain.failure import InvalidField, InvalidTensors
@@ -21,7 +24,7 @@ USER_ID: Final = "user_id"
 _PREDICTION_ID: Final = "prediction_id"
 _HEADS_LIMIT: Final = 1024
 # Parameters that change what an answer means; ignoring them would answer something else than was asked.
-_UNSUPPORTED: Final = frozenset({"classification", "shared_memory_region"})
+_UNSUPPORTED: Final = frozenset({"classification"})
 _CONTENTS: Final[Mapping[str, str]] = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -38,39 +41,53 @@ _CONTENTS: Final[Mapping[str, str]] = {
 }
 
 
-def infer_from_proto(request: oip_pb.ModelInferRequest) -> TensorRequest:
-    """Return the request; raises InvalidArgument with everything that is wrong, before anything is allocated for it."""
+def infer_from_proto(request: oip_pb.ModelInferRequest, raw: Sequence[bytes] | None = None) -> TensorRequest:
+    """Return the request; raises InvalidArgument with everything that is wrong, before anything is allocated for it.
+
+    `raw`: the bytes of all inputs, where some of them lie in shared memory.
+    """
     check_names(request.model_name, request.model_version, model_field="model_name", version_field="model_version")
     if len(request.inputs) > TENSOR_LIMIT or len(request.outputs) > TENSOR_LIMIT:
         count = max(len(request.inputs), len(request.outputs))
         raise InvalidTensors([Violation("inputs", f"want at most {TENSOR_LIMIT} tensors, got {count}")])
     for tensor in request.inputs:
         if tensor.parameters:
-            refuse_parameters(tensor.name, list(tensor.parameters))
+            refuse_parameters(tensor.name, list(tensor.parameters), shared=raw is not None)
     for output in request.outputs:
         if output.parameters:
-            refuse_parameters(output.name, list(output.parameters))
+            refuse_parameters(output.name, list(output.parameters), shared=raw is not None)
+    raw = raw or request.raw_input_contents
     return TensorRequest(
         model=request.model_name,
         version=request.model_version,
         user_id=_user_id(request.parameters) if request.parameters else "",
-        inputs=_raw_inputs(request) if request.raw_input_contents else _typed_inputs(request),
+        inputs=_raw_inputs(request, raw) if raw else _typed_inputs(request),
         outputs=tuple([output.name for output in request.outputs]),
     )
 
 
-def infer_to_proto(answer: TensorAnswer, request_id: str) -> oip_pb.ModelInferResponse:
-    """Return the answer with raw contents and the request's own id."""
+def infer_to_proto(
+    answer: TensorAnswer, request_id: str, written: Written = MappingProxyType({})
+) -> oip_pb.ModelInferResponse:
+    """Return the answer with raw contents and the request's own id.
+
+    An output that was written into shared memory has no contents, which keeps the places of the others.
+    """
     return oip_pb.ModelInferResponse(
         model_name=answer.choice.target.version.model,
         model_version=answer.choice.target.version.id,
         id=request_id,
         parameters={name: _parameter(value) for name, value in answer_parameters(answer).items()},
         outputs=[
-            oip_pb.ModelInferResponse.InferOutputTensor(name=tensor.name, datatype=tensor.data_type, shape=tensor.shape)
+            oip_pb.ModelInferResponse.InferOutputTensor(
+                name=tensor.name,
+                datatype=tensor.data_type,
+                shape=tensor.shape,
+                parameters=parameters_to_proto(written.get(tensor.name, {})),
+            )
             for tensor in answer.outputs
         ],
-        raw_output_contents=[tensor.data for tensor in answer.outputs],
+        raw_output_contents=[b"" if tensor.name in written else tensor.data for tensor in answer.outputs],
     )
 
 
@@ -144,8 +161,13 @@ def metadata_to_dict(response: oip_pb.ModelMetadataResponse | oip_pb.ServerMetad
     return found
 
 
-def refuse_parameters(tensor: str, names: Sequence[str]) -> None:
-    """Refuse parameters of extensions that this server does not offer and that change the answer."""
+def refuse_parameters(tensor: str, names: Sequence[str], *, shared: bool) -> None:
+    """Refuse parameters of extensions that this server does not offer and that change the answer.
+
+    `shared` tells that whoever calls has seen to those of shared memory.
+    """
+    if REGION in names and not shared:
+        raise SharedMemoryOff
     for name in names:
         if name in _UNSUPPORTED:
             raise InvalidTensors([Violation(f"{tensor}.parameters.{name}", "want no such parameter: not offered here")])
@@ -173,11 +195,11 @@ def _user_id(parameters: Mapping[str, oip_pb.InferParameter]) -> str:
     return parameters[USER_ID].string_param
 
 
-def _raw_inputs(request: oip_pb.ModelInferRequest) -> tuple[Tensor, ...]:
-    if len(request.raw_input_contents) != len(request.inputs):
-        want = f"want {len(request.inputs)} entries, one for each input, got {len(request.raw_input_contents)}"
+def _raw_inputs(request: oip_pb.ModelInferRequest, raw: Sequence[bytes]) -> tuple[Tensor, ...]:
+    if len(raw) != len(request.inputs):
+        want = f"want {len(request.inputs)} entries, one for each input, got {len(raw)}"
         raise InvalidTensors([Violation("raw_input_contents", want)])
-    pairs = list(zip(request.inputs, request.raw_input_contents, strict=True))
+    pairs = list(zip(request.inputs, raw, strict=True))
     try:
         return tuple([_raw_tensor(tensor, data) for tensor, data in pairs])
     except Reject:

@@ -11,6 +11,7 @@ from google.api.httpbody_pb2 import HttpBody
 from services.common.errors import Violation
 from services.common.json_body import Fields, InvalidJson, decode_object, raise_violations
 from services.common.rest_twin import JSON_CONTENT_TYPE
+from services.common.shared_tensors import SharedTensors, Written
 from services.common.wording import describe
 from services.router.convert.oip import TENSOR_LIMIT, USER_ID, answer_parameters, collect, refuse_parameters
 from services.router.convert.typed_values import json_from_raw, raw_from_json
@@ -58,17 +59,20 @@ class InferAsk:
     form: OutputForm
 
 
-def infer_from_http(model: str, version: str, body: bytes, header_length: int) -> InferAsk:
-    """Return the request of a body whose first `header_length` bytes are JSON and whose rest is tensors."""
+def infer_from_http(model: str, version: str, body: bytes, header_length: int, shared: SharedTensors) -> InferAsk:
+    """Return the request of a body whose first `header_length` bytes are JSON and whose rest is tensors.
+
+    Other tensors may lie in `shared`, and outputs go there.
+    """
     fields = Fields(decode_object(body[:header_length]), _REQUEST)
     request_id, parameters = fields.text("id"), fields.members("parameters")
     inputs, outputs = fields.items("inputs"), fields.items("outputs")
     if max(len(inputs), len(outputs)) > TENSOR_LIMIT:
         fields.add("inputs", f"want at most {TENSOR_LIMIT} tensors, got {max(len(inputs), len(outputs))}")
     fields.check()
-    wanted, named = _outputs(outputs)
+    wanted, named = _outputs(outputs, shared)
     form = OutputForm(named, _flag(parameters, _BINARY_ALL, "parameters") or False)
-    tensors = _inputs(inputs, body[header_length:])
+    tensors = _inputs(inputs, body[header_length:], shared)
     request = TensorRequest(model, version, _user_id(parameters), tensors, wanted, form.is_typed)
     return InferAsk(request, request_id, form)
 
@@ -96,10 +100,12 @@ def header_length(value: str, body_bytes: int) -> int:
     return int(value)
 
 
-def infer_to_http(answer: TensorAnswer, request_id: str, form: OutputForm) -> tuple[HttpBody, int | None]:
+def infer_to_http(
+    answer: TensorAnswer, request_id: str, form: OutputForm, written: Written
+) -> tuple[HttpBody, int | None]:
     """Return the answer's body, and how many bytes of it are JSON when tensors follow."""
     tails: list[bytes] = []
-    outputs = [_output(tensor, form, tails) for tensor in answer.outputs]
+    outputs = [_output(tensor, form, tails, written) for tensor in answer.outputs]
     choice = answer.choice
     head: dict[str, object] = {"model_name": choice.target.version.model, "model_version": choice.target.version.id}
     if request_id:
@@ -116,27 +122,29 @@ def json_body(value: object) -> HttpBody:
     return HttpBody(content_type=JSON_CONTENT_TYPE, data=_ENCODER.encode(value))
 
 
-def _outputs(outputs: Sequence[Any]) -> tuple[tuple[str, ...], dict[str, bool]]:
+def _outputs(outputs: Sequence[Any], shared: SharedTensors) -> tuple[tuple[str, ...], dict[str, bool]]:
     names: list[str] = []
     named: dict[str, bool] = {}
     for index, output in enumerate(outputs):
         fields = _object(output, _OUTPUT, f"outputs[{index}]")
         name, parameters = fields.text("name"), fields.members("parameters")
         fields.check()
-        refuse_parameters(name, list(parameters))
+        refuse_parameters(name, list(parameters), shared=True)
         binary = _flag(parameters, _BINARY, f"outputs[{index}].parameters")
-        if binary is not None:
+        if shared.expect(name, f"outputs[{index}]", parameters):
+            named[name] = True
+        elif binary is not None:
             named[name] = binary
         names.append(name)
     return tuple(names), named
 
 
-def _inputs(inputs: Sequence[Any], tail: bytes) -> tuple[Tensor, ...]:
+def _inputs(inputs: Sequence[Any], tail: bytes, shared: SharedTensors) -> tuple[Tensor, ...]:
     tensors: list[tuple[str, Tensor]] = []
     position = 0
     for index, found in enumerate(inputs):
         fields = _object(found, _INPUT, f"inputs[{index}]")
-        tensor, used = _input(fields, found, tail[position:])
+        tensor, used = _input(fields, found, tail[position:], shared)
         position += used
         tensors.append((tensor.name, tensor))
     if position != len(tail):
@@ -146,13 +154,17 @@ def _inputs(inputs: Sequence[Any], tail: bytes) -> tuple[Tensor, ...]:
     return tuple(tensor for _, tensor in tensors)
 
 
-def _input(fields: Fields, found: Mapping[str, Any], tail: bytes) -> tuple[Tensor, int]:
+def _input(fields: Fields, found: Mapping[str, Any], tail: bytes, shared: SharedTensors) -> tuple[Tensor, int]:
     name, data_type, parameters = fields.text("name"), fields.text("datatype"), fields.members("parameters")
     shape = fields.items("shape")
     if not all(type(size) is int for size in shape):
         fields.add("shape", "want whole numbers, got something else")
     fields.check()
-    refuse_parameters(name, list(parameters))
+    refuse_parameters(name, list(parameters), shared=True)
+    data = shared.read(f"inputs.{name}", parameters)
+    if data is not None:
+        _refuse_other_data(name, fields, parameters)
+        return collect([(name, partial(_binary_tensor, name, data_type, shape, data))])[0], 0
     if _BINARY_SIZE in parameters:
         size_bytes = _binary_size(name, parameters[_BINARY_SIZE], len(tail), has_data=fields.has("data"))
         return collect([(name, partial(_binary_tensor, name, data_type, shape, tail[:size_bytes]))])[0], size_bytes
@@ -168,6 +180,11 @@ def _binary_tensor(name: str, data_type: str, shape: Sequence[int], data: bytes)
         raise Reject(f"want a datatype of the protocol, such as FP32, got {describe(data_type)}")
     element_count(shape)
     return Tensor(name, data_type, tuple(shape), data)
+
+
+def _refuse_other_data(name: str, fields: Fields, parameters: Mapping[str, Any]) -> None:
+    if fields.has("data") or _BINARY_SIZE in parameters:
+        raise InvalidTensors([Violation(f"inputs.{name}", "want either shared memory or data of the body, got both")])
 
 
 def _binary_size(name: str, value: object, left_bytes: int, *, has_data: bool) -> int:
@@ -199,8 +216,11 @@ def _whole_body(signature: Signature, body: bytes) -> Tensor:
     return Tensor(spec.name, spec.data_type, shape, body)
 
 
-def _output(tensor: Tensor, form: OutputForm, tails: list[bytes]) -> dict[str, object]:
+def _output(tensor: Tensor, form: OutputForm, tails: list[bytes], written: Written) -> dict[str, object]:
     found: dict[str, object] = {"name": tensor.name, "datatype": tensor.data_type, "shape": tensor.shape}
+    if tensor.name in written:
+        found["parameters"] = written[tensor.name]
+        return found
     if form.is_binary(tensor.name):
         tails.append(tensor.data)
         found["parameters"] = {_BINARY_SIZE: len(tensor.data)}

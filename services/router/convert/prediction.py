@@ -49,10 +49,12 @@ def rows_to_proto(
 ) -> pb.PredictRowsResponse:
     """Return one result per row."""
     return pb.PredictRowsResponse(
-        results=[
-            pb.PredictRowResult(error=to_status(result, request_id))
-            if isinstance(result, ServiceError)
-            else pb.PredictRowResult(prediction=prediction_to_proto(result, probabilities=probabilities))
-            for result in results
-        ]
+        results=[row_to_proto(result, probabilities=probabilities, request_id=request_id) for result in results]
     )
+
+
+def row_to_proto(result: Answer | ServiceError, *, probabilities: bool, request_id: str) -> pb.PredictRowResult:
+    """Return the result of one row."""
+    if isinstance(result, ServiceError):
+        return pb.PredictRowResult(error=to_status(result, request_id))
+    return pb.PredictRowResult(prediction=prediction_to_proto(result, probabilities=probabilities))

@@ -43,7 +43,7 @@ class RowsAsk:
 def predict_from_proto(request: pb.PredictRequest) -> PredictAsk:
     """Return the request for one row; raises InvalidArgument for names that break the rule of ids."""
     check_names(request.model, request.version)
-    row = _row(request, "as_of_time")
+    row = row_from_proto(request, "as_of_time")
     if row.entities:
         check_entities([row])
     return PredictAsk(request.model, request.version, row, request.include_probabilities)
@@ -53,9 +53,17 @@ def rows_from_proto(request: pb.PredictRowsRequest) -> RowsAsk:
     """Return the request for several rows; raises InvalidArgument for their number and for illegal names."""
     check_names(request.model, request.version)
     check_row_count(len(request.rows))
-    rows = tuple(_row(row, f"rows[{index}].as_of_time") for index, row in enumerate(request.rows))
+    rows = tuple(row_from_proto(row, f"rows[{index}].as_of_time") for index, row in enumerate(request.rows))
     check_entities(rows)
     return RowsAsk(request.model, request.version, rows, request.include_probabilities)
+
+
+def row_from_proto(request: pb.PredictRequest | pb.PredictRow, time_field: str) -> Row:
+    """Return a row whose entities are not checked yet; `time_field` names its time in an error."""
+    as_of_us = _microseconds(request.as_of_time, time_field) if request.HasField("as_of_time") else None
+    entities = request.entities
+    keys = dict(entities) if entities else {}
+    return Row(features_from_proto(request.features), request.user_id, keys, as_of_us)
 
 
 def check_entities(rows: Sequence[Row]) -> None:
@@ -82,17 +90,10 @@ def check_names(model: str, version: str, *, model_field: str = "model", version
         parse_id(version, version_field)
 
 
-def check_row_count(count: int) -> None:
-    """Refuse no rows and more than 1,000."""
-    if not 1 <= count <= ROWS_LIMIT:
-        raise InvalidField([Violation("rows", f"want 1 to {ROWS_LIMIT} rows, got {count}")])
-
-
-def _row(request: pb.PredictRequest | pb.PredictRow, time_field: str) -> Row:
-    as_of_us = _microseconds(request.as_of_time, time_field) if request.HasField("as_of_time") else None
-    entities = request.entities
-    keys = dict(entities) if entities else {}
-    return Row(features_from_proto(request.features), request.user_id, keys, as_of_us)
+def check_row_count(count: int, limit: int = ROWS_LIMIT) -> None:
+    """Refuse no rows and more than `limit`."""
+    if not 1 <= count <= limit:
+        raise InvalidField([Violation("rows", f"want 1 to {limit} rows, got {count}")])
 
 
 def _microseconds(time: Timestamp, field: str) -> int:

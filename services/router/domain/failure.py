@@ -39,6 +39,13 @@ class InvalidField(InvalidArgument):
         super().__init__(_summary("field", violations), reason="INVALID_FIELD", violations=violations)
 
 
+class StreamProtocol(InvalidArgument):
+    """A message of a stream is not what may stand there."""
+
+    def __init__(self, want: str, got: str) -> None:
+        super().__init__(f"want {want}, got {got}", reason="STREAM_PROTOCOL")
+
+
 class ModelNotFound(NotFound):
     """The router's environment has no route for the model."""
 

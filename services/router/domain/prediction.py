@@ -129,6 +129,10 @@ class Predictor:
         with self._admission.enter():
             return await RowsRun(self, call).answer(self._routed(model, version, call), version, rows)
 
+    def check(self, model: str, version: str, call: Call) -> None:
+        """Raise ServiceError when no row at all can be answered: the model or the version is unknown."""
+        self._routed(model, version, call)
+
     async def infer(self, request: TensorRequest, call: Call) -> TensorAnswer:
         """Answer tensors with tensors, or raise ServiceError."""
         started = time.perf_counter()

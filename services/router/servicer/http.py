@@ -13,6 +13,7 @@ from services.common.errors import Violation
 from services.common.health import HealthBoard
 from services.common.json_body import Fields, decode_object
 from services.common.rest_twin import HTTP_STATUS_KEY
+from services.common.shared_tensors import SharedTensors
 from services.router.convert.oip import metadata_to_dict
 from services.router.convert.oip_json import (
     HEADER_LENGTH_KEY,
@@ -32,6 +33,7 @@ from services.router.servicer.oip import OipServicer
 
 _INDEX_FIELDS: Final = ("ready",)
 _UNAVAILABLE: Final = "503"
+_REGION_FIELDS: Final = ("key", "offset", "byte_size")
 _PROBES: Final = frozenset({"", "ready", "startup"})
 
 
@@ -61,9 +63,10 @@ class RouterHttpServicer:
 
     async def ModelInfer(self, request: pb.ModelInferHttpRequest, call: Call) -> HttpBody:
         """POST /v2/models/{model_name}/infer."""
-        ask = self._infer_ask(request, call)
-        answer = await self._predictor.infer(ask.request, call)
-        body, json_bytes = infer_to_http(answer, ask.id, ask.form)
+        with SharedTensors(self._oip.regions) as shared:
+            ask = self._infer_ask(request, call, shared)
+            answer = await self._predictor.infer(ask.request, call)
+            body, json_bytes = infer_to_http(answer, ask.id, ask.form, shared.write(answer.outputs))
         if json_bytes is not None:
             call.initial_metadata[HEADER_LENGTH_KEY] = str(json_bytes)
         return body
@@ -111,6 +114,30 @@ class RouterHttpServicer:
         ready = self._catalog.ready() and not self._board.draining
         return _verdict(call, {"ready": ready}, good=ready)
 
+    async def SystemSharedMemoryStatus(self, request: pb.SystemSharedMemoryStatusHttpRequest, call: Call) -> HttpBody:
+        """GET /v2/systemsharedmemory/status."""
+        return json_body([
+            {"name": region.name, "key": region.key, "offset": region.offset, "byte_size": region.size_bytes}
+            for region in self._oip.regions.listed(request.region_name)
+        ])  # fmt: skip
+
+    async def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterHttpRequest, call: Call
+    ) -> HttpBody:
+        """POST /v2/systemsharedmemory/region/{region_name}/register."""
+        fields = Fields(decode_object(request.body.data), _REGION_FIELDS)
+        key, offset, size_bytes = fields.text("key"), fields.whole("offset"), fields.whole("byte_size")
+        fields.check()
+        self._oip.regions.register(request.region_name, key, offset, size_bytes)
+        return json_body({})
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterHttpRequest, call: Call
+    ) -> HttpBody:
+        """POST /v2/systemsharedmemory/unregister."""
+        self._oip.regions.unregister(request.region_name)
+        return json_body({})
+
     async def Health(self, request: pb.HealthHttpRequest, call: Call) -> HttpBody:
         """GET /health, /health/ready, /health/startup."""
         if request.probe not in _PROBES:
@@ -122,14 +149,14 @@ class RouterHttpServicer:
         encoding = call.metadata.get(CONTENT_ENCODING_KEY)
         return decoded(body.data, encoding, self._body_limit_bytes) if encoding else body.data
 
-    def _infer_ask(self, request: pb.ModelInferHttpRequest, call: Call) -> InferAsk:
+    def _infer_ask(self, request: pb.ModelInferHttpRequest, call: Call, shared: SharedTensors) -> InferAsk:
         model, version, body = request.model_name, request.model_version, self._body(request.body, call)
         check_names(model, version, model_field="model_name", version_field="model_version")
         given = call.metadata.get(HEADER_LENGTH_KEY, "")
         length = header_length(given, len(body))
         if given and length == 0:
             return infer_from_raw(model, version, body, self._catalog.describe(model, version)[1].version.signature)
-        return infer_from_http(model, version, body, length)
+        return infer_from_http(model, version, body, length, shared)
 
 
 def _verdict(call: Call, value: object, *, good: bool) -> HttpBody:

@@ -9,8 +9,10 @@ from inference import repository_pb2
 from services.common.call import Call, answers_many
 from services.common.errors import FailedPrecondition, Unimplemented
 from services.common.oip_stream import infer_stream
+from services.common.shared_regions import SharedRegions
+from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
 from services.common.stream_answers import Streams
-from services.router.convert.oip import InferAnswers, infer_from_proto, tensor_metadata
+from services.router.convert.oip import InferAnswers, infer_from_proto, infer_to_proto, tensor_metadata
 from services.router.convert.request import check_names
 from services.router.domain.catalog import Catalog
 from services.router.domain.prediction import Predictor
@@ -19,10 +21,13 @@ SERVER_NAME: Final = "interlock-router"
 EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "parameters", "streaming")
 
 
-class OipServicer:
+class OipServicer(SharedMemoryMethods):
     """Infers by tensors, and tells what there is to infer with."""
 
-    def __init__(self, predictor: Predictor, catalog: Catalog, streams: Streams, release: str) -> None:
+    def __init__(
+        self, predictor: Predictor, catalog: Catalog, streams: Streams, release: str, regions: SharedRegions
+    ) -> None:
+        super().__init__(regions)
         self._predictor = predictor
         self._catalog = catalog
         self._streams = streams
@@ -31,6 +36,8 @@ class OipServicer:
 
     async def ModelInfer(self, request: oip_pb.ModelInferRequest, call: Call) -> bytes:
         """Run rows of tensors; the answer is a ModelInferResponse in wire form."""
+        if self.regions.on and in_regions(request):
+            return await self._infer_shared(request, call)
         answer = await self._predictor.infer(infer_from_proto(request), call)
         return self._answers.encode(answer, request.id)
 
@@ -49,7 +56,8 @@ class OipServicer:
 
     async def ServerMetadata(self, request: oip_pb.ServerMetadataRequest, call: Call) -> oip_pb.ServerMetadataResponse:
         """Name the server and its extensions."""
-        return oip_pb.ServerMetadataResponse(name=SERVER_NAME, version=self._release, extensions=EXTENSIONS)
+        extensions = (*EXTENSIONS, EXTENSION) if self.regions.on else EXTENSIONS
+        return oip_pb.ServerMetadataResponse(name=SERVER_NAME, version=self._release, extensions=extensions)
 
     async def ModelMetadata(self, request: oip_pb.ModelMetadataRequest, call: Call) -> oip_pb.ModelMetadataResponse:
         """Describe a model's tensors."""
@@ -101,30 +109,6 @@ class OipServicer:
         """Refuse: not offered in this release."""
         raise _not_offered(call)
 
-    async def SystemSharedMemoryStatus(self, request: Any, call: Call) -> NoReturn:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-
-    async def SystemSharedMemoryRegister(self, request: Any, call: Call) -> NoReturn:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-
-    async def SystemSharedMemoryUnregister(self, request: Any, call: Call) -> NoReturn:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-
-    async def CudaSharedMemoryStatus(self, request: Any, call: Call) -> NoReturn:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-
-    async def CudaSharedMemoryRegister(self, request: Any, call: Call) -> NoReturn:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-
-    async def CudaSharedMemoryUnregister(self, request: Any, call: Call) -> NoReturn:
-        """Refuse: not offered in this release."""
-        raise _not_offered(call)
-
     async def TraceSetting(self, request: Any, call: Call) -> NoReturn:
         """Refuse: not offered in this release."""
         raise _not_offered(call)
@@ -132,6 +116,11 @@ class OipServicer:
     async def LogSettings(self, request: Any, call: Call) -> NoReturn:
         """Refuse: not offered in this release."""
         raise _not_offered(call)
+
+    async def _infer_shared(self, request: oip_pb.ModelInferRequest, call: Call) -> bytes:
+        with SharedTensors(self.regions) as shared:
+            answer = await self._predictor.infer(infer_from_proto(request, raw_contents(request, shared)), call)
+            return infer_to_proto(answer, request.id, shared.write(answer.outputs)).SerializeToString()
 
 
 def _registry_decides() -> FailedPrecondition:

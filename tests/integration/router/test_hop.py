@@ -94,6 +94,22 @@ async def test_items_carry_deadline_trace_and_ids(world: World) -> None:
     assert (item.attempt, item.rows, item.tenant) == (1, 1, "local")
 
 
+async def test_a_caller_says_how_critical_a_call_is_only_where_a_setting_names_the_key(idle_world: World) -> None:
+    async def levels() -> list[int]:
+        idle_world.replica.items.clear()
+        for word in ("critical", "Sheddable", "default", "mighty", ""):
+            metadata = (("x-criticality", word), ("x-interlock-criticality", "critical"))
+            await idle_world.router.Predict(ask(1), timeout=5, metadata=metadata)
+        return [item.criticality for item in idle_world.replica.items]
+
+    await idle_world.start_router()
+    assert await levels() == [2, 2, 2, 2, 2], "nobody guards it, so nobody may use it"
+    await idle_world.stop_router()
+    idle_world.overrides["criticality_header"] = "x-criticality"
+    await idle_world.start_router()
+    assert await levels() == [1, 3, 2, 2, 2]
+
+
 async def test_thousands_of_calls_with_cancels_never_mix_answers_up(hop_world: World) -> None:
     """Rows of different sizes, half of them cancelled at random moments: every answer is its own."""
     world = hop_world

@@ -377,9 +377,6 @@ async def test_the_registry_decides_what_is_loaded(world: World, method: str, re
 NOT_OFFERED = (
     "ModelConfig",
     "ModelStatistics",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
     "CudaSharedMemoryStatus",
     "CudaSharedMemoryRegister",
     "CudaSharedMemoryUnregister",
@@ -390,9 +387,6 @@ NOT_OFFERED = (
 
 @pytest.mark.rpc(OIP + "ModelConfig", "error")
 @pytest.mark.rpc(OIP + "ModelStatistics", "error")
-@pytest.mark.rpc(OIP + "SystemSharedMemoryStatus", "error")
-@pytest.mark.rpc(OIP + "SystemSharedMemoryRegister", "error")
-@pytest.mark.rpc(OIP + "SystemSharedMemoryUnregister", "error")
 @pytest.mark.rpc(OIP + "CudaSharedMemoryStatus", "error")
 @pytest.mark.rpc(OIP + "CudaSharedMemoryRegister", "error")
 @pytest.mark.rpc(OIP + "CudaSharedMemoryUnregister", "error")
@@ -429,11 +423,12 @@ async def test_a_stream_answers_every_request_and_tells_a_failure_in_its_place(w
 
 
 async def test_a_client_may_have_a_failure_end_the_stream_instead(world: World) -> None:
-    requests = stream_infers(1)
-    requests[0].model_name = "no-such-model"
-    call = world.oip.ModelStreamInfer(iter(requests), timeout=10, metadata=[("triton_grpc_error", "true")])
+    (request,) = stream_infers(1)
+    request.model_name = "no-such-model"
+    call = world.oip.ModelStreamInfer(timeout=10, metadata=[("triton_grpc_error", "true")])
+    await call.write(request)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await anext(aiter(call))
+        await call.read()
     assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 

@@ -47,7 +47,7 @@ def test_a_frame_comes_back_as_it_went_and_its_tensors_are_aligned(
     for before, after in zip(sent, frame.tensors, strict=True):
         data = b"".join(before.parts)
         assert (after.datatype, after.shape, bytes(after.parts[0])) == (before.datatype, before.shape, data)
-        assert not data or bytes(body).find(data) % ALIGNMENT_BYTES == 0 or len(data) < 16
+        assert any(body[at : at + len(data)] == data for at in range(0, len(body), ALIGNMENT_BYTES))
 
 
 @given(TENSORS)

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.common.criticality import Criticality
 from services.common.tasks import spawn
 from services.inference.domain.batch_time import BatchTime
 from services.inference.domain.dispatch import CAUTIOUS_S, HUNG_S
 from services.inference.domain.failure import QueueFull
 from services.inference.domain.frame import Failure
-from services.inference.domain.item import BatchKey, Criticality, Item
+from services.inference.domain.item import BatchKey, Item
 from services.inference.domain.lengths import fill_lengths
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy
@@ -107,6 +108,35 @@ async def test_a_latency_target_gives_the_wait_and_the_largest_batch() -> None:
         rig.dispatcher.times.observe(32, 0.2)
     rig.dispatcher.set_policy(rig.policy)
     assert rig.dispatcher.queue.max_rows == 16
+
+
+async def test_a_full_queue_makes_room_for_what_is_more_critical_and_tells_the_displaced_at_once() -> None:
+    rig = Rig(policy=BatchingPolicy(1, 0.002, max_queue_rows=3))
+
+    def send(tag: int, level: Criticality, rows: int = 1, deadline: float = FAR) -> None:
+        rig.send(item(rig.caller, *[tag] * rows, tag=tag, criticality=level, deadline=deadline))
+
+    for tag in (1, 2):  # both are at the worker
+        send(tag, Criticality.DEFAULT)
+    send(3, Criticality.SHEDDABLE, deadline=FAR - 1)
+    send(4, Criticality.DEFAULT)
+    send(5, Criticality.SHEDDABLE)
+    send(6, Criticality.CRITICAL)
+    assert {tag: error.reason for tag, error in rig.caller.errors.items()} == {5: "QUEUE_FULL"}
+    assert rig.caller.errors[5].retry_after_s
+    send(7, Criticality.DEFAULT)
+    assert set(rig.caller.errors) == {3, 5}
+    for level in (Criticality.DEFAULT, Criticality.SHEDDABLE):
+        with pytest.raises(QueueFull, match="the queue holds 3"):
+            send(8, level)
+    send(9, Criticality.CRITICAL)
+    send(10, Criticality.CRITICAL)
+    assert set(rig.caller.errors) == {3, 4, 5, 7}
+    with pytest.raises(QueueFull):
+        send(11, Criticality.CRITICAL)
+    rig.drain()
+    assert set(rig.caller.answers) == {1, 2, 6, 9, 10}
+    assert rig.dispatcher.in_flight == rig.dispatcher.queue.rows == 0
 
 
 async def test_the_policys_own_limits_hold_and_change_at_once() -> None:

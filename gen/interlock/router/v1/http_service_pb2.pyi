@@ -281,6 +281,84 @@ class ServerReadyHttpRequest(_message.Message):
 Global___ServerReadyHttpRequest: _TypeAlias = ServerReadyHttpRequest  # noqa: Y015
 
 @_typing.final
+class SystemSharedMemoryStatusHttpRequest(_message.Message):
+    """Names the region to describe."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_NAME_FIELD_NUMBER: _builtins.int
+    region_name: _builtins.str
+    """Name of the region, from the path. Empty: all."""
+    def __init__(
+        self,
+        *,
+        region_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["region_name", b"region_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SystemSharedMemoryStatusHttpRequest: _TypeAlias = SystemSharedMemoryStatusHttpRequest  # noqa: Y015
+
+@_typing.final
+class SystemSharedMemoryRegisterHttpRequest(_message.Message):
+    """Carries the body of a registration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_NAME_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    region_name: _builtins.str
+    """Name of the region, from the path."""
+    @_builtins.property
+    def body(self) -> _httpbody_pb2.HttpBody:
+        """JSON with `key` (of the POSIX shared memory object), `offset` (bytes, default 0) and `byte_size`."""
+
+    def __init__(
+        self,
+        *,
+        region_name: _builtins.str = ...,
+        body: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "region_name", b"region_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SystemSharedMemoryRegisterHttpRequest: _TypeAlias = SystemSharedMemoryRegisterHttpRequest  # noqa: Y015
+
+@_typing.final
+class SystemSharedMemoryUnregisterHttpRequest(_message.Message):
+    """Names the region to let go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_NAME_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    region_name: _builtins.str
+    """Name of the region, from the path. Empty: all."""
+    @_builtins.property
+    def body(self) -> _httpbody_pb2.HttpBody:
+        """Ignored."""
+
+    def __init__(
+        self,
+        *,
+        region_name: _builtins.str = ...,
+        body: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "region_name", b"region_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SystemSharedMemoryUnregisterHttpRequest: _TypeAlias = SystemSharedMemoryUnregisterHttpRequest  # noqa: Y015
+
+@_typing.final
 class HealthHttpRequest(_message.Message):
     """Asks how the router is."""
 

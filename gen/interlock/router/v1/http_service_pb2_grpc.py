@@ -98,6 +98,21 @@ class RouterHttpServiceStub:
                 request_serializer=interlock_dot_router_dot_v1_dot_http__service__pb2.ServerReadyHttpRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.SystemSharedMemoryStatus = channel.unary_unary(
+                '/interlock.router.v1.RouterHttpService/SystemSharedMemoryStatus',
+                request_serializer=interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryStatusHttpRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryRegister = channel.unary_unary(
+                '/interlock.router.v1.RouterHttpService/SystemSharedMemoryRegister',
+                request_serializer=interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryRegisterHttpRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.SystemSharedMemoryUnregister = channel.unary_unary(
+                '/interlock.router.v1.RouterHttpService/SystemSharedMemoryUnregister',
+                request_serializer=interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryUnregisterHttpRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.Health = channel.unary_unary(
                 '/interlock.router.v1.RouterHttpService/Health',
                 request_serializer=interlock_dot_router_dot_v1_dot_http__service__pb2.HealthHttpRequest.SerializeToString,
@@ -194,6 +209,27 @@ class RouterHttpServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SystemSharedMemoryStatus(self, request, context):
+        """Lists regions of shared memory that clients on this host have registered with this process: all of them, or one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryRegister(self, request, context):
+        """Registers a region of a POSIX shared memory object on this host. Doing it again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SystemSharedMemoryUnregister(self, request, context):
+        """Lets go of a region, or of all; one that is not registered is no mistake.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Health(self, request, context):
         """Tells how the router is: `/health` (it lives), `/health/ready` (it may be sent traffic) and `/health/startup` (it
         has started). 200, or 503, with {"status": "..."}.
@@ -258,6 +294,21 @@ def add_RouterHttpServiceServicer_to_server(servicer, server):
             'ServerReady': grpc.unary_unary_rpc_method_handler(
                     servicer.ServerReady,
                     request_deserializer=interlock_dot_router_dot_v1_dot_http__service__pb2.ServerReadyHttpRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'SystemSharedMemoryStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryStatus,
+                    request_deserializer=interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryStatusHttpRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'SystemSharedMemoryRegister': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryRegister,
+                    request_deserializer=interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryRegisterHttpRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'SystemSharedMemoryUnregister': grpc.unary_unary_rpc_method_handler(
+                    servicer.SystemSharedMemoryUnregister,
+                    request_deserializer=interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryUnregisterHttpRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'Health': grpc.unary_unary_rpc_method_handler(
@@ -570,6 +621,87 @@ class RouterHttpService:
             target,
             '/interlock.router.v1.RouterHttpService/ServerReady',
             interlock_dot_router_dot_v1_dot_http__service__pb2.ServerReadyHttpRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.router.v1.RouterHttpService/SystemSharedMemoryStatus',
+            interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryStatusHttpRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryRegister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.router.v1.RouterHttpService/SystemSharedMemoryRegister',
+            interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryRegisterHttpRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SystemSharedMemoryUnregister(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/interlock.router.v1.RouterHttpService/SystemSharedMemoryUnregister',
+            interlock_dot_router_dot_v1_dot_http__service__pb2.SystemSharedMemoryUnregisterHttpRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

@@ -66,6 +66,12 @@ class RouterHttpServiceStub:
     """Tells whether the server lives."""
     ServerReady: _grpc.UnaryUnaryMultiCallable[_http_service_pb2.ServerReadyHttpRequest, _httpbody_pb2.HttpBody]
     """Tells whether every routed model is ready: 200, or 503 when one is not."""
+    SystemSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_http_service_pb2.SystemSharedMemoryStatusHttpRequest, _httpbody_pb2.HttpBody]
+    """Lists regions of shared memory that clients on this host have registered with this process: all of them, or one."""
+    SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_http_service_pb2.SystemSharedMemoryRegisterHttpRequest, _httpbody_pb2.HttpBody]
+    """Registers a region of a POSIX shared memory object on this host. Doing it again changes nothing."""
+    SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_http_service_pb2.SystemSharedMemoryUnregisterHttpRequest, _httpbody_pb2.HttpBody]
+    """Lets go of a region, or of all; one that is not registered is no mistake."""
     Health: _grpc.UnaryUnaryMultiCallable[_http_service_pb2.HealthHttpRequest, _httpbody_pb2.HttpBody]
     """Tells how the router is: `/health` (it lives), `/health/ready` (it may be sent traffic) and `/health/startup` (it
     has started). 200, or 503, with {"status": "..."}.
@@ -108,6 +114,12 @@ class RouterHttpServiceAsyncStub(RouterHttpServiceStub):
     """Tells whether the server lives."""
     ServerReady: _aio.UnaryUnaryMultiCallable[_http_service_pb2.ServerReadyHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Tells whether every routed model is ready: 200, or 503 when one is not."""
+    SystemSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_http_service_pb2.SystemSharedMemoryStatusHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Lists regions of shared memory that clients on this host have registered with this process: all of them, or one."""
+    SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_http_service_pb2.SystemSharedMemoryRegisterHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Registers a region of a POSIX shared memory object on this host. Doing it again changes nothing."""
+    SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_http_service_pb2.SystemSharedMemoryUnregisterHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Lets go of a region, or of all; one that is not registered is no mistake."""
     Health: _aio.UnaryUnaryMultiCallable[_http_service_pb2.HealthHttpRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Tells how the router is: `/health` (it lives), `/health/ready` (it may be sent traffic) and `/health/startup` (it
     has started). 200, or 503, with {"status": "..."}.
@@ -213,6 +225,30 @@ class RouterHttpServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Tells whether every routed model is ready: 200, or 503 when one is not."""
+
+    @_abc_1.abstractmethod
+    def SystemSharedMemoryStatus(
+        self,
+        request: _http_service_pb2.SystemSharedMemoryStatusHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Lists regions of shared memory that clients on this host have registered with this process: all of them, or one."""
+
+    @_abc_1.abstractmethod
+    def SystemSharedMemoryRegister(
+        self,
+        request: _http_service_pb2.SystemSharedMemoryRegisterHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Registers a region of a POSIX shared memory object on this host. Doing it again changes nothing."""
+
+    @_abc_1.abstractmethod
+    def SystemSharedMemoryUnregister(
+        self,
+        request: _http_service_pb2.SystemSharedMemoryUnregisterHttpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Lets go of a region, or of all; one that is not registered is no mistake."""
 
     @_abc_1.abstractmethod
     def Health(

@@ -64,6 +64,8 @@ class _RouterErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rou
     """UNAVAILABLE: the features service does not answer, and the policy is to refuse, or to fall back and no rung of the
     ladder answered; google.rpc.BadRequest lists the features.
     """
+    ROUTER_ERROR_REASON_STREAM_PROTOCOL: _RouterErrorReason.ValueType  # 15
+    """INVALID_ARGUMENT: a stream does not begin with `open`, or a later message is no item."""
 
 class RouterErrorReason(_RouterErrorReason, metaclass=_RouterErrorReasonEnumTypeWrapper):
     """Lists why the router refuses or fails a call, beside interlock.types.v1.ErrorReason. May receive new values."""
@@ -103,6 +105,8 @@ ROUTER_ERROR_REASON_FEATURES_UNAVAILABLE: RouterErrorReason.ValueType  # 14
 """UNAVAILABLE: the features service does not answer, and the policy is to refuse, or to fall back and no rung of the
 ladder answered; google.rpc.BadRequest lists the features.
 """
+ROUTER_ERROR_REASON_STREAM_PROTOCOL: RouterErrorReason.ValueType  # 15
+"""INVALID_ARGUMENT: a stream does not begin with `open`, or a later message is no item."""
 Global___RouterErrorReason: _TypeAlias = RouterErrorReason  # noqa: Y015
 
 @_typing.final
@@ -402,3 +406,271 @@ class PredictRowResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___PredictRowResult: _TypeAlias = PredictRowResult  # noqa: Y015
+
+@_typing.final
+class PredictRowsStreamRequest(_message.Message):
+    """Asks for predictions of many rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INCLUDE_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id of the model. Required."""
+    version: _builtins.str
+    """Pins a deployed version, as in PredictRequest."""
+    include_probabilities: _builtins.bool
+    """Whether to answer the probability of each label."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictRow]:
+        """Rows, 1 to 100,000 within the message limit."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        rows: _abc.Iterable[Global___PredictRow] | None = ...,
+        version: _builtins.str = ...,
+        include_probabilities: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_probabilities", b"include_probabilities", "model", b"model", "rows", b"rows", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictRowsStreamRequest: _TypeAlias = PredictRowsStreamRequest  # noqa: Y015
+
+@_typing.final
+class PredictRowsStreamResponse(_message.Message):
+    """Carries the answers to some rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexedPrediction]:
+        """One or more answers."""
+
+    def __init__(
+        self,
+        *,
+        predictions: _abc.Iterable[Global___IndexedPrediction] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictRowsStreamResponse: _TypeAlias = PredictRowsStreamResponse  # noqa: Y015
+
+@_typing.final
+class IndexedPrediction(_message.Message):
+    """Holds the answer to one row of many."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_INDEX_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    row_index: _builtins.int
+    """Index of the row in the request, from 0."""
+    @_builtins.property
+    def result(self) -> Global___PredictRowResult:
+        """Prediction or error."""
+
+    def __init__(
+        self,
+        *,
+        row_index: _builtins.int = ...,
+        result: Global___PredictRowResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "row_index", b"row_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexedPrediction: _TypeAlias = IndexedPrediction  # noqa: Y015
+
+@_typing.final
+class PredictStreamRequest(_message.Message):
+    """Carries one message of a client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPEN_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def open(self) -> Global___PredictStreamOpen:
+        """First message."""
+
+    @_builtins.property
+    def item(self) -> Global___PredictStreamItem:
+        """A row."""
+
+    def __init__(
+        self,
+        *,
+        open: Global___PredictStreamOpen | None = ...,
+        item: Global___PredictStreamItem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "message", b"message", "open", b"open"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "message", b"message", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "item"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___PredictStreamRequest: _TypeAlias = PredictStreamRequest  # noqa: Y015
+
+@_typing.final
+class PredictStreamOpen(_message.Message):
+    """Opens a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INCLUDE_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    MAX_OUTSTANDING_ITEMS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Id of the model. Required."""
+    version: _builtins.str
+    """Pins a deployed version, as in PredictRequest."""
+    include_probabilities: _builtins.bool
+    """Whether to answer the probability of each label."""
+    max_outstanding_items: _builtins.int
+    """Most items that the router reads ahead of the answers that the client has read. 0 = default, 256; at most 4,096."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        include_probabilities: _builtins.bool = ...,
+        max_outstanding_items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_probabilities", b"include_probabilities", "max_outstanding_items", b"max_outstanding_items", "model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamOpen: _TypeAlias = PredictStreamOpen  # noqa: Y015
+
+@_typing.final
+class PredictStreamItem(_message.Message):
+    """Carries a row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Chosen by the client, to know the answer by; the router does not compare ids."""
+    timeout_ms: _builtins.int
+    """Time that the answer may take, in milliseconds. 0 = default, 5,000; at most 60,000, more is cut."""
+    @_builtins.property
+    def row(self) -> Global___PredictRow:
+        """The row."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        row: Global___PredictRow | None = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["row", b"row"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "row", b"row", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamItem: _TypeAlias = PredictStreamItem  # noqa: Y015
+
+@_typing.final
+class PredictStreamResponse(_message.Message):
+    """Carries one message of the router."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> Global___PredictStreamOpened:
+        """The answer to `open`."""
+
+    @_builtins.property
+    def result(self) -> Global___PredictStreamResult:
+        """The answer to an item."""
+
+    def __init__(
+        self,
+        *,
+        opened: Global___PredictStreamOpened | None = ...,
+        result: Global___PredictStreamResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "opened", b"opened", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "opened", b"opened", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["opened", "result"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___PredictStreamResponse: _TypeAlias = PredictStreamResponse  # noqa: Y015
+
+@_typing.final
+class PredictStreamOpened(_message.Message):
+    """Says how a stream was opened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_OUTSTANDING_ITEMS_FIELD_NUMBER: _builtins.int
+    max_outstanding_items: _builtins.int
+    """Items that the router reads ahead of the answers that the client has read. Fewer where they hold more than 1 MiB."""
+    def __init__(
+        self,
+        *,
+        max_outstanding_items: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_outstanding_items", b"max_outstanding_items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamOpened: _TypeAlias = PredictStreamOpened  # noqa: Y015
+
+@_typing.final
+class PredictStreamResult(_message.Message):
+    """Holds the answer to one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Id of the item; 0 where a message after the first was no item."""
+    @_builtins.property
+    def result(self) -> Global___PredictRowResult:
+        """Prediction or error."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        result: Global___PredictRowResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamResult: _TypeAlias = PredictStreamResult  # noqa: Y015

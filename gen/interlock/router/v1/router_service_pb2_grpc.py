@@ -46,6 +46,16 @@ class RouterServiceStub:
                 request_serializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsRequest.SerializeToString,
                 response_deserializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsResponse.FromString,
                 _registered_method=True)
+        self.PredictRowsStream = channel.unary_stream(
+                '/interlock.router.v1.RouterService/PredictRowsStream',
+                request_serializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsStreamRequest.SerializeToString,
+                response_deserializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsStreamResponse.FromString,
+                _registered_method=True)
+        self.PredictStream = channel.stream_stream(
+                '/interlock.router.v1.RouterService/PredictStream',
+                request_serializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictStreamResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -73,6 +83,34 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictRowsStream(self, request, context):
+        """Predicts up to 100,000 rows of one model; answers come as soon as they are ready, with the row's index, so the order
+        may change. OK at the end means that every row was answered. Whoever reads slowly is sent no more than fits: rows
+        that are not read are not predicted ahead. The call has no deadline but the caller's; each row has 5 s from when it
+        is begun.
+
+        INVALID_ARGUMENT for the number of rows, NOT_FOUND for an unknown model or version, RESOURCE_EXHAUSTED when requests
+        of this kind hold too many bytes already; what concerns a row, or comes up later, stands in the row's result.
+        UNAVAILABLE with DRAINING ends a stream whose router goes: rows without an answer were not begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictStream(self, request_iterator, context):
+        """Predicts for as long as the client sends. The first message is `open`, and only the first; its answer is `opened`.
+        Each item is answered as soon as it is ready, with its id, so the order may change. What is wrong with an item stands
+        in its answer, and the stream goes on. The router reads no more than `max_outstanding_items` without an answer that
+        was read: gRPC's own flow control holds back who sends more. The stream has no deadline but the caller's, items have
+        their own; the edge ends a stream on which nothing moves for 5 minutes.
+
+        INVALID_ARGUMENT when it does not begin with `open`, NOT_FOUND for an unknown model or version. UNAVAILABLE with
+        DRAINING when the router goes, once every item that it has read is answered: send the others again, on a new stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -85,6 +123,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.PredictRows,
                     request_deserializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsRequest.FromString,
                     response_serializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsResponse.SerializeToString,
+            ),
+            'PredictRowsStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.PredictRowsStream,
+                    request_deserializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsStreamRequest.FromString,
+                    response_serializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsStreamResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictStreamRequest.FromString,
+                    response_serializer=interlock_dot_router_dot_v1_dot_router__service__pb2.PredictStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -143,6 +191,60 @@ class RouterService:
             '/interlock.router.v1.RouterService/PredictRows',
             interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsRequest.SerializeToString,
             interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictRowsStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/interlock.router.v1.RouterService/PredictRowsStream',
+            interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsStreamRequest.SerializeToString,
+            interlock_dot_router_dot_v1_dot_router__service__pb2.PredictRowsStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/interlock.router.v1.RouterService/PredictStream',
+            interlock_dot_router_dot_v1_dot_router__service__pb2.PredictStreamRequest.SerializeToString,
+            interlock_dot_router_dot_v1_dot_router__service__pb2.PredictStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,26 @@ class RouterServiceStub:
     """Predicts up to 1,000 rows of one model. Partial: each row answers with a prediction or an error, in the order
     asked. Budget and errors as Predict; an error that concerns every row fails the call.
     """
+    PredictRowsStream: _grpc.UnaryStreamMultiCallable[_router_service_pb2.PredictRowsStreamRequest, _router_service_pb2.PredictRowsStreamResponse]
+    """Predicts up to 100,000 rows of one model; answers come as soon as they are ready, with the row's index, so the order
+    may change. OK at the end means that every row was answered. Whoever reads slowly is sent no more than fits: rows
+    that are not read are not predicted ahead. The call has no deadline but the caller's; each row has 5 s from when it
+    is begun.
+
+    INVALID_ARGUMENT for the number of rows, NOT_FOUND for an unknown model or version, RESOURCE_EXHAUSTED when requests
+    of this kind hold too many bytes already; what concerns a row, or comes up later, stands in the row's result.
+    UNAVAILABLE with DRAINING ends a stream whose router goes: rows without an answer were not begun.
+    """
+    PredictStream: _grpc.StreamStreamMultiCallable[_router_service_pb2.PredictStreamRequest, _router_service_pb2.PredictStreamResponse]
+    """Predicts for as long as the client sends. The first message is `open`, and only the first; its answer is `opened`.
+    Each item is answered as soon as it is ready, with its id, so the order may change. What is wrong with an item stands
+    in its answer, and the stream goes on. The router reads no more than `max_outstanding_items` without an answer that
+    was read: gRPC's own flow control holds back who sends more. The stream has no deadline but the caller's, items have
+    their own; the edge ends a stream on which nothing moves for 5 minutes.
+
+    INVALID_ARGUMENT when it does not begin with `open`, NOT_FOUND for an unknown model or version. UNAVAILABLE with
+    DRAINING when the router goes, once every item that it has read is answered: send the others again, on a new stream.
+    """
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -66,6 +86,26 @@ class RouterServiceAsyncStub(RouterServiceStub):
     PredictRows: _aio.UnaryUnaryMultiCallable[_router_service_pb2.PredictRowsRequest, _router_service_pb2.PredictRowsResponse]  # type: ignore[assignment]
     """Predicts up to 1,000 rows of one model. Partial: each row answers with a prediction or an error, in the order
     asked. Budget and errors as Predict; an error that concerns every row fails the call.
+    """
+    PredictRowsStream: _aio.UnaryStreamMultiCallable[_router_service_pb2.PredictRowsStreamRequest, _router_service_pb2.PredictRowsStreamResponse]  # type: ignore[assignment]
+    """Predicts up to 100,000 rows of one model; answers come as soon as they are ready, with the row's index, so the order
+    may change. OK at the end means that every row was answered. Whoever reads slowly is sent no more than fits: rows
+    that are not read are not predicted ahead. The call has no deadline but the caller's; each row has 5 s from when it
+    is begun.
+
+    INVALID_ARGUMENT for the number of rows, NOT_FOUND for an unknown model or version, RESOURCE_EXHAUSTED when requests
+    of this kind hold too many bytes already; what concerns a row, or comes up later, stands in the row's result.
+    UNAVAILABLE with DRAINING ends a stream whose router goes: rows without an answer were not begun.
+    """
+    PredictStream: _aio.StreamStreamMultiCallable[_router_service_pb2.PredictStreamRequest, _router_service_pb2.PredictStreamResponse]  # type: ignore[assignment]
+    """Predicts for as long as the client sends. The first message is `open`, and only the first; its answer is `opened`.
+    Each item is answered as soon as it is ready, with its id, so the order may change. What is wrong with an item stands
+    in its answer, and the stream goes on. The router reads no more than `max_outstanding_items` without an answer that
+    was read: gRPC's own flow control holds back who sends more. The stream has no deadline but the caller's, items have
+    their own; the edge ends a stream on which nothing moves for 5 minutes.
+
+    INVALID_ARGUMENT when it does not begin with `open`, NOT_FOUND for an unknown model or version. UNAVAILABLE with
+    DRAINING when the router goes, once every item that it has read is answered: send the others again, on a new stream.
     """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -95,6 +135,38 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_router_service_pb2.PredictRowsResponse, _abc.Awaitable[_router_service_pb2.PredictRowsResponse]]:
         """Predicts up to 1,000 rows of one model. Partial: each row answers with a prediction or an error, in the order
         asked. Budget and errors as Predict; an error that concerns every row fails the call.
+        """
+
+    @_abc_1.abstractmethod
+    def PredictRowsStream(
+        self,
+        request: _router_service_pb2.PredictRowsStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_service_pb2.PredictRowsStreamResponse], _abc.AsyncIterator[_router_service_pb2.PredictRowsStreamResponse]]:
+        """Predicts up to 100,000 rows of one model; answers come as soon as they are ready, with the row's index, so the order
+        may change. OK at the end means that every row was answered. Whoever reads slowly is sent no more than fits: rows
+        that are not read are not predicted ahead. The call has no deadline but the caller's; each row has 5 s from when it
+        is begun.
+
+        INVALID_ARGUMENT for the number of rows, NOT_FOUND for an unknown model or version, RESOURCE_EXHAUSTED when requests
+        of this kind hold too many bytes already; what concerns a row, or comes up later, stands in the row's result.
+        UNAVAILABLE with DRAINING ends a stream whose router goes: rows without an answer were not begun.
+        """
+
+    @_abc_1.abstractmethod
+    def PredictStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_router_service_pb2.PredictStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_service_pb2.PredictStreamResponse], _abc.AsyncIterator[_router_service_pb2.PredictStreamResponse]]:
+        """Predicts for as long as the client sends. The first message is `open`, and only the first; its answer is `opened`.
+        Each item is answered as soon as it is ready, with its id, so the order may change. What is wrong with an item stands
+        in its answer, and the stream goes on. The router reads no more than `max_outstanding_items` without an answer that
+        was read: gRPC's own flow control holds back who sends more. The stream has no deadline but the caller's, items have
+        their own; the edge ends a stream on which nothing moves for 5 minutes.
+
+        INVALID_ARGUMENT when it does not begin with `open`, NOT_FOUND for an unknown model or version. UNAVAILABLE with
+        DRAINING when the router goes, once every item that it has read is answered: send the others again, on a new stream.
         """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,13 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from interlock.router.v1 import prediction_pb2 as interlock_dot_router_dot_v1_dot_prediction__pb2
 from interlock.router.v1 import router_service_pb2 as interlock_dot_router_dot_v1_dot_router__service__pb2
 from interlock.types.v1 import feature_value_pb2 as interlock_dot_types_dot_v1_dot_feature__value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.interlock/router/v1alpha1/router_service.proto\x12\x19interlock.router.v1alpha1\x1a\x17google/rpc/status.proto\x1a$interlock/router/v1/prediction.proto\x1a(interlock/router/v1/router_service.proto\x1a&interlock/types/v1/feature_value.proto\"\xf6\x01\n\x0e\x45xplainRequest\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32#.interlock.router.v1.PredictRequestH\x00\x12\x17\n\rprediction_id\x18\x02 \x01(\tH\x00\x12<\n\x06method\x18\x03 \x01(\x0e\x32,.interlock.router.v1alpha1.ExplanationMethod\x12\r\n\x05label\x18\x04 \x01(\t\x12\x1d\n\x15max_attribution_count\x18\x05 \x01(\x05\x12\x1c\n\x14max_evaluation_count\x18\x06 \x01(\x05\x42\t\n\x07subject\"\xec\x02\n\x0f\x45xplainResponse\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.Prediction\x12<\n\x06method\x18\x02 \x01(\x0e\x32,.interlock.router.v1alpha1.ExplanationMethod\x12:\n\x05scale\x18\x03 \x01(\x0e\x32+.interlock.router.v1alpha1.ExplanationScale\x12\x12\n\nbase_value\x18\x04 \x01(\x01\x12\x17\n\x0f\x65xplained_value\x18\x05 \x01(\x01\x12<\n\x0c\x61ttributions\x18\x06 \x03(\x0b\x32&.interlock.router.v1alpha1.Attribution\x12\x11\n\tremainder\x18\x07 \x01(\x01\x12\x18\n\x10\x65valuation_count\x18\x08 \x01(\x05\x12\x12\n\nlatency_ms\x18\t \x01(\x01\"}\n\x0b\x41ttribution\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\x12\x16\n\x0estandard_error\x18\x04 \x01(\x01\"\x9d\x01\n\x14PredictStreamRequest\x12<\n\x04open\x18\x01 \x01(\x0b\x32,.interlock.router.v1alpha1.PredictStreamOpenH\x00\x12<\n\x04item\x18\x02 \x01(\x0b\x32,.interlock.router.v1alpha1.PredictStreamItemH\x00\x42\t\n\x07message\"q\n\x11PredictStreamOpen\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1d\n\x15include_probabilities\x18\x03 \x01(\x08\x12\x1d\n\x15max_outstanding_items\x18\x04 \x01(\x05\"a\n\x11PredictStreamItem\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x03row\x18\x02 \x01(\x0b\x32\x1f.interlock.router.v1.PredictRow\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"\xba\x01\n\x15PredictStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x35\n\nprediction\x18\x02 \x01(\x0b\x32\x1f.interlock.router.v1.PredictionH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x1d\n\x15max_outstanding_items\x18\x04 \x01(\x05\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x42\x08\n\x06result\"\x88\x01\n\x18PredictRowsStreamRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x04rows\x18\x02 \x03(\x0b\x32\x1f.interlock.router.v1.PredictRow\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x1d\n\x15include_probabilities\x18\x04 \x01(\x08\"^\n\x19PredictRowsStreamResponse\x12\x41\n\x0bpredictions\x18\x01 \x03(\x0b\x32,.interlock.router.v1alpha1.IndexedPrediction\"]\n\x11IndexedPrediction\x12\x11\n\trow_index\x18\x01 \x01(\x05\x12\x35\n\x06result\x18\x02 \x01(\x0b\x32%.interlock.router.v1.PredictRowResult*\xab\x01\n\x11\x45xplanationMethod\x12\"\n\x1e\x45XPLANATION_METHOD_UNSPECIFIED\x10\x00\x12 \n\x1c\x45XPLANATION_METHOD_TREE_SHAP\x10\x01\x12#\n\x1f\x45XPLANATION_METHOD_SAMPLED_SHAP\x10\x02\x12+\n\'EXPLANATION_METHOD_INTEGRATED_GRADIENTS\x10\x03*\x95\x01\n\x10\x45xplanationScale\x12!\n\x1d\x45XPLANATION_SCALE_UNSPECIFIED\x10\x00\x12!\n\x1d\x45XPLANATION_SCALE_PROBABILITY\x10\x01\x12\x1e\n\x1a\x45XPLANATION_SCALE_LOG_ODDS\x10\x02\x12\x1b\n\x17\x45XPLANATION_SCALE_VALUE\x10\x03*\xe9\x01\n\x11RouterErrorReason\x12#\n\x1fROUTER_ERROR_REASON_UNSPECIFIED\x10\x00\x12,\n(ROUTER_ERROR_REASON_PREDICTION_NOT_FOUND\x10\x01\x12*\n&ROUTER_ERROR_REASON_METHOD_UNSUPPORTED\x10\x02\x12\'\n#ROUTER_ERROR_REASON_STREAM_PROTOCOL\x10\x03\x12,\n(ROUTER_ERROR_REASON_TOO_MANY_OUTSTANDING\x10\x04\x32\xfb\x02\n\rRouterService\x12\x65\n\x07\x45xplain\x12).interlock.router.v1alpha1.ExplainRequest\x1a*.interlock.router.v1alpha1.ExplainResponse\"\x03\x90\x02\x01\x12{\n\rPredictStream\x12/.interlock.router.v1alpha1.PredictStreamRequest\x1a\x30.interlock.router.v1alpha1.PredictStreamResponse\"\x03\x90\x02\x01(\x01\x30\x01\x12\x85\x01\n\x11PredictRowsStream\x12\x33.interlock.router.v1alpha1.PredictRowsStreamRequest\x1a\x34.interlock.router.v1alpha1.PredictRowsStreamResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.interlock/router/v1alpha1/router_service.proto\x12\x19interlock.router.v1alpha1\x1a$interlock/router/v1/prediction.proto\x1a(interlock/router/v1/router_service.proto\x1a&interlock/types/v1/feature_value.proto\"\xf6\x01\n\x0e\x45xplainRequest\x12\x36\n\x07request\x18\x01 \x01(\x0b\x32#.interlock.router.v1.PredictRequestH\x00\x12\x17\n\rprediction_id\x18\x02 \x01(\tH\x00\x12<\n\x06method\x18\x03 \x01(\x0e\x32,.interlock.router.v1alpha1.ExplanationMethod\x12\r\n\x05label\x18\x04 \x01(\t\x12\x1d\n\x15max_attribution_count\x18\x05 \x01(\x05\x12\x1c\n\x14max_evaluation_count\x18\x06 \x01(\x05\x42\t\n\x07subject\"\xec\x02\n\x0f\x45xplainResponse\x12\x33\n\nprediction\x18\x01 \x01(\x0b\x32\x1f.interlock.router.v1.Prediction\x12<\n\x06method\x18\x02 \x01(\x0e\x32,.interlock.router.v1alpha1.ExplanationMethod\x12:\n\x05scale\x18\x03 \x01(\x0e\x32+.interlock.router.v1alpha1.ExplanationScale\x12\x12\n\nbase_value\x18\x04 \x01(\x01\x12\x17\n\x0f\x65xplained_value\x18\x05 \x01(\x01\x12<\n\x0c\x61ttributions\x18\x06 \x03(\x0b\x32&.interlock.router.v1alpha1.Attribution\x12\x11\n\tremainder\x18\x07 \x01(\x01\x12\x18\n\x10\x65valuation_count\x18\x08 \x01(\x05\x12\x12\n\nlatency_ms\x18\t \x01(\x01\"}\n\x0b\x41ttribution\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .interlock.types.v1.FeatureValue\x12\x14\n\x0c\x63ontribution\x18\x03 \x01(\x01\x12\x16\n\x0estandard_error\x18\x04 \x01(\x01*\xab\x01\n\x11\x45xplanationMethod\x12\"\n\x1e\x45XPLANATION_METHOD_UNSPECIFIED\x10\x00\x12 \n\x1c\x45XPLANATION_METHOD_TREE_SHAP\x10\x01\x12#\n\x1f\x45XPLANATION_METHOD_SAMPLED_SHAP\x10\x02\x12+\n\'EXPLANATION_METHOD_INTEGRATED_GRADIENTS\x10\x03*\x95\x01\n\x10\x45xplanationScale\x12!\n\x1d\x45XPLANATION_SCALE_UNSPECIFIED\x10\x00\x12!\n\x1d\x45XPLANATION_SCALE_PROBABILITY\x10\x01\x12\x1e\n\x1a\x45XPLANATION_SCALE_LOG_ODDS\x10\x02\x12\x1b\n\x17\x45XPLANATION_SCALE_VALUE\x10\x03*\x92\x01\n\x11RouterErrorReason\x12#\n\x1fROUTER_ERROR_REASON_UNSPECIFIED\x10\x00\x12,\n(ROUTER_ERROR_REASON_PREDICTION_NOT_FOUND\x10\x01\x12*\n&ROUTER_ERROR_REASON_METHOD_UNSUPPORTED\x10\x02\x32v\n\rRouterService\x12\x65\n\x07\x45xplain\x12).interlock.router.v1alpha1.ExplainRequest\x1a*.interlock.router.v1alpha1.ExplainResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,36 +36,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['Explain']._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['Explain']._serialized_options = b'\220\002\001'
-  _globals['_ROUTERSERVICE'].methods_by_name['PredictStream']._loaded_options = None
-  _globals['_ROUTERSERVICE'].methods_by_name['PredictStream']._serialized_options = b'\220\002\001'
-  _globals['_ROUTERSERVICE'].methods_by_name['PredictRowsStream']._loaded_options = None
-  _globals['_ROUTERSERVICE'].methods_by_name['PredictRowsStream']._serialized_options = b'\220\002\001'
-  _globals['_EXPLANATIONMETHOD']._serialized_start=1859
-  _globals['_EXPLANATIONMETHOD']._serialized_end=2030
-  _globals['_EXPLANATIONSCALE']._serialized_start=2033
-  _globals['_EXPLANATIONSCALE']._serialized_end=2182
-  _globals['_ROUTERERRORREASON']._serialized_start=2185
-  _globals['_ROUTERERRORREASON']._serialized_end=2418
-  _globals['_EXPLAINREQUEST']._serialized_start=223
-  _globals['_EXPLAINREQUEST']._serialized_end=469
-  _globals['_EXPLAINRESPONSE']._serialized_start=472
-  _globals['_EXPLAINRESPONSE']._serialized_end=836
-  _globals['_ATTRIBUTION']._serialized_start=838
-  _globals['_ATTRIBUTION']._serialized_end=963
-  _globals['_PREDICTSTREAMREQUEST']._serialized_start=966
-  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1123
-  _globals['_PREDICTSTREAMOPEN']._serialized_start=1125
-  _globals['_PREDICTSTREAMOPEN']._serialized_end=1238
-  _globals['_PREDICTSTREAMITEM']._serialized_start=1240
-  _globals['_PREDICTSTREAMITEM']._serialized_end=1337
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1340
-  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=1526
-  _globals['_PREDICTROWSSTREAMREQUEST']._serialized_start=1529
-  _globals['_PREDICTROWSSTREAMREQUEST']._serialized_end=1665
-  _globals['_PREDICTROWSSTREAMRESPONSE']._serialized_start=1667
-  _globals['_PREDICTROWSSTREAMRESPONSE']._serialized_end=1761
-  _globals['_INDEXEDPREDICTION']._serialized_start=1763
-  _globals['_INDEXEDPREDICTION']._serialized_end=1856
-  _globals['_ROUTERSERVICE']._serialized_start=2421
-  _globals['_ROUTERSERVICE']._serialized_end=2800
+  _globals['_EXPLANATIONMETHOD']._serialized_start=941
+  _globals['_EXPLANATIONMETHOD']._serialized_end=1112
+  _globals['_EXPLANATIONSCALE']._serialized_start=1115
+  _globals['_EXPLANATIONSCALE']._serialized_end=1264
+  _globals['_ROUTERERRORREASON']._serialized_start=1267
+  _globals['_ROUTERERRORREASON']._serialized_end=1413
+  _globals['_EXPLAINREQUEST']._serialized_start=198
+  _globals['_EXPLAINREQUEST']._serialized_end=444
+  _globals['_EXPLAINRESPONSE']._serialized_start=447
+  _globals['_EXPLAINRESPONSE']._serialized_end=811
+  _globals['_ATTRIBUTION']._serialized_start=813
+  _globals['_ATTRIBUTION']._serialized_end=938
+  _globals['_ROUTERSERVICE']._serialized_start=1415
+  _globals['_ROUTERSERVICE']._serialized_end=1533
 # @@protoc_insertion_point(module_scope)

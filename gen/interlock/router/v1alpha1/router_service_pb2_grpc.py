@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RouterServiceStub:
-    """Answers what interlock.router.v1.RouterService will answer once the code is there: streams and explanations.
+    """Answers what interlock.router.v1.RouterService will answer once the code is there: explanations.
     """
 
     def __init__(self, channel):
@@ -40,20 +40,10 @@ class RouterServiceStub:
                 request_serializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.ExplainResponse.FromString,
                 _registered_method=True)
-        self.PredictStream = channel.stream_stream(
-                '/interlock.router.v1alpha1.RouterService/PredictStream',
-                request_serializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictStreamRequest.SerializeToString,
-                response_deserializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictStreamResponse.FromString,
-                _registered_method=True)
-        self.PredictRowsStream = channel.unary_stream(
-                '/interlock.router.v1alpha1.RouterService/PredictRowsStream',
-                request_serializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictRowsStreamRequest.SerializeToString,
-                response_deserializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictRowsStreamResponse.FromString,
-                _registered_method=True)
 
 
 class RouterServiceServicer:
-    """Answers what interlock.router.v1.RouterService will answer once the code is there: streams and explanations.
+    """Answers what interlock.router.v1.RouterService will answer once the code is there: explanations.
     """
 
     def Explain(self, request, context):
@@ -68,26 +58,6 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PredictStream(self, request_iterator, context):
-        """Predicts for as long as the client sends; each message is answered as soon as it is ready, with its id, so the
-        order may change. The first message is `open` and only the first. An error of a row stands in its answer and the
-        stream goes on. The stream has no deadline, rows have their own; it ends DEADLINE_EXCEEDED after 5 minutes without
-        a message, NOT_FOUND for an unknown model, RESOURCE_EXHAUSTED when the client has more rows in flight than allowed,
-        and UNAVAILABLE when the router drains, once every accepted row is answered.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PredictRowsStream(self, request, context):
-        """Predicts up to 100,000 rows of one model; each answer comes as soon as it is ready, with its index, so the order
-        may change. OK at the end means that every row was answered. Budget and errors as
-        interlock.router.v1.RouterService.PredictRows.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,16 +65,6 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.ExplainRequest.FromString,
                     response_serializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.ExplainResponse.SerializeToString,
-            ),
-            'PredictStream': grpc.stream_stream_rpc_method_handler(
-                    servicer.PredictStream,
-                    request_deserializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictStreamRequest.FromString,
-                    response_serializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictStreamResponse.SerializeToString,
-            ),
-            'PredictRowsStream': grpc.unary_stream_rpc_method_handler(
-                    servicer.PredictRowsStream,
-                    request_deserializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictRowsStreamRequest.FromString,
-                    response_serializer=interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictRowsStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -115,7 +75,7 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService:
-    """Answers what interlock.router.v1.RouterService will answer once the code is there: streams and explanations.
+    """Answers what interlock.router.v1.RouterService will answer once the code is there: explanations.
     """
 
     @staticmethod
@@ -135,60 +95,6 @@ class RouterService:
             '/interlock.router.v1alpha1.RouterService/Explain',
             interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.ExplainRequest.SerializeToString,
             interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.ExplainResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PredictStream(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/interlock.router.v1alpha1.RouterService/PredictStream',
-            interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictStreamRequest.SerializeToString,
-            interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictStreamResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PredictRowsStream(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/interlock.router.v1alpha1.RouterService/PredictRowsStream',
-            interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictRowsStreamRequest.SerializeToString,
-            interlock_dot_router_dot_v1alpha1_dot_router__service__pb2.PredictRowsStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RouterServiceStub:
-    """Answers what interlock.router.v1.RouterService will answer once the code is there: streams and explanations."""
+    """Answers what interlock.router.v1.RouterService will answer once the code is there: explanations."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,22 +41,10 @@ class RouterServiceStub:
     or prediction id; FAILED_PRECONDITION for a model without features in its signature; RESOURCE_EXHAUSTED when too
     many explanations run: they give way to predictions.
     """
-    PredictStream: _grpc.StreamStreamMultiCallable[_router_service_pb2.PredictStreamRequest, _router_service_pb2.PredictStreamResponse]
-    """Predicts for as long as the client sends; each message is answered as soon as it is ready, with its id, so the
-    order may change. The first message is `open` and only the first. An error of a row stands in its answer and the
-    stream goes on. The stream has no deadline, rows have their own; it ends DEADLINE_EXCEEDED after 5 minutes without
-    a message, NOT_FOUND for an unknown model, RESOURCE_EXHAUSTED when the client has more rows in flight than allowed,
-    and UNAVAILABLE when the router drains, once every accepted row is answered.
-    """
-    PredictRowsStream: _grpc.UnaryStreamMultiCallable[_router_service_pb2.PredictRowsStreamRequest, _router_service_pb2.PredictRowsStreamResponse]
-    """Predicts up to 100,000 rows of one model; each answer comes as soon as it is ready, with its index, so the order
-    may change. OK at the end means that every row was answered. Budget and errors as
-    interlock.router.v1.RouterService.PredictRows.
-    """
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
-    """Answers what interlock.router.v1.RouterService will answer once the code is there: streams and explanations."""
+    """Answers what interlock.router.v1.RouterService will answer once the code is there: explanations."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Explain: _aio.UnaryUnaryMultiCallable[_router_service_pb2.ExplainRequest, _router_service_pb2.ExplainResponse]  # type: ignore[assignment]
@@ -67,21 +55,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
     or prediction id; FAILED_PRECONDITION for a model without features in its signature; RESOURCE_EXHAUSTED when too
     many explanations run: they give way to predictions.
     """
-    PredictStream: _aio.StreamStreamMultiCallable[_router_service_pb2.PredictStreamRequest, _router_service_pb2.PredictStreamResponse]  # type: ignore[assignment]
-    """Predicts for as long as the client sends; each message is answered as soon as it is ready, with its id, so the
-    order may change. The first message is `open` and only the first. An error of a row stands in its answer and the
-    stream goes on. The stream has no deadline, rows have their own; it ends DEADLINE_EXCEEDED after 5 minutes without
-    a message, NOT_FOUND for an unknown model, RESOURCE_EXHAUSTED when the client has more rows in flight than allowed,
-    and UNAVAILABLE when the router drains, once every accepted row is answered.
-    """
-    PredictRowsStream: _aio.UnaryStreamMultiCallable[_router_service_pb2.PredictRowsStreamRequest, _router_service_pb2.PredictRowsStreamResponse]  # type: ignore[assignment]
-    """Predicts up to 100,000 rows of one model; each answer comes as soon as it is ready, with its index, so the order
-    may change. OK at the end means that every row was answered. Budget and errors as
-    interlock.router.v1.RouterService.PredictRows.
-    """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Answers what interlock.router.v1.RouterService will answer once the code is there: streams and explanations."""
+    """Answers what interlock.router.v1.RouterService will answer once the code is there: explanations."""
 
     @_abc_1.abstractmethod
     def Explain(
@@ -95,30 +71,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT as Predict, and for a method that does not fit the model; NOT_FOUND for an unknown model, version
         or prediction id; FAILED_PRECONDITION for a model without features in its signature; RESOURCE_EXHAUSTED when too
         many explanations run: they give way to predictions.
-        """
-
-    @_abc_1.abstractmethod
-    def PredictStream(
-        self,
-        request_iterator: _MaybeAsyncIterator[_router_service_pb2.PredictStreamRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_service_pb2.PredictStreamResponse], _abc.AsyncIterator[_router_service_pb2.PredictStreamResponse]]:
-        """Predicts for as long as the client sends; each message is answered as soon as it is ready, with its id, so the
-        order may change. The first message is `open` and only the first. An error of a row stands in its answer and the
-        stream goes on. The stream has no deadline, rows have their own; it ends DEADLINE_EXCEEDED after 5 minutes without
-        a message, NOT_FOUND for an unknown model, RESOURCE_EXHAUSTED when the client has more rows in flight than allowed,
-        and UNAVAILABLE when the router drains, once every accepted row is answered.
-        """
-
-    @_abc_1.abstractmethod
-    def PredictRowsStream(
-        self,
-        request: _router_service_pb2.PredictRowsStreamRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_router_service_pb2.PredictRowsStreamResponse], _abc.AsyncIterator[_router_service_pb2.PredictRowsStreamResponse]]:
-        """Predicts up to 100,000 rows of one model; each answer comes as soon as it is ready, with its index, so the order
-        may change. OK at the end means that every row was answered. Budget and errors as
-        interlock.router.v1.RouterService.PredictRows.
         """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

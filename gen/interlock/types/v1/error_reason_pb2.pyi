@@ -50,6 +50,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """CANCELLED: the caller went away."""
     ERROR_REASON_FOREIGN_ORIGIN: _ErrorReason.ValueType  # 13
     """PERMISSION_DENIED: the request came from a page of a foreign origin."""
+    ERROR_REASON_SHARED_MEMORY_REGION_NOT_FOUND: _ErrorReason.ValueType  # 14
+    """NOT_FOUND: no shared memory region is registered under the name; a restarted process knows none."""
+    ERROR_REASON_SHARED_MEMORY_REGION_EXISTS: _ErrorReason.ValueType  # 15
+    """ALREADY_EXISTS: another shared memory region is registered under the name; unregister it first."""
+    ERROR_REASON_SHARED_MEMORY_UNUSABLE: _ErrorReason.ValueType  # 16
+    """FAILED_PRECONDITION: the shared memory object is not there, may not be opened, or is shorter than was said."""
+    ERROR_REASON_SHARED_MEMORY_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 17
+    """RESOURCE_EXHAUSTED: the regions are as many, or together as large, as they may be; unregister what is not used."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Lists why any of the services refuses or fails a call. It stands in google.rpc.ErrorInfo.reason without the prefix
@@ -85,4 +93,12 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 12
 """CANCELLED: the caller went away."""
 ERROR_REASON_FOREIGN_ORIGIN: ErrorReason.ValueType  # 13
 """PERMISSION_DENIED: the request came from a page of a foreign origin."""
+ERROR_REASON_SHARED_MEMORY_REGION_NOT_FOUND: ErrorReason.ValueType  # 14
+"""NOT_FOUND: no shared memory region is registered under the name; a restarted process knows none."""
+ERROR_REASON_SHARED_MEMORY_REGION_EXISTS: ErrorReason.ValueType  # 15
+"""ALREADY_EXISTS: another shared memory region is registered under the name; unregister it first."""
+ERROR_REASON_SHARED_MEMORY_UNUSABLE: ErrorReason.ValueType  # 16
+"""FAILED_PRECONDITION: the shared memory object is not there, may not be opened, or is shorter than was said."""
+ERROR_REASON_SHARED_MEMORY_LIMIT_EXCEEDED: ErrorReason.ValueType  # 17
+"""RESOURCE_EXHAUSTED: the regions are as many, or together as large, as they may be; unregister what is not used."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

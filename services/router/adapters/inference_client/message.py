@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
 from interlock.types.v1 import tensor_pb2 as types_pb
 
+from services.common.criticality import Criticality
 from services.common.errors import ServiceError
 from services.router.adapters.inference_client.failure import error_of
 from services.router.domain.failure import InvalidModelOutput
@@ -39,6 +40,7 @@ class Item:
     traceparent: str
     request_id: str
     tenant: str
+    criticality: Criticality
     attempt: int
     outcome: "asyncio.Future[tuple[Tensor, ...]]"
     size_bytes: int = 0
@@ -88,6 +90,7 @@ def batch_message(items: Sequence[Item], now: float) -> inference_pb.CoalescedIn
         )
         for index, tensor in enumerate(first.inputs)
     ]
+    levels = _unless_all([item.criticality for item in items], Criticality.DEFAULT)
     batch = inference_pb.InferBatch(
         ids=[item.id for item in items],
         rows=[item.job.rows for item in items],
@@ -95,6 +98,7 @@ def batch_message(items: Sequence[Item], now: float) -> inference_pb.CoalescedIn
         tensors=tensors,
         outputs=first.outputs,
         # None of a column is less than a column of nothing.
+        criticalities=cast("list[inference_pb.Criticality.ValueType]", levels),
         attempts=_unless_all([item.attempt for item in items], 1),
         traceparents=_unless_all([item.traceparent for item in items], ""),
         tenants=_unless_all([item.tenant for item in items], ""),

@@ -208,6 +208,7 @@ class InferStream:
             traceparent=traceparent,
             request_id=call.request_id,
             tenant=call.principal,
+            criticality=call.criticality,
             attempt=attempt,
             outcome=asyncio.get_running_loop().create_future(),
         )
