@@ -4,15 +4,19 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
+import fsspec
 import grpc
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from prometheus_client import CollectorRegistry
 
 from services.common.write_log import MAGIC, WriteLog
@@ -42,10 +46,10 @@ def make_view(*names: str, view: str = "v") -> CompiledView:
 WRITER = PlainWriter(make_view())
 
 
-def a_history(folder: Path, **settings: Any) -> FeatureHistory:
+def a_history(folder: Path, uri: str = "", **settings: Any) -> FeatureHistory:
     limits = {"roll_bytes": 1 << 20, "roll_s": 3600, "backlog_bytes": 1 << 30, **settings}
     metrics = HistoryMetrics(CollectorRegistry())
-    return FeatureHistory(f"file://{folder}/parts", folder / "log", clock_us=now_us, metrics=metrics, **limits)
+    return FeatureHistory(uri or f"file://{folder}/parts", folder / "log", clock_us=now_us, metrics=metrics, **limits)
 
 
 @asynccontextmanager
@@ -232,6 +236,47 @@ async def test_a_log_that_cannot_become_parquet_is_bounded(tmp_path: Path, monke
         kept = await numbers_in(history)
         assert kept == list(map(float, range(len(kept))))
         assert 5 < len(kept) < 15
+
+
+class SlowStore(MemoryFileSystem):  # type: ignore[misc]
+    """An object store that takes what it is given only once a test lets it, or is cut off in the middle."""
+
+    protocol = "ilslow"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    asked, answer = threading.Event(), threading.Event()
+    cut = True
+
+    def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
+        self.asked.set()
+        self.answer.wait()
+        super().pipe_file(path, value[:100] if self.cut else value, **options)
+        if self.cut:
+            raise ConnectionResetError("cut off")
+
+
+async def test_a_store_that_is_slow_or_cut_off_costs_no_row_and_no_time(tmp_path: Path) -> None:
+    fsspec.register_implementation(SlowStore.protocol, SlowStore, clobber=True)
+    history = a_history(tmp_path, uri="ilslow://history")
+    await history.open()
+    await history.append(WRITER, numbered(1))
+    rolling = asyncio.ensure_future(history.roll())
+    await asyncio.to_thread(SlowStore.asked.wait)
+    # While the store hangs, rows are taken and read.
+    await history.append(WRITER, numbered(2))
+    scan = await history.scan("v")
+    assert (scan.parts, scan.tail is not None and sorted(scan.tail["number"].to_pylist())) == ([], [1, 2])
+    SlowStore.answer.set()
+    assert not await rolling
+    scan = await history.scan("v")
+    assert (scan.parts, scan.tail is not None and sorted(scan.tail["number"].to_pylist())) == ([], [1, 2])
+    SlowStore.cut = False
+    assert await history.roll()
+    scan = await history.scan("v")
+    assert scan.tail is None
+    tables = [pa.parquet.read_table(BytesIO(fsspec.filesystem("ilslow").cat_file(part))) for part in scan.parts]
+    assert sorted(number for table in tables for number in table["number"].to_pylist()) == [1, 2]
+    await history.close()
 
 
 async def test_what_is_appended_at_the_same_moment_is_synced_together(
