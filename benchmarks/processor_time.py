@@ -43,8 +43,8 @@ class ProcessorTime:
         spent.subtract(before.ns)
         switched = Counter(self.switches)
         switched.subtract(before.switches)
-        us = {role: ns / 1e3 / requests for role, ns in spent.most_common() if ns > 0}
-        return us, {role: switched[role] / requests for role in us}
+        us = {role: round(ns / 1e3 / requests, 1) for role, ns in spent.most_common() if ns > 0}
+        return us, {role: round(switched[role] / requests, 2) for role in us}
 
     def _add(self, pid: int, role: str) -> None:
         for thread in Path(f"/proc/{pid}/task").iterdir():

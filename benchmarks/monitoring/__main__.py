@@ -103,7 +103,7 @@ def unseen(folder: Path, peer: Peer) -> Iterator[str]:
         "concept drift → by those held against labels, and how much wider these are. Said: the coverage that answers state "
         "(`held_count` of `checked_count`), on average over the same chunks. NannyML's synthetic work_home and modified housing; flights: "
         "late or not from the schedule alone, April to December after February and March; rotating: a plane that turns for 20,000 rows, "
-        "stands still for 20,000 and turns again."
+        "stands still for 20,000 and turns again. Windows that are missing were refused: the classifier was no longer calibrated."
     )
     yield ""
     held_out.prepare(folder)
@@ -233,7 +233,8 @@ def fresh(seed: int = 20_261_121) -> Iterator[str]:
     yield (
         f"Other distributions, profiles and sizes ({', '.join(map(str, fresh_streams.SIZES))} predictions in an hourly window, together), defaults; "
         "with 95 % intervals that take windows for independent, which they are not. First eight days: a version without any window "
-        "before, that begins on a Monday and on a Saturday; what a week like the baseline's may bring is no drift there."
+        "before, that begins on a Monday and on a Saturday; what a week like the baseline's may bring is no drift there. No constant was chosen by these, but such "
+        "streams, of other seeds, were looked at while the null of the first days was made."
     )
     yield ""
     rows = []

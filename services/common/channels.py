@@ -37,7 +37,8 @@ _EJECTION: Final = {
     "maxEjectionPercent": 50,
     "failurePercentageEjection": {
         "threshold": 50,
-        "minimumHosts": 1,
+        # gRPC would eject a lone host too, and counts every answer that is not OK, a caller's mistake among them.
+        "minimumHosts": 2,
         "requestVolume": 5,
         "enforcementPercentage": 100,
     },

@@ -3,11 +3,14 @@
 It serves every method of the table, with health and reflection, on TCP and on `unix:` addresses.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 import grpc
+from google.rpc.code_pb2 import UNAVAILABLE
 from google.rpc.status_pb2 import Status
 from grpc_reflection.v1alpha import reflection
 
@@ -16,6 +19,8 @@ from services.common.chain import Chain
 
 _STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+_LINGER_S: Final = 1.0
+_PAUSE_S: Final = 0.2
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 _Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -121,7 +126,15 @@ def _stream(chain: Chain, method: Method) -> Callable[[AsyncIterator[bytes], _Co
     async def answer(payloads: AsyncIterator[bytes], context: _Context) -> None:
         call = chain.accept(method, _metadata(context), context.time_remaining())
         out = _Outgoing(context, call)
-        status = await chain.stream(method, payloads, call, out.send)
+        if not method.client_streaming or method.raw:
+            status = await chain.stream(method, payloads, call, out.send)
+        else:
+            async with aclosing(_Incoming(context)) as incoming:
+                status = await chain.stream(method, incoming, call, out.send)
+                # Not when somebody else can take what is under way: it must go there as soon as may be.
+                if status is not None and status.code != UNAVAILABLE:
+                    # Who streams and gets one answer writes to the end; who converses may be waiting for ours.
+                    await incoming.read_on(_PAUSE_S if method.server_streaming else _LINGER_S)
         if status is not None:
             await _fail(context, status, out.unsent() | call.trailers)
         await out.start()
@@ -145,6 +158,57 @@ def _metadata(context: _Context) -> dict[str, str]:
 
 async def _one(payload: bytes) -> AsyncIterator[bytes]:
     yield payload
+
+
+class _Incoming:
+    """Reads a client's messages, and goes on for a moment when nobody wants them any more.
+
+    Python's gRPC client that writes while its stream ends is told INTERNAL, "Failed execute_batch", instead of what the
+    server said. A read whose reader gave up goes on too: grpcio can neither take it back nor begin another one.
+    """
+
+    __slots__ = ("_context", "_ended", "_reading")
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+        self._ended = False
+        self._reading: asyncio.Future[Any] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._ended:
+            raise StopAsyncIteration
+        message = await asyncio.shield(self._begin())
+        self._reading = None
+        if message is grpc.aio.EOF:
+            self._ended = True
+            raise StopAsyncIteration
+        body: bytes = message
+        return body
+
+    async def read_on(self, pause_s: float) -> None:
+        """Return when the client has ended its side, or pauses for so long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _LINGER_S
+        with suppress(StopAsyncIteration):
+            while not self._ended and loop.time() < end:
+                await asyncio.wait((self._begin(),), timeout=pause_s)
+                if not self._begin().done():
+                    return
+                await anext(self)
+
+    async def aclose(self) -> None:
+        """Give up the last read."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    def _begin(self) -> "asyncio.Future[Any]":
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._context.read())
+        return self._reading
 
 
 class _Outgoing:

@@ -2,19 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
-from typing import Final
+from contextlib import aclosing
 
 from interlock.registry.v1 import artifact_service_pb2 as pb
 
 from services.common.call import Call
-from services.common.errors import ServiceError
 from services.registry.convert.audit import artifact_to_proto
 from services.registry.convert.upload import chunk_of, digest_of, start_of, too_quiet
 from services.registry.domain.ports import ArtifactStore
 from services.registry.domain.upload import download, receive, require_artifact
-
-_LINGER_S: Final = 1.0
 
 
 class ArtifactServicer:
@@ -29,13 +25,9 @@ class ArtifactServicer:
     ) -> pb.UploadArtifactResponse:
         """Take content, from the start or from where an upload was cut off."""
         messages = self._not_too_quiet(requests)
-        try:
-            start = start_of(await anext(messages, None))
-            chunks = (chunk_of(message) async for message in messages)
-            stored = await receive(self._artifacts, start, chunks)
-        except ServiceError:
-            await _read_on(requests)
-            raise
+        start = start_of(await anext(messages, None))
+        chunks = (chunk_of(message) async for message in messages)
+        stored = await receive(self._artifacts, start, chunks)
         return pb.UploadArtifactResponse(artifact=artifact_to_proto(stored))
 
     async def GetArtifact(self, request: pb.GetArtifactRequest, call: Call) -> pb.GetArtifactResponse:
@@ -64,11 +56,3 @@ class ArtifactServicer:
             if message is None:
                 return
             yield message
-
-
-async def _read_on(requests: AsyncIterator[object]) -> None:
-    """Take what is under way for a moment: Python's gRPC client reports INTERNAL if it is refused while it writes."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            while await anext(requests, None) is not None:
-                pass

@@ -13,6 +13,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from services.common import door_grpc
 from services.common.call import methods_of
 from services.common.chain import Limits
 from services.common.door_grpc import DoorProfile, GrpcDoor
@@ -82,6 +83,22 @@ async def test_a_bug_is_internal_and_opaque_and_the_service_goes_on(server: Echo
     assert error.details() == "internal error; the log has it under request id id-7"
     assert details_of(status_of(error))["ErrorInfo"].metadata["request_id"] == "id-7"
     assert await server.client.say("next") == "next"
+
+
+async def test_a_stream_that_is_refused_while_its_client_writes_says_why(
+    server: EchoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without reading on for a while every one of these clients is told INTERNAL, "Failed execute_batch"."""
+    monkeypatch.setattr(door_grpc, "_PAUSE_S", 60.0)
+    monkeypatch.setattr(door_grpc, "_LINGER_S", 60.0)
+    for _ in range(5):
+        stream = server.client.chat()
+        await stream.write(StringValue(value="refuse"))
+        for _ in range(200):
+            await stream.write(StringValue(value="x" * 5_000))
+        await stream.done_writing()
+        error = await _failure(stream.read())
+        assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "no shouting")
 
 
 async def test_system_exit_in_a_stream_is_internal_and_the_service_goes_on(server: EchoServer) -> None:

@@ -189,6 +189,19 @@ async def test_attempts_that_time_out_are_a_deadline_not_a_cancel(flaky: tuple[F
     assert len(servicer.calls) == 2
 
 
+async def test_a_lone_host_is_not_ejected_for_what_its_callers_do_wrong(server: EchoServer) -> None:
+    """gRPC looks every half second who failed, and would refuse all calls for five seconds."""
+    codes = set()
+    end = time.monotonic() + 1.2
+    async with open_channel(server.address) as channel:
+        while time.monotonic() < end:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await EchoClient(channel).say("refuse")
+            codes.add(caught.value.code())
+        assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
+        assert await EchoClient(channel).say("hi") == "hi"
+
+
 async def test_a_stream_channel_serves_long_lived_streams(server: EchoServer) -> None:
     async with open_stream_channel(server.address) as channel:
         stream = EchoClient(channel).chat()
