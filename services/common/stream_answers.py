@@ -20,6 +20,8 @@ from services.common.errors import DRAINING, Unavailable
 from services.common.tasks import spawn
 
 DEFAULT_OUTSTANDING: Final = 256
+# Over all streams, beside one message of each: more at a time would only keep the event loop from everything else.
+_ANSWERING: Final = 1_024
 
 
 class Sized(Protocol):
@@ -52,6 +54,7 @@ class Streams:
     def __init__(self, chain: Chain, draining: asyncio.Event) -> None:
         self._chain = chain
         self._draining = draining
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def answers(
         self, requests: AsyncIterator[RequestT], call: Call, work: Work[RequestT]
@@ -61,7 +64,7 @@ class Streams:
         Ends when the caller has sent all. When the process drains, or reading fails, it takes nothing more, answers what
         it has taken, and then raises why. Whoever closes it early cancels what is under way.
         """
-        stream = _Stream(self._chain, call, work)
+        stream = _Stream(self._chain, call, work, self._answering)
         tasks = (spawn(self._end_stream(stream), "stream-drain"), spawn(stream.read(requests), "stream-reader"))
         try:
             while (body := await stream.next_answer()) is not None:
@@ -82,7 +85,7 @@ class Streams:
 class _Stream(Generic[RequestT]):
     """One stream: counts what it holds, and has a task for each message that is being answered."""
 
-    def __init__(self, chain: Chain, call: Call, work: Work[RequestT]) -> None:
+    def __init__(self, chain: Chain, call: Call, work: Work[RequestT], everywhere: set[asyncio.Task[None]]) -> None:
         self._chain = chain
         self._call = call
         self._work = work
@@ -90,6 +93,7 @@ class _Stream(Generic[RequestT]):
         self._held_bytes = 0
         self._ready: deque[bytes] = deque()
         self._answering: set[asyncio.Task[None]] = set()
+        self._everywhere = everywhere
         self._ended = False
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -139,9 +143,11 @@ class _Stream(Generic[RequestT]):
         await asyncio.gather(*running, return_exceptions=True)
 
     def _has_room(self) -> bool:
-        # A message that is larger than the bound goes alone.
+        # One message goes always, also one that is larger than the bound: its answer, once sent, makes room again.
         return not self._outstanding or (
-            self._outstanding < self._work.max_outstanding and self._held_bytes < self._chain.limits.stream_bytes
+            self._outstanding < self._work.max_outstanding
+            and self._held_bytes < self._chain.limits.stream_bytes
+            and len(self._everywhere) < _ANSWERING
         )
 
     def _take(self, request: RequestT) -> None:
@@ -149,8 +155,9 @@ class _Stream(Generic[RequestT]):
         self._outstanding += 1
         self._held_bytes += size_bytes
         task = spawn(self._answer(request, size_bytes), "stream-answer")
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        for tasks in (self._answering, self._everywhere):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def _answer(self, request: RequestT, size_bytes: int) -> None:
         call = self._call_of(request)

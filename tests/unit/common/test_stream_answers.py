@@ -236,12 +236,16 @@ async def test_a_caller_who_goes_cancels_what_is_under_way() -> None:
 async def test_stalled_streams_hold_no_more_than_their_bounds_and_nothing_of_the_process() -> None:
     """500 callers send without end and read nothing: what is held of each is counted, and another stream runs as ever."""
     world = Answering(limits=Limits(stream_bytes=2000))
-    world.gate.set()
     sources = [Source(*[bytes(100)] * 1000) for _ in range(STALLED)]
     stalled = [world.streams.answers(source.messages(), call(), world.work(max_outstanding=8)) for source in sources]
     try:
         # The first answer of each is on its way and stays there.
-        await asyncio.gather(*(anext(answers) for answers in stalled))
+        sending = [asyncio.ensure_future(anext(answers)) for answers in stalled]
+        await settled(lambda: all(len(source.left) < 1000 for source in sources))
+        # Each has one under way at least, and all together no more than the process answers at a time.
+        assert len(world.begun) <= 1024 + STALLED
+        world.gate.set()
+        await asyncio.gather(*sending)
         await settled(lambda: len(world.begun) == STALLED * 8)
         assert {1000 - len(source.left) for source in sources} == {8}
         assert world.chain.budget.used_bytes == 0
