@@ -88,8 +88,8 @@ class Running:
 
 
 def worker_pids() -> list[int]:
-    """Return the model processes of this test."""
-    return [worker.pid for worker in model_workers(psutil.Process())]
+    """Return the model processes of this test: its own children, unlike those of a stack that other tests left running."""
+    return [worker.pid for worker in model_workers(psutil.Process(), recursive=False)]
 
 
 def free_offset() -> int:
