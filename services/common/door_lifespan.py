@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any
 
 import structlog
 
@@ -60,13 +61,33 @@ def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorA
         forget_embedding()
         settings = read_settings(kind)
         configure_logs(name, form=settings.log_format, level=settings.log_level)
-        address = f"unix:{read_settings(DoorSettings).door_socket}"
-        async with serving(name, settings, build, [address]) as service, _sweeping() as sweeper:
+        launcher = read_settings(DoorSettings)
+        async with serving(name, settings, build, [f"unix:{launcher.door_socket}"]) as service, _sweeping() as sweeper:
             settle_collections()
-            yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
+            with _told_to_drain(launcher.door_drain_fd, service.runtime.drain):
+                yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
             gc.unfreeze()
 
     return DoorApp(open_door)
+
+
+@contextmanager
+def _told_to_drain(pipe: int | None, drain: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+    """Drain as soon as the launcher closes its end of the pipe: it sees the signals, and nobody in here does."""
+    if pipe is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(pipe)
+        spawn(drain(), "drain")
+
+    loop.add_reader(pipe, ended)
+    try:
+        yield
+    finally:
+        loop.remove_reader(pipe)
 
 
 @asynccontextmanager

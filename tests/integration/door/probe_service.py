@@ -14,10 +14,11 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from services.common.call import Binding, Call
+from services.common.call import Binding, Call, answers_many
 from services.common.edge.settings import EdgeSettings
 from services.common.errors import InvalidArgument, NotFound, Violation
 from services.common.server import Runtime
+from services.common.stream_answers import Streams, Work
 
 PROBE = "doortest.v1.ProbeService"
 TWIN = "doortest.v1.ProbeHttpService"
@@ -51,7 +52,8 @@ def message(name: str) -> Any:
 class ProbeServicer:
     """Does what the request says."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
         self.cancelled = 0
         self.running = 0
 
@@ -77,9 +79,9 @@ class ProbeServicer:
     async def Collect(self, requests: AsyncIterator[Any], call: Call) -> Any:
         return message("EchoResponse")(id=sum([request.id async for request in requests]))
 
-    async def Chat(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-        async for request in requests:
-            yield message("EchoResponse")(id=request.id, payload=request.payload)
+    @answers_many
+    def Chat(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[bytes]:
+        return self._streams.answers(requests, call, Work(self.Echo, None))
 
     async def _act(self, action: str, sleep_s: float, text: str) -> None:
         if action == "fail":
@@ -145,7 +147,7 @@ class ProbeSettings(EdgeSettings):
 async def build(settings: ProbeSettings, runtime: Runtime[ProbeSettings]) -> AsyncIterator[Sequence[Binding]]:
     load_contract(settings.doortest_descriptors)
     runtime.health.set("", serving=True)
-    probe = ProbeServicer()
+    probe = ProbeServicer(runtime.streams)
     yield [
         Binding(PROBE, probe, frozenset({"Echo"})),
         Binding(TWIN, ProbeHttpServicer(probe), frozenset({"Echo", "Infer"})),

@@ -21,6 +21,7 @@ from tests.integration.door.conftest import (
     spawn_edge,
     spawn_ready,
 )
+from tests.integration.door.probe_service import message
 
 
 class Load:
@@ -137,6 +138,21 @@ async def test_a_slow_loop_within_its_time_is_left_alone(contract: Path) -> None
             await asyncio.sleep(1.0)
             assert (await client.echo(id=2)).id == 2
         assert running.envoy_pid() == before
+
+
+async def test_an_open_stream_is_told_of_the_drain_and_does_not_hold_it_up(kind: str, contract: Path) -> None:
+    async with running_door(kind, contract) as running, client_of(running) as client:
+        stream = client.chat()
+        await stream.write(message("EchoRequest")(id=1))
+        assert (await stream.read()).id == 1
+        await stream.write(message("EchoRequest")(id=2, action="sleep", sleep_s=0.5))
+        ending = asyncio.ensure_future(end(running.processes[0], wait_s=30))
+        assert (await stream.read()).id == 2
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stream.read()
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "drains" in str(refused.value.details())
+        assert await ending == 0, running.log()
 
 
 async def test_a_second_signal_ends_it_at_once(kind: str, contract: Path) -> None:
