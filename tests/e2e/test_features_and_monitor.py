@@ -164,15 +164,14 @@ def test_of_ten_labels_for_one_prediction_one_holds(stacks: Stacks) -> None:
         found = httpx.get(f"http://{stack.edge}/v1/predictionRecords/{one}", timeout=10)
         return found.is_success and found.json()["prediction_record"].get("label") == {"string_value": "late"}
 
-    # The one after nine hours.
+    def logged() -> bool:
+        query = f"SELECT label, round(label_delay_s) AS delay_s FROM predictions WHERE prediction_id = '{one}'"
+        rows = json.loads(stack.succeed("log", "query", query, "--model", MODEL, "--format", "json"))
+        return bool(rows == [{"label": 1, "delay_s": 9 * 3_600}])
+
+    # The one after nine hours. The log on the disk follows the record.
     stack.wait_until(holds, "the label with the newest event time is joined")
-    rows = json.loads(
-        stack.succeed(
-            "log", "query", f"SELECT label, label_delay_s FROM predictions WHERE prediction_id = '{one}'",
-            "--model", MODEL, "--format", "json",
-        )
-    )  # fmt: skip
-    assert [(row["label"], round(row["label_delay_s"])) for row in rows] == [(1, 9 * 3_600)]
+    stack.wait_until(logged, "it is the label in the log")
 
 
 async def _quality(replay: Replay, version: str) -> analysis_pb2.QualityReport:
