@@ -169,8 +169,8 @@ def test_of_ten_labels_for_one_prediction_one_holds(stacks: Stacks) -> None:
         rows = json.loads(stack.succeed("log", "query", query, "--model", MODEL, "--format", "json"))
         return bool(rows == [{"label": 1, "delay_s": 9 * 3_600}])
 
-    # The one after nine hours. The log on the disk follows the record.
-    stack.wait_until(holds, "the label with the newest event time is joined")
+    # The one after nine hours. The record shows a label as it came, the log once it is joined.
+    stack.wait_until(holds, "the label with the newest event time is there")
     stack.wait_until(logged, "it is the label in the log")
 
 
