@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from typing import Final
 
+from services.common.arrivals import no_arrivals
 from services.common.criticality import Criticality
 from services.common.errors import ServiceError
 from services.inference.domain.admission import LEAST_RETRY_S, Pace, QueueLimits, admit
@@ -87,7 +88,7 @@ class Dispatcher:
         observer: Observer,
         limits: QueueLimits,
         refusal: ServiceError,
-        arriving: Callable[[], int] = lambda: 0,
+        arriving: Callable[[], int] = no_arrivals,
     ) -> None:
         """`arriving` counts the calls that are on their way in, and may come here."""
         self.key = key

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
 from sqlalchemy import SmallInteger, bindparam, case, delete, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.database import Database
@@ -193,8 +192,7 @@ class LabelJoin:
 
     async def _next_number(self, connection: AsyncConnection) -> int:
         """Return the number of a new batch; until the transaction ends, nobody else gets one."""
-        dialect: Any = sqlite if self._database.is_sqlite else postgresql
-        first = dialect.insert(POSITION).values(name=_NUMBER, value=1)
+        first = self._database.insert(POSITION).values(name=_NUMBER, value=1)
         following = first.on_conflict_do_update(index_elements=["name"], set_={"value": POSITION.c.value + 1})
         await connection.execute(following)
         number = await connection.scalar(select(POSITION.c.value).where(POSITION.c.name == _NUMBER))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Insert, delete, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -137,8 +136,7 @@ class LabelStore:
         return found
 
     def _upsert(self) -> Insert:
-        dialect: Any = sqlite if self._database.is_sqlite else postgresql
-        statement = dialect.insert(LABEL)
+        statement = self._database.insert(LABEL)
         changed = ("number", "text", "event_us", "source", "receive_us", "revision", "state", "due_us")
         found: Insert = statement.on_conflict_do_update(
             index_elements=["prediction_id", "metric"], set_={name: statement.excluded[name] for name in changed}

@@ -9,7 +9,6 @@ from typing import Any, Final, TypeVar
 
 import structlog
 from sqlalchemy import Select, Table, and_, delete, func, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -129,8 +128,7 @@ class SqlWindowStore:
     async def keep_verdict(self, key: VerdictKey, drifted: Sequence[str]) -> None:
         """Keep what had drifted in a window. Two monitors may find it at the same time; the last one stays."""
         found = {"slice" if name == "slice_name" else name: value for name, value in asdict(key).items()}
-        dialect: Any = sqlite if self._database.is_sqlite else postgresql
-        kept = dialect.insert(WINDOW_VERDICT).values(**found, drifted=json.dumps(list(drifted)))
+        kept = self._database.insert(WINDOW_VERDICT).values(**found, drifted=json.dumps(list(drifted)))
         kept = kept.on_conflict_do_update(index_elements=list(found), set_={"drifted": kept.excluded.drifted})
         async with self._database.write() as connection:
             await connection.execute(kept)

@@ -7,6 +7,8 @@ count from their headers, before anybody knows what they want: of a burst, the f
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from services.common.arrivals import no_arrivals
+
 _SHARE = 2
 
 
@@ -20,11 +22,6 @@ class Waiting(Protocol):
 
 
 WaitingT = TypeVar("WaitingT", bound=Waiting)
-
-
-def no_arrivals() -> int:
-    """Say that nobody is known to be on the way."""
-    return 0
 
 
 class Gathering(Generic[WaitingT]):

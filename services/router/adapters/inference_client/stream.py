@@ -13,6 +13,7 @@ from typing import Final
 
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
 
+from services.common.arrivals import no_arrivals
 from services.common.call import Call
 from services.common.errors import MESSAGE_TOO_LARGE, ResourceExhausted, ServiceError
 from services.router.adapters.inference_client.failure import AttemptTimedOut, stream_ended
@@ -26,7 +27,7 @@ from services.router.adapters.inference_client.message import (
     split_results,
 )
 from services.router.domain.failure import InvalidModelOutput
-from services.router.domain.gathering import Gathering, no_arrivals
+from services.router.domain.gathering import Gathering
 from services.router.domain.ports import Job
 from services.router.domain.tensor import Tensor
 
