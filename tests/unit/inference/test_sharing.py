@@ -1,7 +1,6 @@
 """Versions in one process: whose turn it is, who is to blame, and how much memory they may have together."""
 
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -14,7 +13,7 @@ A, B = VersionKey("a", "1"), VersionKey("b", "1")
 
 
 def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
-    turns, order = Turns(), []
+    turns, order, pause = Turns(), [], threading.Event()
     turns.take()
 
     def work(number: int) -> None:
@@ -25,7 +24,8 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for count, thread in enumerate(threads, start=1):
         thread.start()
-        _wait(lambda count=count: turns.waiting == count)
+        while turns.waiting != count:
+            pause.wait(0.001)
     turns.give()
     for thread in threads:
         thread.join()
@@ -66,9 +66,3 @@ async def test_the_requests_of_an_innocent_version_are_no_suspects() -> None:
     rig.send(item(rig.caller, 1, tag="once more"))  # with blame it would be refused by now
     rig.drain()
     assert "once more" in rig.caller.answers
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.001)
