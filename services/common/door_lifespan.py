@@ -60,11 +60,12 @@ def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorA
     async def open_door() -> AsyncIterator[AsgiDoor]:
         forget_embedding()
         settings = read_settings(kind)
-        configure_logs(name, form=settings.log_format, level=settings.log_level)
-        launcher = read_settings(DoorSettings)
-        async with serving(name, settings, build, [f"unix:{launcher.door_socket}"]) as service, _sweeping() as sweeper:
+        launched = read_settings(DoorSettings)
+        configure_logs(name, form=settings.log_format, level=settings.log_level, process=launched.process)
+        addresses = [f"unix:{launched.door_socket}"]
+        async with serving(name, settings, build, addresses, launched) as service, _sweeping() as sweeper:
             settle_collections()
-            with _told_to_drain(launcher.door_drain_fd, service.runtime.drain):
+            with _told_to_drain(launched.drain_fd, service.runtime.drain):
                 yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
             gc.unfreeze()
 
