@@ -56,11 +56,12 @@ def background_priority(spared: AbstractSet[int] = frozenset()) -> Iterator[None
     lowered, which anybody may take back.
     """
     if _may_raise_priority():
-        _set_niceness(_LOADING_NICENESS, spared)
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        _set_niceness(niceness + _LOADING_NICENESS, spared)
         try:
             yield
         finally:
-            _set_niceness(0, spared)
+            _set_niceness(niceness, spared)
         return
     usual = os.sched_getscheduler(0)
     _set_scheduler(os.SCHED_BATCH, spared)

@@ -18,7 +18,8 @@ from interlock.registry.v1.deployment_pb2 import MODEL_PLACEMENT_SHARED
 
 from services.inference.adapters.shared_process import SharedProcesses, SharedWorker
 from services.inference.adapters.worker_process import WorkerLimits
-from services.inference.domain.frame import FrameTensor
+from services.inference.domain.frame import Failure, FrameTensor, RunFailure
+from services.inference.domain.item import BatchAnswer
 from services.inference.domain.ports import LoadFailure, ModelBundle
 from services.inference.domain.tensor import Tensor, TensorSpec
 from services.inference.domain.version import BatchingPolicy, FileSpec, GoldenRow, VersionKey, VersionSpec
@@ -70,6 +71,10 @@ async def test_versions_come_and_go_in_one_process_while_others_serve(
                 await asyncio.sleep(0.02)
         share("c/1")
         assert list((await running.ready("c/1")).worker_pids) == [pid]
+        registry.deploy("a-1", "a/1")
+        async with asyncio.timeout(30):
+            while list((await running.ready("a/1")).worker_pids) == [pid]:
+                await a.more(1)
         await a.more(20)
         assert set(a.outcomes) == {"OK"}
     registry.remove("deployments/a-1", "deployments/c-1")
@@ -138,6 +143,41 @@ async def test_the_version_that_was_at_work_is_to_blame_and_serves_alone_the_sec
         await asyncio.gather(innocent.close(), guilty.close())
         assert processes.welcomes(VersionKey("a", "1"))
         assert processes.welcomes(VersionKey("b", "1")) is (turn == 1)
+
+
+async def test_batches_are_stopped_where_they_run_and_where_they_wait(folder: Path) -> None:
+    processes = SharedProcesses(WorkerLimits())
+    running, waiting = await _looper(processes, folder, "a"), await _looper(processes, folder, "b")
+    stopped = asyncio.ensure_future(_result(running, _ENDLESS))
+    async with asyncio.timeout(20):
+        while not running._place.heartbeat.at_work()[0]:
+            await asyncio.sleep(0.01)
+    never_run = asyncio.ensure_future(_result(waiting, _ENDLESS))
+    await asyncio.sleep(0)
+    waiting.interrupt(_ENDLESS)
+    async with asyncio.timeout(20):
+        while not stopped.done():  # asked too early, it is asked again by those who wait for it
+            running.interrupt(_ENDLESS)
+            await asyncio.sleep(0.01)
+    assert await stopped == await never_run == RunFailure(Failure.INTERRUPTED, "")
+    assert await _answer(waiting, 3) == _number(3)
+    await asyncio.gather(running.close(), waiting.close())
+
+
+async def test_a_process_that_grows_is_left_and_one_that_freezes_is_ended(folder: Path) -> None:
+    processes = SharedProcesses(WorkerLimits(hung_s=2.0))
+    both = [await _looper(processes, folder, "a"), await _looper(processes, folder, "b")]
+    for each in both:
+        each._memory_at_load = 0
+        each.limit_memory(1)
+    await asyncio.gather(*(each.outgrown() for each in both))
+    os.kill(both[0].pid, signal.SIGSTOP)
+    for each in both:
+        how = await each.ended()
+        assert how.signal == signal.SIGKILL
+        assert how.cause == "gave no sign of life for 2 s and was ended"
+        assert how.memory_bytes > 0
+    await asyncio.gather(*(each.close() for each in both))
 
 
 async def test_a_load_that_is_given_up_makes_the_others_move_and_fails_none(folder: Path) -> None:
@@ -225,12 +265,17 @@ async def _looper(
 
 
 async def _answer(worker: SharedWorker, turns: int) -> bytes:
-    answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    result = await _result(worker, turns)
+    assert isinstance(result, BatchAnswer)
+    return bytes(result.outputs[0].data)
+
+
+async def _result(worker: SharedWorker, turns: int) -> BatchAnswer | RunFailure:
+    answered: asyncio.Future[BatchAnswer | RunFailure] = asyncio.get_running_loop().create_future()
     worker._on_result = lambda _, result: answered.set_result(result)
     _run(worker, turns)
-    async with asyncio.timeout(20):
-        answer: bytes = (await answered).outputs[0].data
-    return answer
+    async with asyncio.timeout(30):
+        return await answered
 
 
 def _run(worker: SharedWorker, turns: int) -> None:

@@ -38,8 +38,8 @@ class _ModelPlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelP
     """
     MODEL_PLACEMENT_SHARED: _ModelPlacement.ValueType  # 3
     """In a process with other small versions of the replica, as long as its files hold at most 16 MiB and its largest batch
-    takes less than 100 ms; else as PROCESS. Saves about 100 MB of memory per version. Batches of the versions run one
-    after the other, in the order in which they come. A model that ends the process fails what its neighbours were
+    takes less than 100 ms; else as PROCESS. Saves some 35 MB of memory per version and the start of a process. Batches
+    of the versions run one after the other, in the order in which they come. A model that ends the process fails what its neighbours were
     running, UNAVAILABLE; all are loaded again at once, and a version that was running, or being loaded, when a shared
     process ended for the second time within an hour gets a process of its own until the replica restarts.
     """
@@ -58,8 +58,8 @@ models whose maker is trusted.
 """
 MODEL_PLACEMENT_SHARED: ModelPlacement.ValueType  # 3
 """In a process with other small versions of the replica, as long as its files hold at most 16 MiB and its largest batch
-takes less than 100 ms; else as PROCESS. Saves about 100 MB of memory per version. Batches of the versions run one
-after the other, in the order in which they come. A model that ends the process fails what its neighbours were
+takes less than 100 ms; else as PROCESS. Saves some 35 MB of memory per version and the start of a process. Batches
+of the versions run one after the other, in the order in which they come. A model that ends the process fails what its neighbours were
 running, UNAVAILABLE; all are loaded again at once, and a version that was running, or being loaded, when a shared
 process ended for the second time within an hour gets a process of its own until the replica restarts.
 """
