@@ -16,39 +16,47 @@ from prometheus_client.registry import Collector
 
 # From a lookup in memory (1 ms) to the deadline cap (60 s); design 6 sets goals at 10 and 100 ms.
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_BUCKET_NAMES: Final = (*map(str, LATENCY_BUCKETS_S), "+Inf")
 
 
 class Durations:
     """Durations of one label set: how many fell into each bucket, and their sum in seconds."""
 
-    __slots__ = ("_counts", "sum_s")
+    __slots__ = ("_counts", "_limits_s", "sum_s")
 
-    def __init__(self) -> None:
-        self._counts = [0] * len(_BUCKET_NAMES)
+    def __init__(self, limits_s: Sequence[float] = LATENCY_BUCKETS_S) -> None:
+        self._limits_s = limits_s
+        self._counts = [0] * (len(limits_s) + 1)
         self.sum_s = 0.0
 
     def observe(self, seconds: float) -> None:
         """Count one."""
-        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
+        self._counts[bisect_left(self._limits_s, seconds)] += 1
         self.sum_s += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return each bucket's upper limit with how many are not above it."""
         total, found = 0, []
-        for name, count in zip(_BUCKET_NAMES, self._counts, strict=True):
+        for limit, count in zip((*self._limits_s, "+Inf"), self._counts, strict=True):
             total += count
-            found.append((name, float(total)))
+            found.append((str(limit), float(total)))
         return found
 
 
 class HotHistogram(Collector):
     """A histogram of durations with labels."""
 
-    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        registry: CollectorRegistry,
+        limits_s: Sequence[float] = LATENCY_BUCKETS_S,
+    ) -> None:
         self._name = name
         self._documentation = documentation
         self._labels = labels
+        self._limits_s = limits_s
         self._durations: dict[tuple[str, ...], Durations] = {}
         registry.register(self)
 
@@ -56,8 +64,12 @@ class HotHistogram(Collector):
         """Return the durations of one label set."""
         found = self._durations.get(labels)
         if found is None:
-            found = self._durations[labels] = Durations()
+            found = self._durations[labels] = Durations(self._limits_s)
         return found
+
+    def forget(self, *labels: str) -> None:
+        """Drop one label set."""
+        self._durations.pop(labels, None)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the samples of now."""
@@ -80,6 +92,10 @@ class HotCounter(Collector):
     def add(self, labels: tuple[str, ...], count: int = 1) -> None:
         """Count some under a label set."""
         self._counts[labels] = self._counts.get(labels, 0) + count
+
+    def forget(self, labels: tuple[str, ...]) -> None:
+        """Drop one label set."""
+        self._counts.pop(labels, None)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the samples of now."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from services.common.metrics import Durations, HotCounter, HotHistogram
 from services.common.tracing import OpenSpan, Tracing
 from services.inference.domain.batching import Batch
 from services.inference.domain.item import Item
@@ -21,10 +22,11 @@ class _Series:
     """The series of one version, looked up once."""
 
     rows: Histogram
-    queue: Histogram
+    queue: Durations
     compute: Histogram
     batches: dict[str, Counter]
-    items: dict[str, Counter]
+    reasons: dict[str, tuple[str, str, str]]
+    """Labels of the requests' outcomes."""
 
 
 class PrometheusObserver:
@@ -32,13 +34,15 @@ class PrometheusObserver:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._rows = _histogram("batch_rows", "Rows of a batch that ran.", _SIZES, registry)
-        self._queue = _histogram("queue_seconds", "Seconds that a request waited for its batch.", _SECONDS, registry)
+        self._queue = HotHistogram(
+            "interlock_inference_queue_seconds", "Seconds that a request waited for its batch.", _LABELS, registry, _SECONDS
+        )
         self._compute = _histogram("compute_seconds", "Seconds of a batch in the model.", _SECONDS, registry)
         self._batches = Counter(
             "interlock_inference_batches", "Batches by why they left.", (*_LABELS, "cause"), registry=registry
         )
-        self._items = Counter(
-            "interlock_inference_items", "Requests by outcome.", (*_LABELS, "reason"), registry=registry
+        self._items = HotCounter(
+            "interlock_inference_items", "Requests by outcome.", (*_LABELS, "reason"), registry
         )
         self._series: dict[VersionKey, _Series] = {}
 
@@ -52,35 +56,37 @@ class PrometheusObserver:
             counter = series.batches[batch.reason] = self._batches.labels(*key, batch.reason)
         counter.inc()
 
-    def item_done(self, key: VersionKey, item: Item, reason: str, now: float) -> None:
-        """Count a request, and end its span."""
+    def items_done(self, key: VersionKey, items: Sequence[Item], reason: str) -> None:
+        """Count requests, and end their spans."""
         series = self._of(key)
-        if item.started:
-            series.queue.observe(item.started - item.arrived)
-        counter = series.items.get(reason)
-        if counter is None:
-            counter = series.items[reason] = self._items.labels(*key, reason or "OK")
-        counter.inc()
-        if item.trace is not None:
-            item.trace.ended(reason)
+        labels = series.reasons.get(reason)
+        if labels is None:
+            labels = series.reasons[reason] = (*key, reason or "OK")
+        self._items.add(labels, len(items))
+        for item in items:
+            if item.started:
+                series.queue.observe(item.started - item.arrived)
+            if item.trace is not None:
+                item.trace.ended(reason)
 
     def forget(self, key: VersionKey) -> None:
         """Drop the series of a version that is gone."""
         series = self._series.pop(key, None)
         if series is None:
             return
-        for histogram in (self._rows, self._queue, self._compute):
+        for histogram in (self._rows, self._compute):
             histogram.remove(*key)
+        self._queue.forget(*key)
         for cause in series.batches:
             self._batches.remove(*key, cause)
-        for reason in series.items:
-            self._items.remove(*key, reason or "OK")
+        for labels in series.reasons.values():
+            self._items.forget(labels)
 
     def _of(self, key: VersionKey) -> _Series:
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = _Series(
-                self._rows.labels(*key), self._queue.labels(*key), self._compute.labels(*key), {}, {}
+                self._rows.labels(*key), self._queue.of(*key), self._compute.labels(*key), {}, {}
             )
         return series
 

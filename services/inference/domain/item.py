@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from services.common.criticality import Criticality
 from services.common.errors import ServiceError
@@ -19,8 +19,8 @@ class Stage(IntEnum):
     DONE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class BatchKey:
+# A tuple: it is made, hashed and compared for each request, and a frozen dataclass does all that in Python.
+class BatchKey(NamedTuple):
     """What requests must share to run together: outputs by position, and the shape of a row of each input.
 
     Datatypes and names are the signature's. A `solo` number other than 0 keeps a request to itself.
@@ -106,13 +106,8 @@ class Item:
         self.parts: Any = None
         """What collects the parts of a request that is larger than a batch; None for an ordinary one."""
 
-    def __lt__(self, other: "Item") -> bool:
-        """Order by deadline: the heap of a criticality needs it."""
-        return self.deadline < other.deadline
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where an item's rows are in its batch."""
 
     item: Item

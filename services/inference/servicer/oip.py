@@ -166,7 +166,7 @@ class OipServicer(SharedMemoryMethods):
         waiting = _Answer()
         item = self._item(host, wanted, waiting, call)
         host.submit(item)
-        dispatcher.pump()
+        dispatcher.pump_soon()
         try:
             return await waiting.future
         except asyncio.CancelledError:
