@@ -27,7 +27,6 @@ from benchmarks.door_stand import FLOATS, LABELS, NUMBERS, infer_bodies, named_r
 from services.common.call import Binding, methods_of
 from services.common.chain import Chain, Limits
 from services.common.door_asgi import AsgiDoor
-from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
 from services.common.server import settle_collections
@@ -165,7 +164,7 @@ def open_inference() -> AsgiDoor:
     tracer = SpanTracer(Tracing("inference"))
     servicer = InferenceOip(replica, tracer, nothing, "alone", SharedRegions(0, 0, chain.budget))
     binding = Binding("inference.GRPCInferenceService", servicer, hot=frozenset({"ModelInfer"}))
-    return AsgiDoor(chain, methods_of([binding]), Sweeper())
+    return AsgiDoor(chain, methods_of([binding]))
 
 
 def open_router(queue: EventQueue) -> AsgiDoor:
@@ -196,7 +195,7 @@ def open_router(queue: EventQueue) -> AsgiDoor:
     runtime: Any = _Runtime()
     regions = SharedRegions(0, 0, chain.budget)
     methods = methods_of(_bindings(predictor, Catalog(table, inference), regions, runtime))
-    return AsgiDoor(chain, methods, Sweeper())
+    return AsgiDoor(chain, methods)
 
 
 class Server:
