@@ -348,10 +348,13 @@ def is_own_end(error: BaseException) -> bool:
 
 
 def _parse(method: Method, payload: bytes) -> Any:
-    if method.raw:
-        return payload
+    return payload if method.raw else parse_message(method.request, payload)
+
+
+def parse_message(kind: type[Message], payload: bytes) -> Any:
+    """Return a message; raises InvalidArgument for what is none."""
     try:
-        return method.request.FromString(payload)
+        return kind.FromString(payload)
     except DecodeError:
         # The decoder's own text names classes of ours.
         raise InvalidArgument(

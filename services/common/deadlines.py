@@ -69,7 +69,18 @@ class Deadlines:
 class Watched:
     """A block of one task under a deadline; it tells the deadline's cancellation from others as asyncio.timeout does."""
 
-    __slots__ = ("_cancelling", "_deadlines", "_task", "asked", "before", "deadline", "expired", "gone", "receive", "since")
+    __slots__ = (
+        "_cancelling",
+        "_deadlines",
+        "_task",
+        "asked",
+        "before",
+        "deadline",
+        "expired",
+        "gone",
+        "receive",
+        "since",
+    )
 
     def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], deadline: float, before: str) -> None:
         self.deadline = deadline

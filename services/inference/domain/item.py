@@ -135,6 +135,13 @@ class BatchAnswer:
         self.finished = finished
         self._borders: dict[int, Sequence[int]] = {}
 
+    def contents(self, first: int, rows: int) -> list[bytes]:
+        """Return the bytes of some rows of each output."""
+        if rows == self.rows:
+            return [output.data for output in self.outputs]
+        edges = map(self._borders_of, range(len(self.outputs)))
+        return [output.data[edge[first] : edge[first + rows]] for output, edge in zip(self.outputs, edges, strict=True)]
+
     def tensors(self, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return the outputs of some runs of rows, each (first, count), joined in this order."""
         if len(spans) == 1 and spans[0] == (0, self.rows):
