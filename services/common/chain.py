@@ -209,7 +209,7 @@ class Chain:
         size_bytes = len(payload) if isinstance(payload, bytes) else payload.ByteSize()
         self._admit(size_bytes)
         try:
-            request = _parse(method, payload) if encoded else payload
+            request = _parse(method, payload) if isinstance(payload, bytes) else payload
             _check_time(call)
             response = await method.handler(request, call)
         finally:

@@ -155,7 +155,7 @@ def _single_request(
 def _accept(chain: Chain, method: Method, context: _Context) -> Call:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     metadata.pop(PRINCIPAL_KEY, None)
-    timeout_s = context.time_remaining()
+    timeout_s: float | None = context.time_remaining()
     if metadata.pop(CLIENT_TIMEOUT_KEY, "named") == "":
         # The edge writes its cap into every call; a caller that named no time gets the default all the same.
         timeout_s = None

@@ -37,7 +37,7 @@ InferSketch: Final = _sketch()
 
 def answer_tail(ident: str, contents: list[bytes]) -> bytes:
     """Return the fields of a ModelInferResponse that no two answers share: id and raw output contents."""
-    parts = []
+    parts: list[bytes] = []
     if ident:
         text = ident.encode()
         parts += (_ID_TAG, _length(len(text)), text)

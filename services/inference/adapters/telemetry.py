@@ -76,8 +76,8 @@ class PrometheusObserver:
     def _of(self, key: VersionKey) -> _Series:
         series = self._series.get(key)
         if series is None:
-            found = [histogram.of(*key) for histogram in (self._rows, self._queue, self._compute)]
-            series = self._series[key] = _Series(*found, {}, {})
+            rows, queue, compute = (histogram.of(*key) for histogram in (self._rows, self._queue, self._compute))
+            series = self._series[key] = _Series(rows, queue, compute, {}, {})
         return series
 
 

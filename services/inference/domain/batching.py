@@ -270,13 +270,8 @@ class BatchQueue:
     def _take(self, lane: _Lane, reason: Reason, now: float, old: float) -> Batch:
         """Form a batch; one request alone may be larger than the largest batch, since callers split those."""
         if lane.rows <= self.max_rows:
-            items = lane.take_all()
-            for item in items:
-                self._count(item, -1)
-                item.stage = Stage.RUNNING
-                item.started = now
-            return Batch(items, reason)
-        items = []
+            return Batch(self._take_all(lane, now), reason)
+        items: list[Item] = []
         rows = 0
         while (item := lane.first() if old == -inf else _oldest_or_first(lane, old)) is not None:
             if items and rows + item.rows > self.max_rows:
@@ -287,6 +282,14 @@ class BatchQueue:
             items.append(item)
             rows += item.rows
         return Batch(items, reason)
+
+    def _take_all(self, lane: _Lane, now: float) -> list[Item]:
+        items = lane.take_all()
+        for item in items:
+            self._count(item, -1)
+            item.stage = Stage.RUNNING
+            item.started = now
+        return items
 
     def _leave(self, lane: _Lane, item: Item) -> None:
         lane.leave(item)

@@ -105,15 +105,9 @@ class OipServicer(SharedMemoryMethods):
             answer, place = await self._run(host, wanted, call)
             return self._answers.encode(host.key, sketch.id, answer, place)
         request = parse_message(oip.ModelInferRequest, payload)
+        encoded = await self._infer_message(request, call)
         self._forms.learn(sketch, host.spec, request)
-        return await self._infer_message(request, call)
-
-    async def _infer_message(self, request: oip.ModelInferRequest, call: Call) -> bytes:
-        host = self._find_ready(request.model_name, request.model_version)
-        if self.regions.on and in_regions(request):
-            return await self._infer_shared(host, request, call)
-        answer, place = await self._infer(host, request, call)
-        return self._answers.encode(host.key, request.id, answer, place)
+        return encoded
 
     async def ModelConfig(self, request: config_pb.ModelConfigRequest, call: Call) -> config_pb.ModelConfigResponse:
         """Return how a version is served."""
@@ -161,6 +155,13 @@ class OipServicer(SharedMemoryMethods):
     async def LogSettings(self, request: setting_pb.LogSettingsRequest, call: Call) -> setting_pb.LogSettingsResponse:
         """Not in this release."""
         _refuse(call)
+
+    async def _infer_message(self, request: oip.ModelInferRequest, call: Call) -> bytes:
+        host = self._find_ready(request.model_name, request.model_version)
+        if self.regions.on and in_regions(request):
+            return await self._infer_shared(host, request, call)
+        answer, place = await self._infer(host, request, call)
+        return self._answers.encode(host.key, request.id, answer, place)
 
     async def _infer_shared(self, host: ModelHost, request: oip.ModelInferRequest, call: Call) -> bytes:
         with SharedTensors(self.regions) as shared:
