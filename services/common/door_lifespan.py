@@ -61,13 +61,14 @@ def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorA
     async def open_door() -> AsyncIterator[AsgiDoor]:
         forget_embedding()
         settings = read_settings(kind)
-        configure_logs(name, form=settings.log_format, level=settings.log_level)
-        launcher = read_settings(DoorSettings)
-        async with serving(name, settings, build, [f"unix:{launcher.door_socket}"]) as service:
+        launched = read_settings(DoorSettings)
+        configure_logs(name, form=settings.log_format, level=settings.log_level, process=launched.process)
+        addresses = [f"unix:{launched.door_socket}"]
+        async with serving(name, settings, build, addresses, launched) as service:
             runtime = service.runtime
             settle_collections()
             async with _sweeping(runtime.chain.deadlines):
-                with _told_to_drain(launcher.door_drain_fd, runtime.drain):
+                with _told_to_drain(launched.drain_fd, runtime.drain):
                     yield AsgiDoor(runtime.chain, service.methods)
             gc.unfreeze()
 

@@ -1,7 +1,7 @@
 """Hands a TCP port over to a second process without losing a connection.
 
-Two processes that listen on one port with SO_REUSEPORT share its new connections. What waits in the accept queue of the
-one that stops is reset by the kernel, and a client that reconnects at that moment sees its peer as down. So the process
+Processes that listen on one port with SO_REUSEPORT share its new connections. What waits in the accept queue of one
+that stops is reset by the kernel, and a client that reconnects at that moment sees its peer as down. So the process
 that drains first steers every new connection to its successor, then accepts what it still has, then stops.
 """
 
@@ -21,27 +21,34 @@ _SO_ATTACH_REUSEPORT_CBPF: Final = 51
 _SO_DETACH_REUSEPORT_BPF: Final = 68
 # The same number on every architecture.
 _SYS_PIDFD_GETFD: Final = 438
-# One classic BPF instruction, "return K": the index of the listener that gets the connection. Listeners are numbered in
-# the order in which they came, so the process that leaves is 0 and its successor 1. Where there is no successor the
-# index is out of range and the kernel chooses as ever.
-_RETURN_K: Final = 0x06
-_SUCCESSOR: Final = 1
+# Classic BPF that returns the index of the listener which gets the connection. Listeners are numbered in the order in
+# which they came, so those that leave are the first and their successors follow. When one closes, the last takes its
+# number. Where there is no successor the index is out of range and the kernel chooses as ever.
+_LOAD_RANDOM: Final = (0x20, 0xFFFFF000 + 56)
+_MODULO: Final = 0x94
+_ADD: Final = 0x04
+_RETURN_SUM: Final = (0x16, 0)
+_RETURN_CONSTANT: Final = 0x06
+_LISTENING: Final = "0A"
 
 
-def steer_to_successor(port: int, pid: int | None = None) -> bool:
-    """Send new connections to `port` to the process that took it up after us, if there is one.
+def steer_to_successor(port: int, pid: int | None = None, *, leaving: int = 1, turn: int = 0) -> bool:
+    """Send new connections to `port` to the processes that took it up after us, if there are any.
 
     With `pid` it is that child's port, not ours: a supervisor does it for an Envoy that cannot do it for itself.
+    `leaving` processes go, those that came first, one after the other, each with its `turn` from 0: its clients find a
+    successor of their own. At the last turn it is one that keeps its number until all that leave have closed, so that no
+    connection is given to one that closes. More successors than predecessors share unevenly until one is started anew.
 
-    Holds for ports with one process and its successor; among several equals the index would say nothing. Returns whether
-    the kernel took it. Where it cannot (not Linux, not permitted) the hand-over still works, with the
+    Returns whether the kernel took it. Where it cannot (not Linux, not permitted) the hand-over still works, with the
     few resets that clients retry.
     """
     steered = False
+    program = _program(leaving, _listening_count(port) - leaving, turn)
     for listener in _listeners(port, pid):
         with listener:
             try:
-                _attach(listener)
+                _attach(listener, program)
                 steered = True
             except OSError as error:
                 _LOG.info("connections_not_steered", port=port, error=str(error))
@@ -55,9 +62,32 @@ def share_evenly(port: int, pid: int | None = None) -> None:
             listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_REUSEPORT_BPF, 0)
 
 
-def _attach(listener: socket.socket) -> None:
-    program = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN_K, 0, 0, _SUCCESSOR))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("HL", 1, ctypes.addressof(program)))
+def _program(leaving: int, successors: int, turn: int) -> list[tuple[int, int]]:
+    if successors > leaving:
+        # A constant would stay in force for good, with a number that is in range.
+        return [_LOAD_RANDOM, (_MODULO, successors - leaving + 1), (_ADD, leaving), _RETURN_SUM]
+    last = max(successors - 1, 0)
+    return [(_RETURN_CONSTANT, leaving + (last - turn) % (last + 1))]
+
+
+def _listening_count(port: int) -> int:
+    """Return how many sockets of this host listen on `port`, whoever's they are."""
+    count = 0
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/self/net/{table}").read_text("ascii").splitlines()[1:]
+            count += sum(_is_listener(line.split(), port) for line in lines)
+    return count
+
+
+def _is_listener(fields: list[str], port: int) -> bool:
+    return fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port
+
+
+def _attach(listener: socket.socket, program: list[tuple[int, int]]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", each, 0, 0, value) for each, value in program))
+    packed = struct.pack("HL", len(program), ctypes.addressof(code))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, packed)
 
 
 def _listeners(port: int, pid: int | None) -> Iterator[socket.socket]:

@@ -35,13 +35,21 @@ class LineWriter:
 
 
 def configure_logs(
-    service: str, *, form: LogFormat = "auto", level: str = "info", stream: TextIO | None = None
+    service: str,
+    *,
+    form: LogFormat = "auto",
+    level: str = "info",
+    stream: TextIO | None = None,
+    process: int | None = None,
 ) -> None:
-    """Send the logs of this process, those of libraries included, to `stream` (default: standard output)."""
+    """Send the logs of this process, those of libraries included, to `stream` (default: standard output).
+
+    `process` is its number among several of the service, and then stands in each line.
+    """
     out = sys.stdout if stream is None else stream
     json_lines = form == "json" or (form == "auto" and not out.isatty())
     shared: list[Processor] = [
-        _Stamp(service),
+        _Stamp(service, process),
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -61,11 +69,14 @@ def configure_logs(
 class _Stamp:
     """Adds what every line carries."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, process: int | None) -> None:
         self._service = service
+        self._process = process
 
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
         event["service"] = self._service
+        if self._process is not None:
+            event["process"] = self._process
         call = current_call()
         if call is not None:
             event.setdefault("request_id", call.request_id)

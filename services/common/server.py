@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import structlog
@@ -30,8 +31,15 @@ from services.common.health import HealthBoard, health_binding
 from services.common.logs import configure_logs
 from services.common.metrics import RequestMetrics
 from services.common.notify import READY, STOPPING, notify
-from services.common.probes import ProbeServer, serve_probes
-from services.common.settings import CommonSettings, InvalidSettings, SettingsT, read_notify_socket, read_settings
+from services.common.probes import ProbeServer, serve_probes, serve_probes_on
+from services.common.settings import (
+    CommonSettings,
+    InvalidSettings,
+    LaunchedSettings,
+    SettingsT,
+    read_notify_socket,
+    read_settings,
+)
 from services.common.stream_answers import Streams
 from services.common.tasks import spawn
 from services.common.tracing import Tracing
@@ -101,6 +109,7 @@ Build = Callable[[SettingsT, Runtime[SettingsT]], AbstractAsyncContextManager[Se
 
 
 LaunchInEnvoy = Callable[[SettingsT], int]
+LaunchSeveral = Callable[[str, SettingsT], int]
 
 
 class DoorUnavailable(Exception):
@@ -120,34 +129,47 @@ class Serving(Generic[SettingsT]):
     ports: tuple[int, ...]
     """The bound gRPC ports, in the order of the addresses; 0 for a Unix socket."""
     metrics_port: int
+    """0 where the launcher has the port."""
 
 
 @asynccontextmanager
 async def serving(
-    name: str, settings: SettingsT, build: Build[SettingsT], addresses: Sequence[str]
+    name: str,
+    settings: SettingsT,
+    build: Build[SettingsT],
+    addresses: Sequence[str],
+    launched: LaunchedSettings | None = None,
 ) -> AsyncIterator[Serving[SettingsT]]:
     """Run a service on `addresses` (`host:port` or `unix:/path`) while the block runs, then drain it.
+
+    `launched` is given to one of several processes that share the port: its launcher has checked the ports, answers for
+    all on the metrics port, and steers new connections when they drain.
 
     Start: metrics and probes, adapters, listen, SERVING. End, in this order: NOT_SERVING, drain callbacks, the delay
     in which load balancers notice, refuse new calls and let those in flight finish, close adapters, flush traces.
     Raises StartFailed when a port is taken.
     """
-    if not settings.replace:
+    probe_socket = launched.probe_socket if launched is not None else ""
+    if not settings.replace and not probe_socket:
         check_ports_free([*addresses, f"{settings.bind_host}:{settings.metrics_port_of(name)}"])
     runtime = Runtime(name, settings)
     probes = ProbeServer(runtime.health, runtime.registry)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runtime.tracing.close)
-        metrics_port = await stack.enter_async_context(
-            serve_probes(probes, settings.bind_host, settings.metrics_port_of(name))
-        )
+        metrics_port = 0
+        if probe_socket:
+            await stack.enter_async_context(serve_probes_on(probes, Path(probe_socket)))
+        else:
+            metrics_port = await stack.enter_async_context(
+                serve_probes(probes, settings.bind_host, settings.metrics_port_of(name))
+            )
         bindings = await stack.enter_async_context(build(settings, runtime))
         methods = methods_of([*bindings, health_binding(runtime.health)])
         door = GrpcDoor(runtime.chain, methods, _profile(settings))
         ports = await door.listen(addresses)
         for port in ports:
             share_evenly(port)
-        stack.push_async_callback(_drain, runtime, door, ports)
+        stack.push_async_callback(_drain, runtime, door, () if probe_socket else ports)
         runtime.health.open(binding.service for binding in bindings)
         probes.started = True
         _LOG.info("serving", addresses=list(addresses), metrics_port=metrics_port)
@@ -178,9 +200,9 @@ def _check_port_free(address: str) -> None:
             ) from None
 
 
-async def _drain(runtime: Runtime[SettingsT], door: GrpcDoor, ports: Iterable[int]) -> None:
+async def _drain(runtime: Runtime[SettingsT], door: GrpcDoor, steered: Iterable[int]) -> None:
     await runtime.drain()
-    for port in ports:
+    for port in steered:
         steer_to_successor(port)
     await asyncio.sleep(runtime.settings.drain_delay_s)
     await door.stop(runtime.settings.drain_grace_s)
@@ -202,20 +224,31 @@ def _profile(settings: CommonSettings) -> DoorProfile:
 
 
 def main(
-    name: str, kind: type[SettingsT], build: Build[SettingsT], in_envoy: LaunchInEnvoy[SettingsT] | None = None
+    name: str,
+    kind: type[SettingsT],
+    build: Build[SettingsT],
+    in_envoy: LaunchInEnvoy[SettingsT] | None = None,
+    several: LaunchSeveral[SettingsT] | None = None,
 ) -> NoReturn:
     """Run a service as this process and exit: 0 after a clean drain, 1 when it could not start.
 
     `in_envoy` serves the hot methods through Envoy when the settings choose that door; it runs until the process is
-    told to stop and returns the exit code. Where it raises DoorUnavailable the grpcio door serves everything instead.
+    told to stop and returns the exit code. Where it raises DoorUnavailable the grpcio door serves everything instead,
+    from as many processes as the settings say where `several` can run them, else from this one.
     """
-    sys.exit(_run(name, kind, build, in_envoy))
+    sys.exit(_run(name, kind, build, in_envoy, several))
 
 
-def _run(name: str, kind: type[SettingsT], build: Build[SettingsT], in_envoy: LaunchInEnvoy[SettingsT] | None) -> int:
+def _run(
+    name: str,
+    kind: type[SettingsT],
+    build: Build[SettingsT],
+    in_envoy: LaunchInEnvoy[SettingsT] | None,
+    several: LaunchSeveral[SettingsT] | None,
+) -> int:
     try:
-        settings = read_settings(kind)
-        configure_logs(name, form=settings.log_format, level=settings.log_level)
+        settings, launched = read_settings(kind), read_settings(LaunchedSettings)
+        configure_logs(name, form=settings.log_format, level=settings.log_level, process=launched.process)
         if settings.scheduling == "batch":
             schedule_in_batches()
         if settings.door == "envoy" and in_envoy is not None:
@@ -223,8 +256,10 @@ def _run(name: str, kind: type[SettingsT], build: Build[SettingsT], in_envoy: La
                 return in_envoy(settings)
             except DoorUnavailable as reason:
                 _LOG.warning("door_unavailable", door="envoy", instead="grpcio", reason=str(reason))
+        if settings.processes > 1 and launched.process is None and several is not None:
+            return several(name, settings)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_live(name, settings, build))
+            return runner.run(_live(name, settings, build, launched))
     except (InvalidSettings, StartFailed, ServiceError, OSError) as error:
         sys.stderr.write(f"interlock {name} cannot start: {error}\n")
     except Exception as error:  # noqa: BLE001 - the last line of defence: say it once, readable, and fail
@@ -232,10 +267,10 @@ def _run(name: str, kind: type[SettingsT], build: Build[SettingsT], in_envoy: La
     return 1
 
 
-async def _live(name: str, settings: SettingsT, build: Build[SettingsT]) -> int:
-    stop = StopSignals()
+async def _live(name: str, settings: SettingsT, build: Build[SettingsT], launched: LaunchedSettings) -> int:
+    stop = StopSignals(launched.drain_fd)
     try:
-        async with serving(name, settings, build, [settings.address_of(name)]):
+        async with serving(name, settings, build, [settings.address_of(name)], launched):
             stop.started = True
             settle_collections()
             notify(read_notify_socket(), READY)
@@ -260,19 +295,28 @@ def settle_collections() -> None:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT of this process: the first begins the drain, the second ends the process at once."""
+    """SIGTERM and SIGINT of this process: the first begins the drain, the second ends the process at once.
 
-    def __init__(self) -> None:
+    The end of the pipe `drain_fd` begins the drain too: its launcher wants it, or is gone.
+    """
+
+    def __init__(self, drain_fd: int | None = None) -> None:
         self.started = False
         """Set once the service is up; before that the first signal cancels the start instead of waiting for it."""
         self._asked = asyncio.Event()
         self._task = asyncio.current_task()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._arrived)
+        if drain_fd is not None:
+            asyncio.get_running_loop().add_reader(drain_fd, self._ended, drain_fd)
 
     async def wait(self) -> None:
         """Return when the first signal has come."""
         await self._asked.wait()
+
+    def _ended(self, drain_fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(drain_fd)
+        self._arrived()
 
     def _arrived(self) -> None:
         if self._asked.is_set():

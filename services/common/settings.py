@@ -133,6 +133,11 @@ class CommonSettings(BaseSettings):
     monitor_address: str = _peer("monitor")
     """gRPC address of the monitor. Default: this machine's."""
 
+    @property
+    def processes(self) -> int:
+        """Processes of the service that share its port; router and inference have a setting for it."""
+        return 1
+
     def port_of(self, service: str) -> int:
         """Return the gRPC port of a service, or the edge's, with the offset."""
         return PORTS[service] + self.port_offset
@@ -146,6 +151,17 @@ class CommonSettings(BaseSettings):
         return join_host_port(self.bind_host, self.port_of(service))
 
 
+class LaunchedSettings(CommonSettings):
+    """What a process is told by its launcher."""
+
+    process: int | None = None
+    """Number of this process among those that share the service's port, from 0; none for the only one."""
+    probe_socket: str = ""
+    """Path of the Unix socket for metrics and health, where the launcher has the port and answers for all processes."""
+    drain_fd: int | None = None
+    """Pipe whose end says that the drain begins."""
+
+
 def read_settings(kind: type[SettingsT]) -> SettingsT:
     """Return the settings of the environment; raises InvalidSettings with one readable line."""
     try:
@@ -155,6 +171,11 @@ def read_settings(kind: type[SettingsT]) -> SettingsT:
     except SettingsError as error:
         # Text that is no JSON; it may hold a secret, so it is not shown.
         raise InvalidSettings(f"{error}: want JSON") from None
+
+
+def child_environment(additions: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a child: this process's own, without what belongs to it alone."""
+    return {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"} | dict(additions)
 
 
 def read_notify_socket() -> str:

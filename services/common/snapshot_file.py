@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -62,7 +63,9 @@ class SnapshotFile:
         except (OSError, ValueError):
             # A bad file must not push out the good one before it.
             return
-        self.path.replace(self.previous)
+        # Another process of the service may have moved it since; both write the same.
+        with suppress(FileNotFoundError):
+            self.path.replace(self.previous)
 
 
 def _payload(path: Path) -> bytes:

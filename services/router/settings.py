@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from services.common.names import parse_id
 from services.common.settings import CommonSettings, join_host_port
@@ -44,6 +44,23 @@ class Settings(CommonSettings):
     """Bytes that waiting predictions may hold."""
     event_flush_s: PositiveFloat = 2.0
     """What the last events get to leave when the process ends. Seconds."""
+
+    router_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that share the router's port, to use as many cores; each is a router of its own, so limits hold for each."""
+
+    @field_validator("router_processes")
+    @classmethod
+    def _alone_with_shared_memory(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("system_shared_memory_bytes"):
+            raise ValueError(
+                "want 1 with INTERLOCK_SYSTEM_SHARED_MEMORY_BYTES: a region is known to the process that registered it"
+            )
+        return value
+
+    @property
+    def processes(self) -> int:
+        """Routers on the port."""
+        return self.router_processes
 
     def pool_addresses(self) -> dict[str, list[str]]:
         """Return the addresses of every pool."""

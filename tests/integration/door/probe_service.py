@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -64,12 +65,15 @@ class ProbeServicer:
         return message("EchoResponse")(
             id=request.id,
             payload=request.payload,
-            text=request.text or f"running={self.running} cancelled={self.cancelled}",
+            text=request.text or self._told(request.action),
             metadata=dict(call.metadata) if request.count else {},
             remaining_s=call.remaining_s(),
         )
 
     EchoCold = Echo
+
+    def _told(self, action: str) -> str:
+        return str(os.getpid()) if action == "pid" else f"running={self.running} cancelled={self.cancelled}"
 
     async def Count(self, request: Any, call: Call) -> AsyncIterator[Any]:
         for index in range(request.count):
@@ -141,6 +145,11 @@ class ProbeSettings(EdgeSettings):
     """What the suite's service reads."""
 
     doortest_descriptors: Path
+    doortest_processes: int = 1
+
+    @property
+    def processes(self) -> int:
+        return self.doortest_processes
 
 
 @asynccontextmanager

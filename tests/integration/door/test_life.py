@@ -126,7 +126,7 @@ async def test_a_blocked_loop_is_restarted(contract: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError):
                 await call
         await until_served(running)
-        assert "edge_hangs" in running.log()
+        assert "process_hangs" in running.log()
 
 
 async def test_a_slow_loop_within_its_time_is_left_alone(contract: Path) -> None:

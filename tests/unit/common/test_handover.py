@@ -60,6 +60,34 @@ def test_a_successor_gets_every_new_connection(listen: Callable[[int], socket.so
     assert _shares(new) == [CONNECTIONS]
 
 
+@pytest.mark.parametrize("closes_first", [0, 1])
+def test_each_of_several_has_a_successor_of_its_own(listen: Callable[[int], socket.socket], closes_first: int) -> None:
+    old = [listen(0)]
+    port = old[0].getsockname()[1]
+    old.append(listen(port))
+    new = [listen(port), listen(port)]
+    assert steer_to_successor(port, leaving=2, turn=0)
+    assert _shares(*old, *new) == [0, 0, 0, CONNECTIONS]
+    assert steer_to_successor(port, leaving=2, turn=1)
+    assert _shares(*old, *new) == [0, 0, CONNECTIONS, 0]
+    old.pop(closes_first).close()
+    assert _shares(*old, *new) == [0, CONNECTIONS, 0]
+    old.pop().close()
+    assert min(_shares(*new)) > 0
+
+
+def test_more_successors_share_every_new_connection(listen: Callable[[int], socket.socket]) -> None:
+    old = listen(0)
+    port = old.getsockname()[1]
+    new = [listen(port) for _ in range(3)]
+    assert steer_to_successor(port)
+    shares = _shares(old, *new)
+    assert shares[0] == 0
+    assert min(shares[1:]) > 0
+    old.close()
+    assert min(_shares(*new)) > 0
+
+
 def test_without_a_successor_nothing_changes(listen: Callable[[int], socket.socket]) -> None:
     only = listen(0)
     assert steer_to_successor(only.getsockname()[1])
