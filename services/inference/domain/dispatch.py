@@ -222,7 +222,7 @@ class Dispatcher:
     def detach(self, runner: BatchRunner | None, cause: str, refusal: ServiceError, *, blame: bool = True) -> None:
         """A worker is gone, or all (None): fail what it held, at once. With the last one everything accepted fails.
 
-        Unless nothing of this version was running, the first batch is to `blame`.
+        The first batch is to `blame`, unless another version's is known to be.
         """
         now = self._clock.now()
         gone = [instance for instance in self._instances if runner in {None, instance.runner}]

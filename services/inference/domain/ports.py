@@ -67,7 +67,7 @@ class WorkerExit:
     pid: int = 0
     """The process id that it had."""
     innocent: bool = False
-    """Whether it cannot be to blame: another version's model was at work in the process that they shared, or none."""
+    """Whether another version's model was at work, in a process that both shared."""
 
     def __str__(self) -> str:
         """Return how it ended, for people."""
