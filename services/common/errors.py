@@ -161,6 +161,14 @@ class DataLoss(ServiceError):
     code = grpc.StatusCode.DATA_LOSS
 
 
+class RelayedFailure(ServiceError):
+    """What another process of this service has put into words already: its status is the caller's, as it is."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message, reason=status_reason(status))
+        self.status = status
+
+
 # Envoy's transcoder uses the same table, so a REST twin answers alike on both doors.
 HTTP_STATUS: Final[Mapping[int, int]] = {
     Code.OK: 200,
@@ -214,6 +222,8 @@ def to_status(error: BaseException, request_id: str) -> Status:
     """
     if isinstance(error, asyncio.CancelledError):
         raise error
+    if isinstance(error, RelayedFailure):
+        return error.status
     if isinstance(error, ServiceError):
         return _service_status(error)
     if isinstance(error, grpc.aio.AioRpcError):
