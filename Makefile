@@ -44,7 +44,8 @@ test-fast: setup  ## unit and integration tests, for the inner loop
 
 SOAK ?=
 
-soak: setup  ## a million requests while everything is broken in turn, each answer judged; SOAK='--count 50000 --faults reload'
+soak: setup  ## 100,000 wrong requests; a million good ones under faults, each answer judged; SOAK='--count 50000 --faults reload'
+	$(BIN)/python -m tests.proof.bad_input
 	$(BIN)/python -m tests.proof.soak $(SOAK)
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C

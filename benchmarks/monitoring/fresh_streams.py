@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.monitoring.stationary import (
-    HISTORY_HOURS,
     HOUR_S,
     NO_MINIMUM,
     Values,
@@ -21,8 +20,8 @@ from services.monitor.domain.profile import CategoricalProfile, NumericProfile
 SIZES = (40, 400, 5_000)
 """Predictions in a window, on average."""
 BASELINE_DAYS = 28
-AFTER_HISTORY, FIRST = 48, 8 * 24
-"""Windows judged after four weeks of history, and hours at the begin of a version without any, of which every fourth is."""
+FIRST_HOURS, JUDGED_EVERY = 8 * 24, 7
+"""Hours at the begin of a version, and which of them are judged."""
 BEGIN_DAYS = (0, 5)
 """Weekdays on which a version without history begins: a Monday, a Saturday."""
 
@@ -46,9 +45,9 @@ class State:
         self.random = np.random.default_rng(seed)
         self.levels = np.zeros(3)
 
-    def step(self) -> None:
+    def step(self, hours: int = 1) -> None:
         """Move three levels: fast, slow and slower; each is stationary with a standard deviation of 1."""
-        keep = np.array([0.5, 0.9, 0.98])
+        keep = np.array([0.5, 0.9, 0.98]) ** hours
         self.levels = keep * self.levels + np.sqrt(1 - keep**2) * self.random.normal(size=3)
 
 
@@ -133,17 +132,33 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-def alarm_rates(kind: Kind, seed: int, with_history: bool) -> tuple[int, int, int]:
-    """Return windows, those with something significant at the default rate, and those with an alarm, over all sizes."""
-    windows = significant = alarms = 0
+@dataclass
+class Rates:
+    """Windows, and in how many of them something was significant, or alarmed with the defaults."""
+
+    windows: int = 0
+    significant: int = 0
+    alarms: int = 0
+
+    def add(self, drifts: list[FeatureDrift]) -> None:
+        self.windows += 1
+        self.significant += any(s.q_value < FALSE_DISCOVERY_RATE for drift in drifts for s in drift.statistics)
+        self.alarms += is_alarm(drifts)
+
+    def merge(self, other: "Rates") -> None:
+        self.windows += other.windows
+        self.significant += other.significant
+        self.alarms += other.alarms
+
+
+def first_days(kind: Kind, seed: int) -> Rates:
+    """Judge the first eight days of versions without any window before, over all sizes and both begins."""
+    rates = Rates()
     for size in SIZES:
-        for begin_day in BEGIN_DAYS[:1] if with_history else BEGIN_DAYS:
-            stream_seed = [seed, KINDS.index(kind), size, int(with_history), begin_day]
-            for drifts in judged(kind, size, stream_seed, with_history, begin_day):
-                windows += 1
-                significant += any(s.q_value < FALSE_DISCOVERY_RATE for drift in drifts for s in drift.statistics)
-                alarms += is_alarm(drifts)
-    return windows, significant, alarms
+        for begin_day in BEGIN_DAYS:
+            for drifts in _judged(kind, size, [seed, KINDS.index(kind), size, begin_day], begin_day):
+                rates.add(drifts)
+    return rates
 
 
 def hours_until_found(shift: float, past_hours: int, seed: int, hours: int = 240, every: int = 3) -> int | None:
@@ -177,27 +192,24 @@ KINDS = (
 )
 
 
-def judged(
-    kind: Kind, size: int, seed: Sequence[int], with_history: bool, begin_day: int
-) -> Iterator[list[FeatureDrift]]:
+def _judged(kind: Kind, size: int, seed: Sequence[int], begin_day: int) -> Iterator[list[FeatureDrift]]:
     """Yield the drifts of windows, without minimum effects; a window that drifted does not tell what is usual."""
     state = State(seed)
     hours = [_hour(kind, state, hour, size) for hour in range(BASELINE_DAYS * 24)]
     profiles = {name: profile_of([values[name] for values in hours]) for name in hours[0]}
     past: dict[str, list[Window]] = {name: [] for name in profiles}
     begin = (BASELINE_DAYS + begin_day) * 24
-    first = begin + (HISTORY_HOURS if with_history else 0)
-    for hour in range(begin, first + (AFTER_HISTORY if with_history else FIRST)):
+    for hour in range(begin, begin + FIRST_HOURS):
         values = _hour(kind, state, hour, size)
         now = {name: Window(hour * HOUR_S, histogram_of(profiles[name], found)) for name, found in values.items()}
-        if hour >= first and (with_history or (hour - first) % 4 == 0):
+        if (hour - begin) % JUDGED_EVERY == 0:
             compared = [FeatureComparison(n, p.histogram(), [now[n]], past[n]) for n, p in profiles.items()]
             drifts = measure_drift(compared, window_s=HOUR_S, minimum_effects=NO_MINIMUM)
             yield drifts
             alarming = {drift.name for drift in drifts if is_alarm([drift])}
             now = {name: replace(window, is_drifted=name in alarming) for name, window in now.items()}
         for name, window in now.items():
-            past[name] = [*past[name][1 - HISTORY_HOURS :], window]
+            past[name].append(window)
 
 
 def _hour(kind: Kind, state: State, hour: int, size: int) -> dict[str, Values]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.monitor.domain.estimate_check import CHECKED_LIMIT, Stretch, misses_of, widening
+from services.monitor.domain.estimate_check import CHECKED_LIMIT, Stretch, known_coverage, misses_of, widening
 from services.monitor.domain.label_free import NotCalibrated, ScoreSketch, check_calibration, estimate_quality
 from services.monitor.domain.quality import ClassificationQuality
 
 Window = tuple[ClassificationQuality, ScoreSketch]
-WINDOWS, REFERENCE = 220, 20
+WINDOWS, REFERENCE = 120, 20
 KINDS = ("none", "steps", "slow", "random walk", "season")
 
 
@@ -26,8 +26,8 @@ class Followed:
     covered: float
     """The same of intervals that were held against labels."""
     width: float
-    said: float
-    """The share of intervals before that held their figure, as the answer says it; on average."""
+    said: tuple[float, float, float]
+    """How often such intervals hold their figure, as the answer says it, with the ends of its interval; on average."""
 
 
 def follow(windows: Sequence[Window], delay: int, first: int) -> list[Followed]:
@@ -36,7 +36,7 @@ def follow(windows: Sequence[Window], delay: int, first: int) -> list[Followed]:
     What the monitor does at each window, each past estimate made once instead of anew.
     """
     misses: dict[str, list[tuple[int, float]]] = {}
-    rows: dict[str, list[tuple[bool, float, bool, float, float]]] = {}
+    rows: dict[str, list[tuple[bool, float, bool, float, float, float, float]]] = {}
     for now in range(delay, len(windows)):
         quality, scores = windows[now]
         known = [labelled for labelled, _ in windows[: now - delay + 1]]
@@ -52,14 +52,17 @@ def follow(windows: Sequence[Window], delay: int, first: int) -> list[Followed]:
                     checked = past[-CHECKED_LIMIT:]
                     (by, held), value, real = widening(checked, delay), metric.value, truth[metric.name]
                     inside = value.lower <= real <= value.upper, value.lower - by <= real <= value.upper + by
-                    width, said = value.upper - value.lower, held / len(checked) if checked else np.nan
-                    row = (inside[0], width, inside[1], width + 2 * by, said)
+                    width, coverage = value.upper - value.lower, known_coverage(held, len(checked), delay)
+                    said = (coverage.estimate, coverage.lower, coverage.upper) if checked else (np.nan, 0.0, 1.0)
+                    row = (inside[0], width, inside[1], width + 2 * by, *said)
                     rows.setdefault(metric.name, []).append(row)
         for name, miss in misses_of(Stretch(0, scores, quality), known).items():
             misses.setdefault(name, []).append((now, miss))
-    return [
-        Followed(name, len(found), *np.nanmean(np.array(found, dtype=float), axis=0)) for name, found in rows.items()
-    ]
+    followed = []
+    for name, found in rows.items():
+        plain, plain_width, covered, width, *said = np.nanmean(np.array(found, dtype=float), axis=0).tolist()
+        followed.append(Followed(name, len(found), plain, plain_width, covered, width, (said[0], said[1], said[2])))
+    return followed
 
 
 def simulated(delay: int, seed: int) -> Iterator[tuple[str, list[Followed]]]:

@@ -314,8 +314,10 @@ def _show_quality(report: pb.QualityReport) -> None:
 def _how(metric: pb.QualityMetric) -> str:
     if not metric.estimated:
         return "measured"
-    held = f"right in {metric.held_count} of {_counted(metric.checked_count, 'past label window')}"
-    return f"estimated, {held if metric.checked_count else 'assumes no concept drift'}"
+    if not metric.HasField("coverage"):
+        return "estimated, assumes no concept drift"
+    known = f"{metric.coverage.lower:.0%} to {metric.coverage.upper:.0%} of such intervals are"
+    return f"estimated, right in {metric.held_count} of {_counted(metric.checked_count, 'past label window')} ({known})"
 
 
 def _show_fairness(report: pb.FairnessReport) -> None:

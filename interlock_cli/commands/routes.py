@@ -82,7 +82,7 @@ def batching(
         list[str] | None,
         typer.Option(
             "--set",
-            help="A field of BatchingPolicy and its value, such as max_delay=5ms, batch_sizes=1,8,64 or placement=inline; "
+            help="A field of BatchingPolicy and its value, such as max_delay=5ms, batch_sizes=1,8,64 or placement=shared; "
             "without a value, its default. May be given several times.",
             metavar="FIELD=VALUE",
         ),

@@ -21,10 +21,11 @@ from services.common.server import Runtime
 from services.common.shared_regions import SharedRegions
 from services.common.watch import RegistryWatch, watch_registry
 from services.inference.adapters.artifact_cache import ArtifactCache
+from services.inference.adapters.model_launcher import ModelLauncher
 from services.inference.adapters.monotonic_clock import MonotonicClock
 from services.inference.adapters.registry_client import ArtifactDownloads, ReplicaReporter, desired_from
 from services.inference.adapters.telemetry import PrometheusObserver, SpanTracer
-from services.inference.adapters.worker_process import WorkerLauncher, WorkerLimits
+from services.inference.adapters.worker_process import WorkerLimits
 from services.inference.domain.admission import QueueLimits
 from services.inference.domain.instance import HostParts, Pauses
 from services.inference.domain.replica import Replica
@@ -103,7 +104,7 @@ def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cac
     )
     return HostParts(
         artifacts=cache,
-        launcher=WorkerLauncher(limits),
+        launcher=ModelLauncher(limits),
         clock=MonotonicClock(),
         observer=PrometheusObserver(runtime.registry),
         limits=QueueLimits(settings.inference_queue_rows, settings.inference_queue_bytes),

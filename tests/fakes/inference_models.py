@@ -130,6 +130,15 @@ def wide() -> bytes:
     )
 
 
+def heavy(weights: "np.ndarray[Any, Any]") -> bytes:
+    """The largest of x times each weight."""
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, list(weights.shape), weights.tobytes(), raw=True)
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["all"]), helper.make_node("ReduceMax", ["all", "axes"], ["y"])]
+    inputs, outputs = _value("x", TensorProto.FLOAT, None, 1), _value("y", TensorProto.FLOAT, None, 1)
+    return _model(nodes, [inputs], [outputs], [tensor, axes])
+
+
 def identity(kind: int) -> bytes:
     """y = x of any element type."""
     node = helper.make_node("Identity", ["x"], ["y"])

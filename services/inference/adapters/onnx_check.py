@@ -35,7 +35,7 @@ def read_model(files: Sequence[LocalFile]) -> tuple[bytes, bool]:
     model = _parse(data, files[0].path)
     external = _check_external(model, files)
     _check_domains(model)
-    _check_rules(model, files[0], external=external)
+    _check_rules(data, files[0], external=external)
     return data, external
 
 
@@ -72,10 +72,10 @@ def _parse(data: bytes, path: str) -> Any:
     return model
 
 
-def _check_rules(model: Any, graph: LocalFile, *, external: bool) -> None:
+def _check_rules(data: bytes, graph: LocalFile, *, external: bool) -> None:
     try:
         # With weights in other files the checker must know where to look for them.
-        checker.check_model(str(graph.local) if external else model)
+        checker.check_model(str(graph.local) if external else data)
     except Exception as error:  # noqa: BLE001 - the checker raises many kinds, all of them say the same: refused
         raise LoadRefused(f"the model breaks the rules of ONNX: {plain_text(error)}") from None
 

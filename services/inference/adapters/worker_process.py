@@ -10,10 +10,11 @@ import os
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import structlog
 
@@ -51,9 +52,9 @@ from services.inference.domain.tensor import Tensor
 from services.inference.domain.version import BatchingPolicy, GoldenRow, VersionKey, VersionSpec
 
 _LOG: Final = structlog.get_logger(part="worker")
-_ROOT: Final = Path(services.__path__[0]).parent
+ROOT: Final = Path(services.__path__[0]).parent
 _LOAD_IDENT: Final = 0
-_LOOKS: Final = 5
+LOOKS: Final = 5
 _LINES_SHOWN: Final = 20
 
 
@@ -73,11 +74,31 @@ class WorkerLimits:
     """Without a heartbeat for so long a process that serves is ended."""
 
 
+class Lifeline(Protocol):
+    """The process of a `WorkerProcess`: a `ChildProcess`, or a place in one."""
+
+    lines: deque[str]
+    ended: asyncio.Future[int]
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+
+    def write(self, line: bytes) -> None:
+        """Write a line to its standard input."""
+
+    def close_input(self) -> None:
+        """Tell it to go."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Links:
+class Links:
     """What leads to a process beside its socket."""
 
-    process: ChildProcess
+    process: Lifeline
     heartbeat: Heartbeat
     shared: Sequence[int]
     """Descriptors of the segments: those to the worker, then those from it."""
@@ -89,26 +110,22 @@ class WorkerLauncher:
     def __init__(self, limits: WorkerLimits) -> None:
         self._limits = limits
 
-    async def start(self, spec: VersionSpec, policy: BatchingPolicy, on_result: OnResult) -> ModelProcess:
-        """Start an empty process for a version, or none. Raises `LoadFailure` when the machine cannot."""
-        if policy.inline:
-            from services.inference.adapters.inline_model import InlineModel  # noqa: PLC0415 - the runtime is large
-
-            return InlineModel(spec, self._limits.intra_op_threads, on_result)
+    async def start(self, spec: VersionSpec, on_result: OnResult) -> ModelProcess:
+        """Start an empty process for a version. Raises `LoadFailure` when the machine cannot."""
         ours, theirs = socket.socketpair()
         heartbeat = Heartbeat()
         shared = create_descriptors(2 * BATCHES_OUT)
         try:
             descriptors = [theirs.fileno(), heartbeat.descriptor, *shared]
-            process = ChildProcess(_command(spec.key, *descriptors), _ROOT, descriptors)
+            process = ChildProcess(_command(spec.key, *descriptors), ROOT, descriptors)
         except OSError as error:
             ours.close()
             heartbeat.close()
-            _close(shared)
+            close_all(shared)
             raise LoadFailure(f"no process could be started: {error.strerror}") from None
         finally:
             theirs.close()
-        links = _Links(process, heartbeat, shared)
+        links = Links(process, heartbeat, shared)
         worker = WorkerProcess(spec, links, self._limits, on_result)
         await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         worker.watch()
@@ -121,7 +138,7 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         spec: VersionSpec,
-        links: _Links,
+        links: Links,
         limits: WorkerLimits,
         on_result: OnResult,
     ) -> None:
@@ -231,7 +248,7 @@ class WorkerProcess(asyncio.Protocol):
 
     async def close(self) -> None:
         """Let the process go."""
-        self._on_result = _ignore
+        self._on_result = ignore
         if self._transport is not None:
             self._transport.close()
         self._process.close_input()
@@ -254,19 +271,22 @@ class WorkerProcess(asyncio.Protocol):
         how = self._exit(code)
         if code != 0:
             _LOG.warning("worker_ended", version=str(self._key), pid=self.pid, how=str(how), lines=how.lines)
-        if self._watching is not None:
-            self._watching.cancel()
-        self._heartbeat.close()
-        _close(self._shared)
+        self._let_links_go()
         if self._transport is not None:
             self._transport.close()
         self._ended.set_result(how)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(LoadFailure(f"its process {how} while it was loaded"))
 
+    def _let_links_go(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._heartbeat.close()
+        close_all(self._shared)
+
     def _exit(self, code: int) -> WorkerExit:
         lines = tuple(self._process.lines)[-_LINES_SHOWN:]
-        return WorkerExit(max(code, 0), max(-code, 0), self.memory_bytes, lines, time.time(), self._cause)
+        return WorkerExit(max(code, 0), max(-code, 0), self.memory_bytes, lines, time.time(), self._cause, self.pid)
 
     async def _look_after(self) -> None:
         """Look at heartbeat and memory now and then.
@@ -274,12 +294,12 @@ class WorkerProcess(asyncio.Protocol):
         What counts is how often we looked and saw no beat, not the clock: when this process was frozen itself, the
         worker is not to blame.
         """
-        missed, pause_s = 0, self._limits.hung_s / _LOOKS
+        missed, pause_s = 0, self._limits.hung_s / LOOKS
         while True:
             await asyncio.sleep(pause_s)
             missed = 0 if self._heartbeat.beaten() or not self._serving else missed + 1
-            if missed == _LOOKS:
-                self._cause = f"gave no sign of life for {self._limits.hung_s:g} s and was ended"
+            if missed == LOOKS:
+                self._cause = no_sign_of_life(self._limits.hung_s)
                 self.kill()
                 return
             self.memory_bytes = resident_bytes(self.pid) or self.memory_bytes
@@ -332,9 +352,15 @@ class WorkerProcess(asyncio.Protocol):
             self._answer.set_result(frame)
 
 
-def _close(descriptors: Sequence[int]) -> None:
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close the segments of a process."""
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def no_sign_of_life(hung_s: float) -> str:
+    """Return why a process was ended that froze."""
+    return f"gave no sign of life for {hung_s:g} s and was ended"
 
 
 def _command(key: VersionKey, connection: int, heartbeat: int, *shared: int) -> list[str]:
@@ -343,7 +369,7 @@ def _command(key: VersionKey, connection: int, heartbeat: int, *shared: int) -> 
     return [sys.executable, "-m", "services.inference.worker", str(key), *descriptors, f"--parent={os.getpid()}"]
 
 
-def _ignore(ident: int, result: BatchAnswer | RunFailure) -> None:
+def ignore(ident: int, result: BatchAnswer | RunFailure) -> None:
     """Take results that nobody waits for any more."""
 
 

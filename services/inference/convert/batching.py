@@ -1,7 +1,9 @@
 """The registry's batching policy as inference follows it. What the registry checks is not checked again."""
 
+from typing import Final
+
 from google.protobuf.duration_pb2 import Duration
-from interlock.registry.v1.deployment_pb2 import MODEL_PLACEMENT_INLINE
+from interlock.registry.v1.deployment_pb2 import MODEL_PLACEMENT_INLINE, MODEL_PLACEMENT_SHARED
 from interlock.registry.v1.deployment_pb2 import BatchingPolicy as PolicyMessage
 
 from services.common.stamp import duration_from_proto
@@ -11,7 +13,10 @@ from services.inference.domain.version import (
     DEFAULT_MAX_BATCH_TIME_S,
     DEFAULT_MAX_DELAY_S,
     BatchingPolicy,
+    Placement,
 )
+
+_PLACEMENTS: Final = {MODEL_PLACEMENT_INLINE: Placement.INLINE, MODEL_PLACEMENT_SHARED: Placement.SHARED}
 
 
 def batching_from_proto(message: PolicyMessage) -> BatchingPolicy:
@@ -28,7 +33,7 @@ def batching_from_proto(message: PolicyMessage) -> BatchingPolicy:
         instances=message.instances or 1,
         memory_limit_bytes=message.memory_limit_bytes,
         length_buckets=tuple(message.length_buckets),
-        inline=message.placement == MODEL_PLACEMENT_INLINE,
+        placement=_PLACEMENTS.get(message.placement, Placement.PROCESS),
     )
 
 

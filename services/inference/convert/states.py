@@ -58,6 +58,7 @@ def _version_state(host: ModelHost) -> pb.VersionState:
         inference_count=statistic.inference_count,
         ready_instances=host.dispatcher.instances,
         last_exit=_exit(host.last_exit) if host.last_exit is not None else None,
+        worker_pids=host.worker_pids,
     )
 
 
@@ -68,6 +69,7 @@ def _exit(how: WorkerExit) -> pb.WorkerExit:
         memory_bytes=how.memory_bytes,
         log_lines=how.lines,
         end_time=Timestamp(seconds=int(how.end_time)),
+        pid=how.pid,
     )
 
 

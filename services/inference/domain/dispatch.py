@@ -211,14 +211,17 @@ class Dispatcher:
         """Refuse new requests; what was accepted is still answered."""
         self._refusal = refusal
 
-    def detach(self, runner: BatchRunner | None, cause: str, refusal: ServiceError) -> None:
-        """A worker is gone, or all (None): fail what it held, at once. With the last one everything accepted fails."""
+    def detach(self, runner: BatchRunner | None, cause: str, refusal: ServiceError, *, blame: bool = True) -> None:
+        """A worker is gone, or all (None): fail what it held, at once. With the last one everything accepted fails.
+
+        The first batch is to `blame`, unless another version's is known to be.
+        """
         now = self._clock.now()
         gone = [instance for instance in self._instances if runner in {None, instance.runner}]
         self._instances = [instance for instance in self._instances if instance not in gone]
         lost: list[Item] = []
         for instance in gone:
-            lost += self._abandon(instance, now)
+            lost += self._abandon(instance, now, blame=blame)
         if not self._instances:
             self._refusal = refusal
             lost += [item for batch in self._retries for item in batch.items]
@@ -381,11 +384,11 @@ class Dispatcher:
         if instance.retired is not None and not instance.running:
             instance.retired.set()
 
-    def _abandon(self, instance: _Instance, now: float) -> list[Item]:
+    def _abandon(self, instance: _Instance, now: float, *, blame: bool) -> list[Item]:
         """Take everything off a worker that is gone; what it was running may have ended it."""
         lost: list[Item] = []
         for number, (ident, entry) in enumerate(list(instance.running.items())):
-            if number == 0:
+            if number == 0 and blame:
                 self._quarantine.blame(entry.batch.items, now)
             del self._running[ident]
             self._forget(ident, entry)

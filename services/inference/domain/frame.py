@@ -23,6 +23,9 @@ _DONE: Final = struct.Struct("<Q")
 _FAILED: Final = struct.Struct("<B")
 _NUMBER: Final = {name: number for number, name in enumerate(DATATYPES)}
 
+LEAVE: Final = 0
+"""In place of the number of a batch that is to stop: the version leaves the process that it shares."""
+
 Buffer = bytes | bytearray | memoryview
 Shared = Callable[[int], memoryview]
 """Gives so many bytes of the shared memory that the frame's tensors lie in."""

@@ -27,14 +27,15 @@ from services.inference.domain.ports import (
     ProcessLauncher,
     WorkerExit,
 )
-from services.inference.domain.version import BatchingPolicy, LoadState, VersionSpec
+from services.inference.domain.version import BatchingPolicy, LoadState, Placement, VersionSpec
 
 # A process that has served this long did not die of being started: the next death is a first one again.
 _STABLE_S: Final = 60.0
 MESSAGE_LIMIT_CHARS: Final = 2_000
-# Loading and running in the front end stop everybody else there: only for models this small and this fast.
-INLINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+# Loading and running stop everybody else in the same process: only models this small and this fast may have company.
+SMALL_BYTES: Final = 16 * 1024 * 1024
 INLINE_LIMIT_S: Final = 0.002
+SHARED_LIMIT_S: Final = 0.1
 _T = TypeVar("_T")
 
 
@@ -130,6 +131,8 @@ class Instance:
         while True:
             process, report = await self._load_patiently()
             served_s = await self._serve(process, report)
+            if self.last_exit is not None and self.last_exit.innocent:
+                continue  # it was a neighbour's fault, who will have to wait
             deaths = 1 if served_s >= _STABLE_S else deaths + 1
             await asyncio.sleep(self._parts.pauses.after_deaths(deaths))
 
@@ -166,12 +169,13 @@ class Instance:
         async with self._parts.loads:
             self._set(LoadState.LOADING, self.message)
             policy = self._policy()
-            if policy.inline and sum(file.size_bytes for file in self._spec.files) <= INLINE_LIMIT_BYTES:
+            alone = policy.placement is Placement.PROCESS
+            if not alone and sum(file.size_bytes for file in self._spec.files) <= SMALL_BYTES:
                 process, report = await self._start(bundle, policy)
                 if _is_short(report, policy):
                     return process, report
                 await process.close()
-            return await self._start(bundle, replace(policy, inline=False))
+            return await self._start(bundle, replace(policy, placement=Placement.PROCESS))
 
     async def _start(self, bundle: ModelBundle, policy: BatchingPolicy) -> tuple[ModelProcess, LoadReport]:
         process = await self._parts.launcher.start(self._spec, policy, self._dispatcher.take_result)
@@ -201,7 +205,7 @@ class Instance:
         except _Ended as ended:
             self.last_exit = ended.how
             message = f"its process {ended.how}; another one is being started"
-            self._dispatcher.detach(process, str(ended.how), self._not_ready(message))
+            self._dispatcher.detach(process, str(ended.how), self._not_ready(message), blame=not ended.how.innocent)
             self._set(LoadState.LOADING, message)
         finally:
             self.process = None
@@ -264,8 +268,9 @@ class Instance:
 
 
 def _is_short(report: LoadReport, policy: BatchingPolicy) -> bool:
-    """Return whether even the largest batch is over before anybody could miss the event loop."""
-    return any(rows == policy.max_batch_size and seconds < INLINE_LIMIT_S for rows, seconds in report.measured)
+    """Return whether even the largest batch is over before those beside it could miss their turn."""
+    limit_s = INLINE_LIMIT_S if policy.placement is Placement.INLINE else SHARED_LIMIT_S
+    return any(rows == policy.max_batch_size and seconds < limit_s for rows, seconds in report.measured)
 
 
 async def _first_of(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -85,6 +85,11 @@ class ModelHost:
         """Resident memory of its processes."""
         return sum(each.process.memory_bytes for each in self._instances if each.process is not None)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Ids of the processes that answer, one for each instance."""
+        return [each.process.pid for each in self._instances if each.process is not None]
+
     def start(self) -> None:
         """Begin to load, in the background."""
         self._keep_instances()
@@ -106,7 +111,7 @@ class ModelHost:
         for each in self._instances:
             if each.process is not None:
                 each.process.limit_memory(policy.memory_limit_bytes)
-            if policy.inline != before.inline:
+            if policy.placement is not before.placement:
                 each.renew()
         self._keep_instances()
 

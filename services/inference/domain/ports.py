@@ -61,6 +61,10 @@ class WorkerExit:
     """Seconds since 1970."""
     cause: str = ""
     """Why it was ended from here; empty when it ended by itself."""
+    pid: int = 0
+    """The process id that it had."""
+    innocent: bool = False
+    """Whether another version's model was at work, in a process that both shared."""
 
     def __str__(self) -> str:
         """Return how it ended, for people."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final, NamedTuple
 
 from services.inference.domain.tensor import Tensor, TensorSpec
@@ -32,6 +32,17 @@ class LoadState(IntEnum):
     READY = 3
     FAILED = 4
     UNLOADING = 5
+
+
+class Placement(Enum):
+    """Where a model runs."""
+
+    PROCESS = "PROCESS"
+    """In processes of its own."""
+    INLINE = "INLINE"
+    """In the front end's own process, when it is small."""
+    SHARED = "SHARED"
+    """In a process with other versions, when it is small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +104,8 @@ class BatchingPolicy:
     """Resident memory above which a process is replaced; 0: none."""
     length_buckets: tuple[int, ...] = ()
     """Row lengths to which variable dimensions are filled up; empty: none."""
-    inline: bool = False
-    """Whether a small model may run in the front end's own process."""
+    placement: Placement = Placement.PROCESS
+    """Where the model should run."""
 
     def sizes(self) -> tuple[int, ...]:
         """Return the batch sizes to warm and to measure: the allowed ones, or powers of two up to the largest."""

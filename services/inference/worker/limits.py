@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -42,40 +43,46 @@ def memory_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def thread_ids() -> set[int]:
+    """Return the threads of this process, those of the runtime too."""
+    return {int(thread.name) for thread in Path("/proc/self/task").iterdir()}
+
+
 @contextmanager
-def background_priority() -> Iterator[None]:
-    """Load and warm behind the versions that already serve; full priority after the block.
+def background_priority(spared: AbstractSet[int] = frozenset()) -> Iterator[None]:
+    """Load and warm behind the versions that already serve; full priority after the block. Threads may be `spared`.
 
     Without the right to raise the priority again the process would stay slow for ever: then only the scheduling class is
     lowered, which anybody may take back.
     """
     if _may_raise_priority():
-        _set_niceness(_LOADING_NICENESS)
+        niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        _set_niceness(niceness + _LOADING_NICENESS, spared)
         try:
             yield
         finally:
-            _set_niceness(0)
+            _set_niceness(niceness, spared)
         return
     usual = os.sched_getscheduler(0)
-    _set_scheduler(os.SCHED_BATCH)
+    _set_scheduler(os.SCHED_BATCH, spared)
     try:
         yield
     finally:
-        _set_scheduler(usual)
+        _set_scheduler(usual, spared)
 
 
 def _may_raise_priority() -> bool:
     return os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20
 
 
-def _set_niceness(niceness: int) -> None:
+def _set_niceness(niceness: int, spared: AbstractSet[int]) -> None:
     # Priority belongs to a thread, and the runtime has started some by now.
-    for thread in Path("/proc/self/task").iterdir():
+    for thread in thread_ids() - spared:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
-def _set_scheduler(policy: int) -> None:
-    for thread in Path("/proc/self/task").iterdir():
+def _set_scheduler(policy: int, spared: AbstractSet[int]) -> None:
+    for thread in thread_ids() - spared:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+            os.sched_setscheduler(thread, policy, os.sched_param(0))

@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -66,7 +66,10 @@ class WorkerLoop:
 
     def serve(self) -> None:
         """Answer frames until the socket is closed."""
-        threading.Thread(target=self._listen, name="interrupts", daemon=True).start()
+        threading.Thread(target=listen, args=(self._heartbeat, self._take_line), name="interrupts", daemon=True).start()
+        self._answer_frames()
+
+    def _answer_frames(self) -> None:
         while (frame := self._receive()) is not None:
             self._handle(frame)
 
@@ -98,11 +101,13 @@ class WorkerLoop:
         if plan is None:
             raise LoadRefused("there is nothing to load")
         limit_memory(plan.memory_limit_bytes)
+        self._model, measured = self._prepare(plan)
+        return {"measured": measured, "memory_bytes": memory_bytes()}
+
+    def _prepare(self, plan: LoadPlan) -> tuple[OnnxModel, list[tuple[int, float]]]:
         with background_priority():
             model = OnnxModel(plan)
-            measured = rehearse(model, self._golden, plan.batch_sizes)
-        self._model = model
-        return {"measured": measured, "memory_bytes": memory_bytes()}
+            return model, rehearse(model, self._golden, plan.batch_sizes)
 
     def _warm(self, sizes: Sequence[int]) -> dict[str, Any]:
         if self._model is None:
@@ -141,26 +146,15 @@ class WorkerLoop:
         self._send(Frame(Kind.FAILED, ident, failed_meta(failure, text), ()))
         self._answered += 1
 
-    def _listen(self) -> None:
-        """Take batch numbers to stop, one a line; the end of the stream ends the process. Count up between them."""
-        rest, beats = b"", 0
-        while True:
-            beats += 1
-            self._heartbeat[: _COUNTER.size] = _COUNTER.pack(beats)
-            readable, _, _ = select.select([_STDIN], [], [], _BEAT_S)
-            if not readable:
-                continue
-            chunk = os.read(_STDIN, 4096)
-            if not chunk:
-                os._exit(0)
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._interrupt(int(line))
+    def _take_line(self, line: bytes) -> None:
+        """Stop the batch that the front end names."""
+        self._interrupt(int(line))
 
     def _interrupt(self, ident: int) -> None:
         self._interrupted = [*self._interrupted[-_REMEMBERED:], ident]
-        if self._current == ident and self._model is not None:
-            self._model.interrupt()
+        model = self._model
+        if self._current == ident and model is not None:
+            model.interrupt()
 
     def _receive(self) -> Frame | None:
         header = bytearray(HEADER.size)
@@ -190,6 +184,23 @@ class WorkerLoop:
             return
         for piece in pieces:
             self._connection.sendall(piece)
+
+
+def listen(heartbeat: mmap.mmap, take_line: Callable[[bytes], None]) -> None:
+    """Take lines from standard input; the end of the stream ends the process. Count up between them."""
+    rest, beats = b"", 0
+    while True:
+        beats += 1
+        heartbeat[: _COUNTER.size] = _COUNTER.pack(beats)
+        readable, _, _ = select.select([_STDIN], [], [], _BEAT_S)
+        if not readable:
+            continue
+        chunk = os.read(_STDIN, 4096)
+        if not chunk:
+            os._exit(0)
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            take_line(line)
 
 
 def _golden(frame: Frame) -> Golden:

@@ -190,6 +190,7 @@ def _metric_to_proto(metric: QualityMetric, info: VersionInfo) -> pb.QualityMetr
         higher_is_better=metric.higher_is_better,
         checked_count=metric.checked_count,
         held_count=metric.held_count,
+        coverage=interval_to_proto(metric.coverage) if metric.coverage else None,
     )
 
 

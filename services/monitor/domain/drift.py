@@ -10,6 +10,7 @@ import numpy.typing as npt
 from services.monitor.domain.drift_metric import DriftMetric, error_of_bins, measure_bins, measure_counts, metrics_of
 from services.monitor.domain.drift_null import (
     DRAWS,
+    Drawn,
     NullModel,
     NullSource,
     Window,
@@ -168,7 +169,7 @@ def _measure(
     current: Histogram,
     *,
     model: NullModel,
-    drawn: Sequence[FloatArray],
+    drawn: Drawn,
     resampled: FloatArray,
 ) -> DriftStatistic:
     value = measure_bins(metric, reference, current)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import scipy
 
 from services.monitor.domain.drift_metric import DriftMetric, measure_counts
+from services.monitor.domain.null_distribution import Null, SameHoursNull, fit_same_hours, fit_student, scale
 from services.monitor.domain.profile import FloatArray, Histogram, merge_histograms
 
 DAY_S: Final = 86_400.0
@@ -27,10 +27,7 @@ number of bins (they differ by chance); chosen so that the first windows of a st
 real shift is seen from the fourth window on (benchmarks/monitoring)."""
 COMPARED_WINDOWS: Final = 200
 """Most recent windows whose spread gives the design effect."""
-SMALLEST_CHANGE: Final = 0.01
-"""Relative change of a statistic that is never surprising, whatever the windows before."""
 _NORMAL_DF: Final = 1_000.0
-_LOGARITHMIC: Final = frozenset({DriftMetric.KOLMOGOROV_SMIRNOV, DriftMetric.WASSERSTEIN})
 
 
 class NullSource(enum.StrEnum):
@@ -58,27 +55,6 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Null:
-    """Distribution of a statistic without drift: Student's t around `centre` on the metric's own scale."""
-
-    metric: DriftMetric
-    centre: float
-    spread: float
-    degrees_of_freedom: float
-
-    def p_value(self, value: float) -> float:
-        """Return the probability of a value at least as large."""
-        score = (float(scale(self.metric, np.array(value))) - self.centre) / self.spread
-        return float(scipy.special.stdtr(self.degrees_of_freedom, -score))
-
-    def quantile(self, level: float) -> float:
-        """Return the value that is exceeded with probability 1 - level."""
-        return _unscale(
-            self.metric, self.centre + self.spread * float(scipy.special.stdtrit(self.degrees_of_freedom, level))
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class NullModel:
     """How much windows differ without drift."""
 
@@ -92,32 +68,32 @@ class NullModel:
     scaling: float
     """What an excess over it has to be multiplied with for windows of the scope's size."""
     blocks: tuple[Histogram, ...]
-    """The same hours of the days before; empty unless they are the null."""
+    """The same hours of the days before, the last first; empty unless they are the null."""
     degrees_of_freedom: float
+    """Of the design effect."""
+    days_ago: tuple[int, ...] = ()
+    """When the blocks were, in days or, for long scopes, in periods of days."""
 
 
-def scale(metric: DriftMetric, values: FloatArray) -> FloatArray:
-    """Return values on a scale on which they are about normal without drift.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Counts of scopes without drift, as large as this one."""
 
-    PSI, squared Jensen-Shannon and squared V are about chi-square over n: cube roots are normal (Wilson and Hilferty, The
-    distribution of chi-square, 1931). Kolmogorov's and the Wasserstein distance are about log-normal.
-    """
-    match metric:
-        case DriftMetric.PSI:
-            return np.cbrt(values)
-        case DriftMetric.JENSEN_SHANNON | DriftMetric.CHI_SQUARE:
-            return np.cbrt(np.square(values))
-        case _:
-            return np.log(np.maximum(values, 1e-300))
+    by_chance: FloatArray
+    """Samples, [draws, bins]."""
+    of_blocks: FloatArray | None = None
+    """Parts of each block, [blocks, draws, bins], where blocks are the null."""
 
 
 def draw_without_drift(
     reference: Histogram, current: Histogram, model: NullModel, random: np.random.Generator
-) -> list[FloatArray]:
-    """Return counts [draws, bins] of scopes without drift, as large as this one: of each block, or of all together."""
+) -> Drawn:
+    """Return counts of scopes without drift, as large as this one."""
     if model.source is not NullSource.SAME_HOURS:
-        return [_predicted_counts(reference, current, model, random)]
-    return [_thinned(block, current, math.ceil(DRAWS / len(model.blocks)), random) for block in model.blocks]
+        return Drawn(_predicted_counts(reference, current, model, random))
+    draws = math.ceil(DRAWS / len(model.blocks))
+    parts = np.stack([_thinned(block, current, draws, random) for block in model.blocks])
+    return Drawn(_pooled_counts(reference, current, model.blocks, random), parts)
 
 
 def closest_part(reference: Histogram, windows: Sequence[Window], past: Sequence[Window], window_s: float) -> Histogram:
@@ -145,18 +121,17 @@ def closest_part(reference: Histogram, windows: Sequence[Window], past: Sequence
 
 
 def fit_null(
-    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, drawn: Sequence[FloatArray]
-) -> Null:
+    metric: DriftMetric, reference: Histogram, current: Histogram, model: NullModel, drawn: Drawn
+) -> Null | SameHoursNull:
     """Return the null of a statistic between the reference and the scope, as measured with `compared_size`."""
     size = compared_size(current, model)
-    values = [scale(metric, measure_counts(metric, reference, current, counts, size)) for counts in drawn]
-    if model.source is not NullSource.SAME_HOURS:
-        # What is not known about the design effect is in the draws already.
-        return _null(metric, float(values[0].mean()), float(values[0].std(ddof=1)), _NORMAL_DF)
-    means, variances = np.array([(block.mean(), block.var()) for block in values]).T
-    spread = math.sqrt(means.var(ddof=1) + variances.mean())
-    # A new observation differs from the mean of m by 1 + 1/m variances.
-    return _null(metric, float(means.mean()), spread * math.sqrt(1 + 1 / means.size), model.degrees_of_freedom)
+    by_chance = measure_counts(metric, reference, current, drawn.by_chance, size)
+    if drawn.of_blocks is not None:
+        blocks = measure_counts(metric, reference, current, drawn.of_blocks, size)
+        return fit_same_hours(metric, blocks, model.days_ago, by_chance)
+    # What is not known about the design effect is in the draws already.
+    values = scale(metric, by_chance)
+    return fit_student(metric, float(values.mean()), float(values.std(ddof=1)))
 
 
 def compared_size(current: Histogram, model: NullModel) -> float:
@@ -179,8 +154,9 @@ def model_null(
     """
     blocks = _same_hours(windows, past, window_s)
     if len(blocks) >= MINIMUM_BLOCKS:
-        effects = _design_effects(blocks, _typical_size(blocks))
-        return NullModel(NullSource.SAME_HOURS, *effects, tuple(blocks), len(blocks) - 1.0)
+        histograms = tuple(blocks.values())
+        effects = _design_effects(histograms, _typical_size(histograms))
+        return NullModel(NullSource.SAME_HOURS, *effects, histograms, _NORMAL_DF, tuple(blocks))
     usual = [window for window in past if not window.is_drifted]
     compared = usual if len(usual) >= 2 else list(past) if len(past) >= 2 else [*past, *windows]
     filled = [window.histogram for window in compared[-COMPARED_WINDOWS:] if window.histogram.total > 0]
@@ -192,20 +168,28 @@ def model_null(
     return NullModel(source, *_design_effects(filled, size), (), FREEDOM_PER_WINDOW * (len(filled) - 1))
 
 
-def _null(metric: DriftMetric, centre: float, spread: float, degrees_of_freedom: float) -> Null:
-    # Where the blocks are all alike (the hour of the day, in windows of an hour) rounding would be significant.
-    least = SMALLEST_CHANGE if metric in _LOGARITHMIC else SMALLEST_CHANGE * max(centre, SMALLEST_CHANGE) / 3
-    return Null(metric, centre, max(spread, least), degrees_of_freedom)
-
-
 def _thinned(block: Histogram, current: Histogram, draws: int, random: np.random.Generator) -> FloatArray:
     """Return parts of a block: it has less noise than a scope of fewer values; a part without replacement has as much."""
     whole = np.rint(block.counts * (block.effective_count / block.total)).astype(np.int64)
     size = max(1, min(int(whole.sum()), round(current.effective_count)))
     if size >= whole.sum():
         # As it is: rounded to whole values, a handful of sampled ones may come to nothing.
-        return block.counts[np.newaxis]
+        return np.tile(block.counts, (draws, 1))
     return random.multivariate_hypergeometric(whole, size, draws, method="marginals").astype(np.float64)
+
+
+def _pooled_counts(
+    reference: Histogram, current: Histogram, blocks: Sequence[Histogram], random: np.random.Generator
+) -> FloatArray:
+    """Draw counts by chance alone from what all blocks have together.
+
+    A value that none of them has may be as common as in the reference, if not more than once in all of them.
+    """
+    pooled = np.sum([block.counts * (block.effective_count / block.total) for block in blocks], axis=0)
+    total = pooled.sum()
+    shares = np.maximum(pooled / total, np.minimum(reference.counts / reference.total, 1 / total))
+    size = max(round(current.effective_count), 1)
+    return np.asarray(random.multinomial(size, _normalised(shares), DRAWS), dtype=np.float64)
 
 
 def _predicted_counts(
@@ -222,10 +206,13 @@ def _predicted_counts(
     return np.asarray(random.multinomial(sizes, _normalised(shares)), dtype=np.float64)
 
 
-def _same_hours(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> list[Histogram]:
-    """Return the undrifted blocks as long as the scope, whole days before it, that have at least half of its windows."""
+def _same_hours(windows: Sequence[Window], past: Sequence[Window], window_s: float) -> dict[int, Histogram]:
+    """Return the undrifted blocks as long as the scope, by how many periods of whole days before it they were.
+
+    They have at least half of its windows.
+    """
     if not windows or not past:
-        return []
+        return {}
     start = min(window.start_s for window in windows)
     length = max(window.start_s for window in windows) + window_s - start
     period = DAY_S * math.ceil(length / DAY_S)
@@ -235,11 +222,11 @@ def _same_hours(windows: Sequence[Window], past: Sequence[Window], window_s: flo
         if ago >= 1 and window.histogram.total > 0 and window.start_s < start - ago * period + length:
             grouped.setdefault(ago, []).append(window)
     needed = math.ceil(len(windows) / 2)
-    return [
-        merge_histograms([window.histogram for window in group])
-        for _, group in sorted(grouped.items())
+    return {
+        ago: merge_histograms([window.histogram for window in group])
+        for ago, group in sorted(grouped.items())
         if len(group) >= needed and not any(window.is_drifted for window in group)
-    ]
+    }
 
 
 def _design_effects(histograms: Sequence[Histogram], size: float) -> tuple[float, float, float, float]:
@@ -276,13 +263,3 @@ def _typical_size(histograms: Sequence[Histogram]) -> float:
 def _normalised(shares: FloatArray) -> FloatArray:
     # Multinomial wants a sum of at most 1, rounding included.
     return np.asarray(shares / (shares.sum(axis=-1, keepdims=True) * (1 + 1e-12)))
-
-
-def _unscale(metric: DriftMetric, value: float) -> float:
-    match metric:
-        case DriftMetric.PSI:
-            return float(max(value, 0.0) ** 3)
-        case DriftMetric.JENSEN_SHANNON | DriftMetric.CHI_SQUARE:
-            return float(max(value, 0.0) ** 1.5)
-        case _:
-            return math.exp(min(value, 700.0))

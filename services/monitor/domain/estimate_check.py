@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.monitor.domain.interval import LEVEL
+from services.monitor.domain.interval import LEVEL, Interval, rate_interval
 from services.monitor.domain.label_free import (
     NotCalibrated,
     ScoreSketch,
@@ -86,6 +86,15 @@ def widening(misses: Sequence[tuple[int, float]], lag: int, level: float = LEVEL
     return width, held
 
 
+def known_coverage(held: int, checked: int, lag: int) -> Interval:
+    """Return how often intervals hold their figure, from how many of those that were checked did.
+
+    No widening can know of a change before a label of it has come, so up to `lag` stretches in a row miss together: that
+    many tell as much as one.
+    """
+    return replace(rate_interval(held / lag, checked / lag), sample_count=checked)
+
+
 def misses_of(stretch: Stretch, known: Sequence[ClassificationQuality]) -> Mapping[str, float]:
     """Return by metric how far a figure lies outside of its interval (less than 0: inside), estimated from what was known."""
     try:
@@ -104,4 +113,5 @@ def _widened(metric: QualityMetric, misses: Sequence[tuple[int, float]], lag: in
     (by, held), value = widening(misses, lag, level), metric.value
     # All of these metrics lie between 0 and 1.
     interval = replace(value, lower=max(value.lower - by, 0.0), upper=min(value.upper + by, 1.0))
-    return replace(metric, value=interval, checked_count=len(misses), held_count=held)
+    coverage = known_coverage(held, len(misses), lag) if misses else None
+    return replace(metric, value=interval, checked_count=len(misses), held_count=held, coverage=coverage)

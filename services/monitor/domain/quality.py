@@ -61,7 +61,9 @@ class QualityMetric:
     checked_count: int = 0
     """Of an estimate: stretches of time before, which its interval was held against; 0: it assumes no concept drift."""
     held_count: int = 0
-    """Of these, how many had an interval then, so widened, that held their figure: the coverage that is known."""
+    """Of these, how many had an interval then, so widened, that held their figure."""
+    coverage: Interval | None = None
+    """How often such intervals hold their figure, as far as that is known; None: nothing is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,10 +90,11 @@ class DeviceClass(Enum):
 
 
 class ModelPlacement(Enum):
-    """Where a model runs: in processes of its own, or in the replica's."""
+    """Where a model runs: in processes of its own, in the replica's, or in one with other small versions."""
 
     PROCESS = "PROCESS"
     INLINE = "INLINE"
+    SHARED = "SHARED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

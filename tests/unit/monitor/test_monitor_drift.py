@@ -26,6 +26,7 @@ from services.monitor.domain.drift_metric import (
     measure_bins,
 )
 from services.monitor.domain.drift_null import DAY_S, NullSource, Window, model_null
+from services.monitor.domain.null_distribution import fit_same_hours
 from services.monitor.domain.numeric_sketch import NumericSketch
 from services.monitor.domain.profile import CategoricalProfile, Histogram, NumericProfile, profile_numbers
 
@@ -268,6 +269,34 @@ def test_windows_without_drift_give_uniform_p_values() -> None:
     # Of 80 about 4 are below 0.05; 11 or more would come once in 500 tries.
     assert ((np.array(found) < 0.05).sum(axis=0) < 11).all()
     assert (np.abs(np.mean(found, axis=0) - 0.5) < 0.1).all()
+
+
+@pytest.mark.parametrize(("daily", "correlation"), [(0.0, 0.0), (0.04, 0.0), (0.3, 0.0), (0.3, 0.6)])
+def test_days_that_differ_are_no_more_significant_than_stated(daily: float, correlation: float) -> None:
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(1_000):
+        levels = [random.normal()]
+        # The newest first: such a series is the same backwards.
+        for step in np.sqrt(1 - correlation**2) * random.normal(size=28):
+            levels.append(correlation * levels[-1] + step)
+        # A population stability index of twelve bins and 400 values, and what a level of its own makes of it each day.
+        values = random.chisquare(11, 29) / 400 + daily * np.square(levels)
+        chance = random.chisquare(11, 400) / 400
+        null = fit_same_hours(DriftMetric.PSI, values[1:, np.newaxis], range(1, 29), chance)
+        found.append(null.p_value(float(values[0])))
+    # Of 1,000 about 1 is below 0.001, 6 or more once in 1,500 tries.
+    assert np.mean(np.array(found) < 0.001) < 0.006
+    assert np.mean(np.array(found) < 0.05) < 0.08
+
+
+def test_what_none_of_the_days_had_may_be_chance() -> None:
+    reference = np.repeat([0.0, 1.0], [99_900, 100])
+    past = [np.zeros(40)] * 28
+    once, often = (verdict(reference, np.repeat([0.0, 1.0], [40 - count, count]), past) for count in (1, 8))
+    assert min(item.p_value for item in once.statistics) > 0.003
+    assert not once.is_drifted
+    assert often.is_drifted
 
 
 def test_a_scope_of_a_day_is_compared_with_whole_days() -> None:

@@ -19,7 +19,7 @@ from services.monitor.domain.data_quality import (
     check_volume,
     volume_finding,
 )
-from services.monitor.domain.estimate_check import Stretch, hold_against_labels, widening
+from services.monitor.domain.estimate_check import Stretch, hold_against_labels, known_coverage, widening
 from services.monitor.domain.fairness import GroupCounts, measure_fairness
 from services.monitor.domain.interval import Interval, difference_interval, mean_interval, rate_interval
 from services.monitor.domain.label_free import NotCalibrated, ScoreSketch, check_calibration, estimate_quality
@@ -225,6 +225,14 @@ def test_whatever_drifts_intervals_miss_as_seldom_as_stated_in_the_long_run(
     assert missed <= 0.05 * count + 3 + lag
 
 
+@pytest.mark.parametrize(("checked", "lag", "lower"), [(10, 1, 0.72), (10, 3, 0.46), (40, 1, 0.91), (1, 1, 0.2)])
+def test_few_or_late_labels_tell_little_of_the_coverage(checked: int, lag: int, lower: float) -> None:
+    known = known_coverage(checked, checked, lag)
+    assert (known.estimate, known.sample_count) == (1.0, checked)
+    assert known.lower == pytest.approx(lower, abs=0.01)
+    assert known.upper == 1.0
+
+
 def test_an_estimate_is_held_against_the_labels_of_the_stretches_before() -> None:
     windows = [sample(seed, 1_000, drift=0.8 if seed >= 22 else 0.0) for seed in range(24)]
     stretches = [Stretch(24 - at, scores_of(p), quality_of(p, y)) for at, (p, y) in enumerate(windows)]
@@ -240,6 +248,11 @@ def test_an_estimate_is_held_against_the_labels_of_the_stretches_before() -> Non
     assert next(metric.held_count for metric in found if metric.name == "accuracy") < 23, (
         "none knew of the drift at once"
     )
+    for metric in found:
+        assert metric.coverage is not None
+        assert metric.coverage.estimate == pytest.approx(metric.held_count / 23)
+        assert metric.coverage.sample_count == 23
+    assert all(metric.coverage is None for metric in estimates)
     half_labelled = [Stretch(one.ago, one.scores, quality_of(p[:800], y[:800])) for one in stretches]
     assert hold_against_labels(estimates, half_labelled, references) == estimates
 

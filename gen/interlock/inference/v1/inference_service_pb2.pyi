@@ -589,6 +589,7 @@ class VersionState(_message.Message):
     INFERENCE_COUNT_FIELD_NUMBER: _builtins.int
     READY_INSTANCES_FIELD_NUMBER: _builtins.int
     LAST_EXIT_FIELD_NUMBER: _builtins.int
+    WORKER_PIDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Id of the model."""
     version: _builtins.str
@@ -611,6 +612,12 @@ class VersionState(_message.Message):
     def last_exit(self) -> Global___WorkerExit:
         """How the last of its processes that ended unasked has ended. Absent: none has."""
 
+    @_builtins.property
+    def worker_pids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the processes that answer for it. Versions that share a process name the same one; a version that runs in the
+        replica's own process names the replica's.
+        """
+
     def __init__(
         self,
         *,
@@ -624,10 +631,11 @@ class VersionState(_message.Message):
         inference_count: _builtins.int = ...,
         ready_instances: _builtins.int = ...,
         last_exit: Global___WorkerExit | None = ...,
+        worker_pids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_exit", b"last_exit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_count", b"execution_count", "inference_count", b"inference_count", "last_exit", b"last_exit", "message", b"message", "model", b"model", "queue_time_us", b"queue_time_us", "queued_rows", b"queued_rows", "ready_instances", b"ready_instances", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_count", b"execution_count", "inference_count", b"inference_count", "last_exit", b"last_exit", "message", b"message", "model", b"model", "queue_time_us", b"queue_time_us", "queued_rows", b"queued_rows", "ready_instances", b"ready_instances", "state", b"state", "version", b"version", "worker_pids", b"worker_pids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -644,15 +652,18 @@ class WorkerExit(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     LOG_LINES_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
     exit_code: _builtins.int
     """Exit code. 0 when a signal ended it."""
     signal: _builtins.int
     """Signal that ended it. 0 when none did."""
     memory_bytes: _builtins.int
     """Resident memory when it was last looked at, in bytes."""
+    pid: _builtins.int
+    """Its process id."""
     @_builtins.property
     def log_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Its last lines on standard error, for operators; at most 20."""
+        """Its last lines on standard error, for operators; at most 20. Those of a shared process come from all its versions."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -666,10 +677,11 @@ class WorkerExit(_message.Message):
         memory_bytes: _builtins.int = ...,
         log_lines: _abc.Iterable[_builtins.str] | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "exit_code", b"exit_code", "log_lines", b"log_lines", "memory_bytes", b"memory_bytes", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "exit_code", b"exit_code", "log_lines", b"log_lines", "memory_bytes", b"memory_bytes", "pid", b"pid", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -441,6 +441,7 @@ class QualityMetric(_message.Message):
     HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
     CHECKED_COUNT_FIELD_NUMBER: _builtins.int
     HELD_COUNT_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name: "auc", "log_loss", "brier", "precision", "recall", "accuracy", "expected_calibration_error",
     "mean_absolute_error", "root_mean_squared_error".
@@ -458,11 +459,20 @@ class QualityMetric(_message.Message):
     """
     held_count: _builtins.int
     """Of these, how many had an interval, widened by what was known then, that held the figure of their labels. After a
-    change of meaning it is fewer than the level states until labels have come: this is the coverage that is known.
+    change of meaning it is fewer than the level states until labels have come.
     """
     @_builtins.property
     def value(self) -> _interval_pb2.Interval:
         """Its value with an interval."""
+
+    @_builtins.property
+    def coverage(self) -> _interval_pb2.Interval:
+        """How often intervals like this one hold their figure, as far as that is known: held_count of checked_count, with an
+        interval for which as many stretches in a row as labels take to come count as one, since they miss together. The
+        level of the value's interval is what it aims at, and what it comes to in the long run; this is what is known of it. At
+        most 40 stretches are looked at: with labels one, two, three stretches later the lower end is at most 0.91, 0.84, 0.78.
+        Absent: checked_count is 0, and nothing is known.
+        """
 
     def __init__(
         self,
@@ -474,10 +484,11 @@ class QualityMetric(_message.Message):
         higher_is_better: _builtins.bool = ...,
         checked_count: _builtins.int = ...,
         held_count: _builtins.int = ...,
+        coverage: _interval_pb2.Interval | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "coverage", b"coverage", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "checked_count", b"checked_count", "estimated", b"estimated", "held_count", b"held_count", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "checked_count", b"checked_count", "coverage", b"coverage", "estimated", b"estimated", "held_count", b"held_count", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
     _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015

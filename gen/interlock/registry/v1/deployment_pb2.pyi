@@ -36,6 +36,13 @@ class _ModelPlacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelP
     another process, and gives up what that protects from: a model that crashes takes the replica along. Only for small
     models whose maker is trusted.
     """
+    MODEL_PLACEMENT_SHARED: _ModelPlacement.ValueType  # 3
+    """In a process with other small versions of the replica, as long as its files hold at most 16 MiB and its largest batch
+    takes less than 100 ms; else as PROCESS. Saves some 35 MB of memory per version and the start of a process. Batches
+    of the versions run one after the other, in the order in which they come. A model that ends the process fails what its neighbours were
+    running, UNAVAILABLE; all are loaded again at once, and a version that was running, or being loaded, when a shared
+    process ended for the second time within an hour gets a process of its own until the replica restarts.
+    """
 
 class ModelPlacement(_ModelPlacement, metaclass=_ModelPlacementEnumTypeWrapper):
     """Names where a model runs. May receive new values."""
@@ -48,6 +55,13 @@ MODEL_PLACEMENT_INLINE: ModelPlacement.ValueType  # 2
 """In the replica's own process, as long as its largest batch takes less than 2 ms; else as PROCESS. Saves the hop to
 another process, and gives up what that protects from: a model that crashes takes the replica along. Only for small
 models whose maker is trusted.
+"""
+MODEL_PLACEMENT_SHARED: ModelPlacement.ValueType  # 3
+"""In a process with other small versions of the replica, as long as its files hold at most 16 MiB and its largest batch
+takes less than 100 ms; else as PROCESS. Saves some 35 MB of memory per version and the start of a process. Batches
+of the versions run one after the other, in the order in which they come. A model that ends the process fails what its neighbours were
+running, UNAVAILABLE; all are loaded again at once, and a version that was running, or being loaded, when a shared
+process ended for the second time within an hour gets a process of its own until the replica restarts.
 """
 Global___ModelPlacement: _TypeAlias = ModelPlacement  # noqa: Y015
 
@@ -254,7 +268,9 @@ class BatchingPolicy(_message.Message):
     instances: _builtins.int
     """Model processes in each replica. 0 = 1. At most 64."""
     memory_limit_bytes: _builtins.int
-    """Resident memory above which a process counts as leaking: its successor is loaded, then it goes. 0 = no limit."""
+    """Resident memory above which a process counts as leaking: its successor is loaded, then it goes. 0 = no limit. A shared
+    process may hold the sum of its versions' limits, and has none when one of them has none.
+    """
     placement: Global___ModelPlacement.ValueType
     """Where the model runs."""
     @_builtins.property
