@@ -13,7 +13,8 @@ ServiceError
 ├── Unavailable          loading, draining, dependency down
 ├── DeadlineExceeded     the caller's time is over
 ├── Unimplemented        written in the contract, not served yet
-└── DataLoss             stored bytes are not what was stored
+├── DataLoss             stored bytes are not what was stored
+└── RelayedFailure       any of these, in the words of another process of this service
 
 A service subclasses these with its own reason. Every status carries exactly one `google.rpc.ErrorInfo`.
 """
