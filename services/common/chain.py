@@ -170,6 +170,21 @@ class Chain:
                 return _failure(method, record.fail(error), call, encoded=encoded)
             return Answer(body, None, call.initial_metadata, call.trailers)
 
+    async def answer(self, method: Method, payload: bytes, call: Call) -> bytes | Status:
+        """Answer a unary call that another process of this service has accepted, and keeps the record of.
+
+        Raises only CancelledError, when that process takes the call back.
+        """
+        token = CURRENT_CALL.set(call)
+        try:
+            body: bytes = await self._answer(method, payload, call)
+        except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
+            return self.status_of(error, call)
+        else:
+            return body
+        finally:
+            CURRENT_CALL.reset(token)
+
     def refuse(self, method: Method, call: Call, error: ServiceError, *, encoded: bool) -> Answer:
         """Answer a call that a door could not even read: counted and logged like every other."""
         with self._record(method, call) as record:

@@ -39,6 +39,8 @@ from services.inference.domain.statistic import VersionStatistic
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
 
+# A loop whose timers count whole milliseconds may fire one that much too early.
+_TIMER_STEP_S: Final = 0.001
 # A run that ignores its interruption holds the process: after this it is ended and replaced.
 HUNG_S: Final = 10.0
 # After a batch was too large for the memory, batches stay at half of it for so long.
@@ -413,8 +415,8 @@ class Dispatcher:
             return
         now = self._clock.now()
         wanted = [item for item in entry.batch.items if not item.unwanted]
-        late = [item for item in wanted if item.deadline <= now]
-        slow = [item for item in wanted if item.deadline > now]
+        late = [item for item in wanted if item.deadline <= now + _TIMER_STEP_S]
+        slow = [item for item in wanted if item.deadline > now + _TIMER_STEP_S]
         self._fail(late, DeadlinePassed("while the batch ran"), now)
         self._fail(slow, BatchTooSlow(self.queue.policy.max_batch_time_s), now)
         for item in wanted:
