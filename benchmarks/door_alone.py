@@ -1,10 +1,12 @@
-"""What one request costs in the router's own Python: the door in Envoy without Envoy, the router without the hop.
+"""What one request costs in our own Python: the door in Envoy without Envoy, the router without the hop, inference without
+its model.
 
     python -m benchmarks.door_alone            prints CPU microseconds a request for each kind of request
 
-An ASGI server that does as pyvoy does (a task for the application, futures for the body) calls the router's real door,
-chain, servicers and domain; inference answers what it holds as one batch in the next turn of the loop. The least of many
-short rounds of processor time of the one thread: other work on the machine changes it little.
+An ASGI server that does as pyvoy does (a task for the application, futures for the body) calls the real door, chain,
+servicers and domain of the router (`infer`, `predict`, `rest`) or of inference (`inference`); what is asked, inference or
+the model's process, answers what it holds as one batch in the next turn of the loop. The least of many short rounds of
+processor time of the one thread: other work on the machine changes it little.
 """
 
 import argparse
@@ -21,15 +23,27 @@ import uuid_utils
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from benchmarks.door_stand import LABELS, NUMBERS, infer_bodies, named_rows, predict_bodies
-from services.common.call import methods_of
+from benchmarks.door_stand import FLOATS, LABELS, NUMBERS, infer_bodies, named_rows, predict_bodies
+from services.common.call import Binding, methods_of
 from services.common.chain import Chain, Limits
 from services.common.door_asgi import AsgiDoor
-from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
 from services.common.server import settle_collections
+from services.common.shared_regions import SharedRegions
 from services.common.tracing import Tracing
+from services.inference.adapters.monotonic_clock import MonotonicClock
+from services.inference.adapters.telemetry import PrometheusObserver, SpanTracer
+from services.inference.domain import tensor as inference_tensor
+from services.inference.domain.admission import QueueLimits
+from services.inference.domain.dispatch import Dispatcher
+from services.inference.domain.frame import FrameTensor
+from services.inference.domain.instance import HostParts
+from services.inference.domain.item import BatchAnswer, OutputData
+from services.inference.domain.model_host import ModelHost
+from services.inference.domain.replica import Replica
+from services.inference.domain.version import BatchingPolicy, LoadState, VersionKey, VersionSpec
+from services.inference.servicer.oip import OipServicer as InferenceOip
 from services.router.adapters.metrics import PrometheusPredictions
 from services.router.adapters.monitor_client.event_queue import EventQueue
 from services.router.app import _bindings
@@ -52,6 +66,7 @@ GRPC_HEADERS = [
 ]
 PATHS = {
     "infer": "/inference.GRPCInferenceService/ModelInfer",
+    "inference": "/inference.GRPCInferenceService/ModelInfer",
     "predict": "/interlock.router.v1.RouterService/Predict",
     "rest": "/v1/predict",
 }
@@ -110,7 +125,49 @@ def configuration() -> Configuration:
     )
 
 
-def open_door(queue: EventQueue) -> AsgiDoor:
+class BatchModel:
+    """A model's process that answers each batch in the next turn of the loop."""
+
+    def __init__(self, dispatcher: Dispatcher, output: inference_tensor.TensorSpec) -> None:
+        self._dispatcher = dispatcher
+        self._output = output
+
+    def run(self, ident: int, outputs: Sequence[int], tensors: Sequence[FrameTensor], traceparent: str) -> None:
+        asyncio.get_running_loop().call_soon(self._answer, ident, tensors[0].shape[0])
+
+    def _answer(self, ident: int, rows: int) -> None:
+        output = OutputData(self._output, (rows, 2), bytes(8 * rows))
+        self._dispatcher.take_result(ident, BatchAnswer(rows, [output], 1e-4))
+
+    def interrupt(self, ident: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def open_inference() -> AsgiDoor:
+    """The door of an inference that holds one version."""
+    registry = CollectorRegistry()
+    nothing: Any = None
+    chain = Chain(limits=Limits(), metrics=RequestMetrics("inference", registry), tracing=Tracing("inference"))
+    x, y = (
+        inference_tensor.TensorSpec(name, "FP32", (-1, size)) for name, size in (("x", FLOATS), ("probabilities", 2))
+    )
+    spec = VersionSpec(VersionKey("trees", "1"), (), (x,), (y,))
+    parts = HostParts(
+        artifacts=nothing, launcher=nothing, clock=MonotonicClock(), observer=PrometheusObserver(registry),
+        limits=QueueLimits(), loads=nothing, pauses=nothing, arriving=chain.arrivals.count,
+    )  # fmt: skip
+    replica = Replica("alone", "default", parts, lambda key, ready: None)
+    host = replica.hosts[spec.key] = ModelHost(spec, BatchingPolicy(), parts, lambda host: None)
+    host.state = LoadState.READY
+    host.dispatcher.attach(BatchModel(host.dispatcher, y), [(1, 1e-4), (64, 3e-4)])
+    tracer = SpanTracer(Tracing("inference"))
+    servicer = InferenceOip(replica, tracer, nothing, "alone", SharedRegions(0, 0, chain.budget))
+    binding = Binding("inference.GRPCInferenceService", servicer, hot=frozenset({"ModelInfer"}))
+    return AsgiDoor(chain, methods_of([binding]))
+
+
+def open_router(queue: EventQueue) -> AsgiDoor:
     registry = CollectorRegistry()
     table = RoutingTable()
     table.apply(configuration())
@@ -128,12 +185,17 @@ def open_door(queue: EventQueue) -> AsgiDoor:
     )
     chain = Chain(limits=Limits(), metrics=RequestMetrics("router", registry), tracing=Tracing("router"))
 
+    class _Settings:
+        bytes_in_flight_limit = message_limit_bytes = 1 << 28
+
     class _Runtime:
-        health = nothing
+        health = streams = nothing
+        settings = _Settings
 
     runtime: Any = _Runtime()
-    methods = methods_of(_bindings(predictor, Catalog(table, inference), runtime))
-    return AsgiDoor(chain, methods, Sweeper())
+    regions = SharedRegions(0, 0, chain.budget)
+    methods = methods_of(_bindings(predictor, Catalog(table, inference), regions, runtime))
+    return AsgiDoor(chain, methods)
 
 
 class Server:
@@ -197,13 +259,13 @@ class Server:
 
 def bodies_of(shape: str, count: int) -> list[bytes]:
     if shape != "rest":
-        return [frame(body) for body in (infer_bodies if shape == "infer" else predict_bodies)(count)]
+        return [frame(body) for body in (predict_bodies if shape == "predict" else infer_bodies)(count)]
     return [json.dumps(row | {"include_probabilities": True}).encode() for row in named_rows(count)]
 
 
 async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> float:
     queue = EventQueue(10_000, 64 << 20, lambda _: None)
-    door = open_door(queue)
+    door = open_inference() if shape == "inference" else open_router(queue)
     server = Server(door.answer, shape, bodies_of(shape, PER_ROUND))
     settle_collections()
     best = float("inf")
@@ -233,7 +295,7 @@ def main() -> None:
         for in_flight in arguments.in_flight:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 least = runner.run(measure(shape, arguments.rounds, in_flight, arguments.profile))
-            print(f"{shape:8} {in_flight:3} in flight: {least:6.1f} us a request")
+            print(f"{shape:9} {in_flight:3} in flight: {least:6.1f} us a request")
 
 
 if __name__ == "__main__":

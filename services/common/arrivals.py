@@ -23,16 +23,13 @@ class Arrivals:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         # In the order of age.
-        self._since: dict[int, float] = {}
-        self._last = 0
+        self._since: dict[object, float] = {}
 
-    def begin(self) -> int:
-        """Count a call whose headers have come; returns what `end` wants."""
-        self._last += 1
-        self._since[self._last] = self._clock()
-        return self._last
+    def begin(self, arriving: object) -> None:
+        """Count a call whose headers have come."""
+        self._since[arriving] = self._clock()
 
-    def end(self, arriving: int) -> None:
+    def end(self, arriving: object) -> None:
         """Count a call no more: its body has begun to come, or never will."""
         self._since.pop(arriving, None)
 

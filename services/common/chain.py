@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from contextvars import Token
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from google.rpc.status_pb2 import Status
 from services.common.arrivals import Arrivals
 from services.common.call import CURRENT_CALL, Call, Method
 from services.common.criticality import Criticality, criticality_of
-from services.common.deadlines import Deadlines, Watched
+from services.common.deadlines import ClientGone, Deadlines, Watched
 from services.common.errors import (
     BYTES_IN_FLIGHT_EXCEEDED,
     DEADLINE_PASSED,
@@ -54,6 +54,8 @@ _LEAST_USEFUL_S: Final = 0.002
 _BUDGET_RETRY_S: Final = 0.1
 
 Send = Callable[[bytes], Awaitable[None]]
+Read = Callable[[Watched], Awaitable[bytes | Message]]
+"""Reads the request of a call that is watched already."""
 
 
 @dataclass(frozen=True)
@@ -129,21 +131,17 @@ class Chain:
         self._criticality_header = criticality_header
         self._log = structlog.get_logger(part="access")
 
-    def accept(self, method: Method, metadata: dict[str, str], timeout_s: float | None) -> Call:
-        """Return the call for an arriving request; `timeout_s` is what the caller allows, None when it names nothing.
+    def accept(
+        self, method: Method, metadata: Mapping[str, str], timeout_s: float | None, wanted_id: str, traceparent: str
+    ) -> Call:
+        """Return the call for an arriving request.
 
-        `metadata`, with lower-case keys, is the call's from now on.
+        `timeout_s` is what the caller allows, None when it names nothing; `metadata` has lower-case keys and none that
+        speak for somebody: identity comes from the door, never from the caller.
         """
-        # Identity comes from the door, never from the caller: a forged header is as if it were not there.
-        metadata.pop(PRINCIPAL_KEY, None)
-        if metadata.pop(CLIENT_TIMEOUT_KEY, "named") == "":
-            # The edge writes its cap into every call; a caller that named no time gets the default all the same.
-            timeout_s = None
         criticality = Criticality.DEFAULT
         if self._criticality_header:
             criticality = criticality_of(metadata.get(self._criticality_header, ""))
-        wanted_id = metadata.get(REQUEST_ID_KEY, "")
-        traceparent = metadata.get(TRACEPARENT_KEY, "")
         request_id = wanted_id if _REQUEST_ID.fullmatch(wanted_id) else secrets.token_hex(16)
         return Call(
             method=method.full_name,
@@ -156,17 +154,36 @@ class Chain:
             task=asyncio.current_task(),
         )
 
-    async def unary(self, method: Method, payload: bytes | Message, call: Call) -> Answer:
-        """Answer a unary call. Raises only CancelledError, when the door cancels because the caller is gone.
+    async def unary(self, method: Method, payload: bytes | Read, call: Call, *, encoded: bool = True) -> Answer:
+        """Answer a unary call, whose request is here or is still to be read.
 
-        Bytes are answered with bytes, and a message, which a door has made of something else, with a message.
+        Raises only what says that the caller is gone: CancelledError when the door cancels, or ClientGone. `encoded` says
+        whether the request is bytes, which are answered with bytes; a message, which a door has made of something else,
+        is answered with a message.
         """
         with self._record(method, call) as record:
             try:
-                body = await self._answer(method, payload, call)
+                with self.deadlines.watch(call) as watched:
+                    request = payload if isinstance(payload, bytes) else await payload(watched)
+                    body = await self._answer(method, request, call)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
-                return _failure(method, record.fail(error), call, encoded=isinstance(payload, bytes))
+                return _failure(method, record.fail(error), call, encoded=encoded)
             return Answer(body, None, call.initial_metadata, call.trailers)
+
+    async def answer(self, method: Method, payload: bytes, call: Call) -> bytes | Status:
+        """Answer a unary call that another process of this service has accepted, and keeps the record of.
+
+        Raises only CancelledError, when that process takes the call back.
+        """
+        token = CURRENT_CALL.set(call)
+        try:
+            body: bytes = await self._answer(method, payload, call)
+        except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
+            return self.status_of(error, call)
+        else:
+            return body
+        finally:
+            CURRENT_CALL.reset(token)
 
     def refuse(self, method: Method, call: Call, error: ServiceError, *, encoded: bool) -> Answer:
         """Answer a call that a door could not even read: counted and logged like every other."""
@@ -180,7 +197,8 @@ class Chain:
         """
         with self._record(method, call) as record:
             try:
-                with self._deadline(call):
+                _check_time(call)
+                with self.deadlines.watch(call):
                     await self._exchange(method, payloads, call, send)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
                 return record.fail(error)
@@ -207,19 +225,18 @@ class Chain:
         self._admit(size_bytes)
         try:
             request = _parse(method, payload) if isinstance(payload, bytes) else payload
-            with self._deadline(call):
-                response = await method.handler(request, call)
+            _check_time(call)
+            response = await method.handler(request, call)
         finally:
             self.budget.used_bytes -= size_bytes
-        _check_type(method, response)
-        body = response if isinstance(response, bytes) or not encoded else response.SerializeToString()
-        check_size("the answer", len(body) if isinstance(body, bytes) else body.ByteSize(), self.limits.message_bytes)
-        return body
-
-    def _deadline(self, call: Call) -> Watched:
-        if call.remaining_s() < _LEAST_USEFUL_S:
-            raise DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
-        return self.deadlines.watch(call)
+        if not isinstance(response, bytes):
+            _check_type(method, response)
+            if not encoded:
+                check_size("the answer", response.ByteSize(), self.limits.message_bytes)
+                return response
+            response = response.SerializeToString()
+        check_size("the answer", len(response), self.limits.message_bytes)
+        return response
 
     async def _exchange(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> None:
         async with aclosing(self._requests(method, payloads)) as requests:
@@ -319,8 +336,13 @@ def _failure(method: Method, status: Status, call: Call, *, encoded: bool) -> An
     return Answer(body.SerializeToString() if encoded else body, None, call.initial_metadata, call.trailers)
 
 
+def _check_time(call: Call) -> None:
+    if call.remaining_s() < _LEAST_USEFUL_S:
+        raise DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
+
+
 def _status_of(error: BaseException, call: Call, log: Any) -> Status:
-    if is_own_end(error):
+    if isinstance(error, ClientGone) or is_own_end(error):
         raise error
     if isinstance(error, asyncio.CancelledError):
         # Something that the handler awaited was cancelled; our caller still waits for an answer.
@@ -341,10 +363,13 @@ def is_own_end(error: BaseException) -> bool:
 
 
 def _parse(method: Method, payload: bytes) -> Any:
-    if method.raw:
-        return payload
+    return payload if method.raw else parse_message(method.request, payload)
+
+
+def parse_message(kind: type[Message], payload: bytes) -> Any:
+    """Return a message; raises InvalidArgument for what is none."""
     try:
-        return method.request.FromString(payload)
+        return kind.FromString(payload)
     except DecodeError:
         # The decoder's own text names classes of ours.
         raise InvalidArgument(

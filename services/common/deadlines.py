@@ -1,91 +1,130 @@
 """Deadlines of calls: one timer for all calls of a process, set for the earliest of them.
 
 A timer of its own costs a call more than anything else that the chain does for it, and nearly every call is over long
-before its deadline.
+before its deadline. The calls that are watched here are also those of which a door may find that nobody waits for them.
 """
 
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from services.common.call import Call
 from services.common.errors import DEADLINE_PASSED, DeadlineExceeded
 
 # A loop whose timers count whole milliseconds may fire one that much too early.
 _TIMER_STEP_S = 0.001
+_ANSWER = "the answer was ready"
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientGone(Exception):
+    """The client hung up: there is nobody to answer."""
 
 
 class Deadlines:
     """Cancels tasks whose deadline passes."""
 
     def __init__(self) -> None:
-        self._watched: set[Watched] = set()
-        self._set_for = math.inf
+        # The blocks themselves, in the order of age. Not ids of calls: those are given to later calls while a question about
+        # an earlier one is still open, and its late "disconnected" would cancel a stranger.
+        self.watched: dict[Watched, None] = {}
+        self.busy = asyncio.Event()
+        """Set while something is watched; who clears it looks first."""
+        self.looks_at = math.inf
+        """When the timer looks; infinite while it is off."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, call: Call, before: str = "the answer was ready") -> "Watched":
+    def watch(self, call: Call, before: str = _ANSWER) -> "Watched":
         """Return a block of the call's own task that raises DeadlineExceeded once the call's deadline has passed.
 
-        `before` tells the caller what was not done by then.
+        `before` tells the caller what was not done by then. The block raises ClientGone where the call's door has found
+        that nobody waits for it.
         """
         assert call.task is not None, "a call is answered in a task"
         return Watched(self, call.task, call.deadline, before)
 
-    def add(self, watched: "Watched") -> None:
-        """Watch a block that begins."""
-        self._watched.add(watched)
-        if watched.deadline < self._set_for:
-            self._set_timer(watched.deadline)
-
-    def remove(self, watched: "Watched") -> None:
-        """Forget a block that ends. The timer stays: it finds the next one when it fires."""
-        self._watched.discard(watched)
-
-    def _set_timer(self, deadline: float) -> None:
+    def set_timer(self, deadline: float) -> None:
+        """Look at this time, which is before all others."""
         if self._timer is not None:
             self._timer.cancel()
-        self._set_for = deadline
+        self.looks_at = deadline
         wait_s = max(0.0, deadline - time.monotonic()) + _TIMER_STEP_S
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._fire)
 
     def _fire(self) -> None:
-        self._timer, self._set_for = None, math.inf
+        self._timer, self.looks_at = None, math.inf
         now = time.monotonic()
-        for watched in tuple(self._watched):
-            if watched.deadline <= now:
-                self._watched.discard(watched)
+        for watched in tuple(self.watched):
+            if watched.deadline <= now and not watched.expired:
                 watched.expire()
-        if self._watched:
-            self._set_timer(min(watched.deadline for watched in self._watched))
+        earliest = min((watched.deadline for watched in self.watched if not watched.expired), default=math.inf)
+        if earliest != math.inf:
+            self.set_timer(earliest)
 
 
 class Watched:
     """A block of one task under a deadline; it tells the deadline's cancellation from others as asyncio.timeout does."""
 
-    __slots__ = ("_before", "_cancelling", "_deadlines", "_expired", "_task", "deadline")
+    __slots__ = (
+        "_cancelling",
+        "_deadlines",
+        "_task",
+        "asked",
+        "before",
+        "deadline",
+        "expired",
+        "gone",
+        "receive",
+        "since",
+    )
 
     def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], deadline: float, before: str) -> None:
         self.deadline = deadline
+        self.before = before
+        self.expired = False
+        self.gone = False
+        self.receive: Receive | None = None
+        """What a sweeper asks whether the client is still there; None for a call that needs no asking."""
+        self.since = time.monotonic()
+        self.asked = False
+        """Whether a question is open."""
         self._task = task
-        self._before = before
         self._deadlines = deadlines
-        self._expired = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._cancelling = self._task.cancelling()
-        if self.deadline != math.inf:
-            self._deadlines.add(self)
+        deadlines = self._deadlines
+        if not deadlines.watched:
+            deadlines.busy.set()
+        deadlines.watched[self] = None
+        if self.deadline < deadlines.looks_at:
+            deadlines.set_timer(self.deadline)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._deadlines.remove(self)
-        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise DeadlineExceeded(f"the deadline passed before {self._before}", reason=DEADLINE_PASSED) from None
+        # The timer stays: it finds the next one when it fires.
+        del self._deadlines.watched[self]
+        if not (self.expired or self.gone):
+            return
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            if self.gone:
+                raise ClientGone from None
+            raise DeadlineExceeded(f"the deadline passed before {self.before}", reason=DEADLINE_PASSED) from None
 
     def expire(self) -> None:
         """Cancel the task: the deadline has passed."""
-        self._expired = True
-        self._task.cancel()
+        if not self.gone:
+            self.expired = True
+            self._task.cancel()
+
+    def leave(self) -> None:
+        """Cancel the task: the client is gone."""
+        if not self.expired:
+            self.gone = True
+            self._task.cancel()

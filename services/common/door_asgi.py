@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from services.common.call import Call, Method
-from services.common.chain import Answer, Chain
-from services.common.door_request import Head, Heads, read_body, twin_request
-from services.common.door_sweeper import ClientGone, Receive, Sweeper
+from services.common.chain import CLIENT_TIMEOUT_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Answer, Chain
+from services.common.deadlines import ClientGone, Receive, Watched
+from services.common.door_request import Headers, read_body, twin_request
 from services.common.errors import (
     MALFORMED_REQUEST,
     InvalidArgument,
@@ -32,6 +33,7 @@ from services.common.grpc_wire import (
     STATUS_OK,
     Header,
     frame,
+    is_grpc_content_type,
     parse_timeout,
     status_headers,
     unframe,
@@ -42,6 +44,9 @@ from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _GOOD_END: Final = [STATUS_OK]
+_CLIENT_TIMEOUT: Final = CLIENT_TIMEOUT_KEY.encode()
+_REQUEST_ID: Final = REQUEST_ID_KEY.encode()
+_TRACEPARENT: Final = TRACEPARENT_KEY.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +58,12 @@ class _RestRoute:
     method: Method
 
 
-@dataclass(slots=True)
-class _Incoming:
-    """A request that found its method; `refusal` is what its headers earn it."""
-
-    method: Method
-    head: Head
-    call: Call
-    refusal: ServiceError | None
-
-
 class AsgiDoor:
     """Answers HTTP requests for the hot methods of a table."""
 
-    def __init__(self, chain: Chain, methods: Iterable[Method], sweeper: Sweeper) -> None:
+    def __init__(self, chain: Chain, methods: Iterable[Method]) -> None:
         hot = [method for method in methods if method.hot]
         self._chain = chain
-        self._sweeper = sweeper
-        self._heads = Heads()
         self._grpc = {method.path: method for method in hot}
         self._rest = tuple(route for method in hot for route in _rest_routes(method))
         self._rest_paths = {
@@ -79,64 +72,62 @@ class AsgiDoor:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Only a cancellation and a lost connection (OSError) pass through."""
-        head, metadata, timeout = self._heads.read(scope["headers"])
-        path = scope["path"]
+        headers, path = Headers(scope["headers"]), scope["path"]
         method = self._grpc.get(path)
+        is_grpc = is_grpc_content_type(headers.text(b"content-type"))
         try:
             if method is not None:
-                await self._answer_grpc(self._accept(method, head, metadata, timeout), receive, send)
-            elif head.is_grpc:
+                if is_grpc:
+                    await _send_grpc(send, await self._answer_grpc(method, headers, receive))
+                else:
+                    await _send_http(send, 415, [], b"")
+            elif is_grpc:
                 await _send_grpc_error(send, _status(_no_method(path)), [])
             elif (found := self._find_rest(scope["method"], path)) is not None:
-                route, values = found
-                incoming = self._accept(route.method, head, metadata, timeout)
-                await self._answer_rest(route, values, incoming, receive, send)
+                await _send_rest(send, await self._answer_rest(*found, headers, receive))
             else:
                 await _send_no_path(send, path)
         except ClientGone:
             return
 
-    def _accept(self, method: Method, head: Head, metadata: dict[str, str], timeout: str) -> _Incoming:
+    def _accept(self, method: Method, headers: Headers) -> tuple[Call, ServiceError | None]:
+        """Return the call, and what its headers earn it."""
         timeout_s, refusal = None, None
         try:
-            timeout_s = parse_timeout(timeout)
+            timeout_s = parse_timeout(headers.text(b"grpc-timeout"))
         except ServiceError as error:
             refusal = error
-        return _Incoming(method, head, self._chain.accept(method, metadata, timeout_s), refusal)
+        if headers.raw.get(_CLIENT_TIMEOUT) == b"":
+            # The edge writes its cap into every call; a caller that named no time gets the default all the same.
+            timeout_s = None
+        ident, traceparent = headers.text(_REQUEST_ID), headers.text(_TRACEPARENT)
+        return self._chain.accept(method, headers, timeout_s, ident, traceparent), refusal
 
-    async def _answer_grpc(self, incoming: _Incoming, receive: Receive, send: Send) -> None:
-        chain, method, call, head = self._chain, incoming.method, incoming.call, incoming.head
-        if not head.is_grpc:
-            await _send_http(send, 415, [], b"")
-            return
-        limit_bytes = chain.limits.message_bytes
-        try:
-            if incoming.refusal is not None or not head.takes_trailers:
-                raise incoming.refusal or _no_trailers()
-            body = await read_body(receive, chain, call, limit_bytes + FRAME_HEADER_BYTES)
-            payload = unframe(body, head.grpc_encoding, limit_bytes)
-        except ServiceError as error:
-            answer = chain.refuse(method, call, error, encoded=True)
-        else:
-            with self._sweeper.watch(call, receive):
-                answer = await chain.unary(method, payload, call)
-        await _send_grpc(send, answer)
+    def _answer_grpc(self, method: Method, headers: Headers, receive: Receive) -> Awaitable[Answer]:
+        chain, limit_bytes = self._chain, self._chain.limits.message_bytes
+        call, refusal = self._accept(method, headers)
 
-    async def _answer_rest(
-        self, route: _RestRoute, values: Mapping[str, str], incoming: _Incoming, receive: Receive, send: Send
-    ) -> None:
-        chain, method, call = self._chain, incoming.method, incoming.call
-        try:
-            if incoming.refusal is not None:
-                raise incoming.refusal
-            body = await read_body(receive, chain, call, chain.limits.message_bytes)
-            request = twin_request(route.rule, method.request, values, incoming.head.content_type, body)
-        except ServiceError as error:
-            answer = chain.refuse(method, call, error, encoded=False)
-        else:
-            with self._sweeper.watch(call, receive):
-                answer = await chain.unary(method, request, call)
-        await _send_rest(send, answer)
+        async def read(watched: Watched) -> bytes:
+            if refusal is not None or b"trailers" not in headers.raw.get(b"te", b""):
+                raise refusal or _no_trailers()
+            body = await read_body(receive, chain, watched, limit_bytes + FRAME_HEADER_BYTES)
+            return unframe(body, headers.text(b"grpc-encoding"), limit_bytes)
+
+        return chain.unary(method, read, call)
+
+    def _answer_rest(
+        self, route: _RestRoute, values: Mapping[str, str], headers: Headers, receive: Receive
+    ) -> Awaitable[Answer]:
+        chain, method = self._chain, route.method
+        call, refusal = self._accept(method, headers)
+
+        async def read(watched: Watched) -> Message:
+            if refusal is not None:
+                raise refusal
+            body = await read_body(receive, chain, watched, chain.limits.message_bytes)
+            return twin_request(route.rule, method.request, values, headers.text(b"content-type"), body)
+
+        return chain.unary(method, read, call, encoded=False)
 
     def _find_rest(self, verb: str, path: str) -> tuple[_RestRoute, dict[str, str]] | None:
         plain = self._rest_paths.get((verb, path))

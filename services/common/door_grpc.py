@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from grpc_reflection.v1alpha import reflection
 
 from services.common.call import Call, Method
-from services.common.chain import Chain
+from services.common.chain import CLIENT_TIMEOUT_KEY, PRINCIPAL_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Chain
 
 _STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
@@ -110,7 +110,7 @@ def _rpc_handler(chain: Chain, method: Method) -> Any:
 
 def _unary(chain: Chain, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
     async def answer(payload: bytes, context: _Context) -> bytes:
-        call = chain.accept(method, _metadata(context), context.time_remaining())
+        call = _accept(chain, method, context)
         outcome = await chain.unary(method, payload, call)
         if outcome.status is not None:
             await _fail(context, outcome.status, outcome.initial_metadata | outcome.trailers)
@@ -124,7 +124,7 @@ def _unary(chain: Chain, method: Method) -> Callable[[bytes, _Context], Awaitabl
 
 def _stream(chain: Chain, method: Method) -> Callable[[AsyncIterator[bytes], _Context], Awaitable[None]]:
     async def answer(payloads: AsyncIterator[bytes], context: _Context) -> None:
-        call = chain.accept(method, _metadata(context), context.time_remaining())
+        call = _accept(chain, method, context)
         out = _Outgoing(context, call)
         if not method.client_streaming or method.raw:
             status = await chain.stream(method, payloads, call, out.send)
@@ -152,8 +152,16 @@ def _single_request(
     return answer_one
 
 
-def _metadata(context: _Context) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+def _accept(chain: Chain, method: Method, context: _Context) -> Call:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    metadata.pop(PRINCIPAL_KEY, None)
+    timeout_s: float | None = context.time_remaining()
+    if metadata.pop(CLIENT_TIMEOUT_KEY, "named") == "":
+        # The edge writes its cap into every call; a caller that named no time gets the default all the same.
+        timeout_s = None
+    return chain.accept(
+        method, metadata, timeout_s, metadata.get(REQUEST_ID_KEY, ""), metadata.get(TRACEPARENT_KEY, "")
+    )
 
 
 async def _one(payload: bytes) -> AsyncIterator[bytes]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import structlog
 
+from services.common.deadlines import Deadlines, Receive
 from services.common.door_asgi import AsgiDoor, Scope, Send
-from services.common.door_sweeper import Receive, Sweeper
+from services.common.door_sweeper import Sweeper
 from services.common.edge.settings import DoorSettings, forget_embedding
 from services.common.logs import configure_logs
 from services.common.server import Build, serving, settle_collections
@@ -63,10 +64,12 @@ def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorA
         launched = read_settings(DoorSettings)
         configure_logs(name, form=settings.log_format, level=settings.log_level, process=launched.process)
         addresses = [f"unix:{launched.door_socket}"]
-        async with serving(name, settings, build, addresses, launched) as service, _sweeping() as sweeper:
+        async with serving(name, settings, build, addresses, launched) as service:
+            runtime = service.runtime
             settle_collections()
-            with _told_to_drain(launched.drain_fd, service.runtime.drain):
-                yield AsgiDoor(service.runtime.chain, service.methods, sweeper)
+            async with _sweeping(runtime.chain.deadlines):
+                with _told_to_drain(launched.drain_fd, runtime.drain):
+                    yield AsgiDoor(runtime.chain, service.methods)
             gc.unfreeze()
 
     return DoorApp(open_door)
@@ -92,10 +95,9 @@ def _told_to_drain(pipe: int | None, drain: Callable[[], Coroutine[Any, Any, Non
 
 
 @asynccontextmanager
-async def _sweeping() -> AsyncIterator[Sweeper]:
-    sweeper = Sweeper()
-    task = spawn(sweeper.run(), "door-sweeper")
+async def _sweeping(deadlines: Deadlines) -> AsyncIterator[None]:
+    task = spawn(Sweeper(deadlines).run(), "door-sweeper")
     try:
-        yield sweeper
+        yield
     finally:
         task.cancel()

@@ -1,101 +1,76 @@
 """Reads requests for the ASGI door: the body within time, size and budget; headers as metadata; REST as a message."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.message import Message
 
-from services.common.call import Call
-from services.common.chain import Chain
-from services.common.door_sweeper import ClientGone, Receive
-from services.common.grpc_wire import Header, is_grpc_content_type, too_large
+from services.common.chain import CLIENT_TIMEOUT_KEY, PRINCIPAL_KEY, Chain
+from services.common.deadlines import ClientGone, Receive, Watched
+from services.common.grpc_wire import Header, too_large
 from services.common.http_rules import HttpRule
 
-# What the transport says about itself; everything else is the caller's metadata.
+# What the transport and the edge say about themselves; everything else is the caller's metadata.
 _RESERVED: Final = frozenset(
     {"content-type", "content-length", "te", "host", "connection", "transfer-encoding", "expect"}
-    | {"grpc-timeout", "grpc-encoding", "grpc-accept-encoding"}
+    | {"grpc-timeout", "grpc-encoding", "grpc-accept-encoding", PRINCIPAL_KEY, CLIENT_TIMEOUT_KEY}
 )
-# What differs from one request of a client to its next.
-_OF_ONE_CALL: Final = frozenset(
-    {b"x-correlation-id", b"grpc-timeout", b"x-interlock-client-timeout", b"traceparent", b"content-length"}
-)
-_HEADS_LIMIT: Final = 256
 
 _Event = MutableMapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a request's headers say, without those that differ from call to call."""
+class Headers(Mapping[str, str]):
+    """A request's headers; as a mapping the caller's metadata, which is decoded when somebody asks: hardly ever."""
 
-    metadata: Mapping[str, str]
-    """The caller's metadata, without reserved and binary keys."""
-    content_type: str
-    is_grpc: bool
-    takes_trailers: bool
-    grpc_encoding: str
+    __slots__ = ("raw",)
 
+    def __init__(self, headers: Iterable[Header]) -> None:
+        self.raw = dict(headers)
+        """All of them, as they came."""
 
-class Heads:
-    """Reads headers. A client sends the same ones with every call, so each set is read once."""
+    def __getitem__(self, key: str) -> str:
+        """Return one; reserved and binary ones are not there."""
+        if key in _RESERVED or key.endswith("-bin"):
+            raise KeyError(key)
+        return self.raw[key.encode("latin-1")].decode("latin-1")
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[Header, ...], Head] = {}
+    def __iter__(self) -> Iterator[str]:
+        """Give the names of those that are there."""
+        names = (name.decode("latin-1") for name in self.raw)
+        return (name for name in names if name not in _RESERVED and not name.endswith("-bin"))
 
-    def read(self, headers: Sequence[Header]) -> tuple[Head, dict[str, str], str]:
-        """Return the head, the call's whole metadata, and its `grpc-timeout`, empty when it names none."""
-        own: dict[str, str] = {}
-        shared = []
-        for header in headers:
-            if header[0] in _OF_ONE_CALL:
-                own[header[0].decode("latin-1")] = header[1].decode("latin-1")
-            else:
-                shared.append(header)
-        key = tuple(shared)
-        head = self._known.get(key)
-        if head is None:
-            head = self._learn(key)
-        timeout = own.pop("grpc-timeout", "")
-        own.pop("content-length", None)
-        own.update(head.metadata)
-        return head, own, timeout
+    def __len__(self) -> int:
+        """Return how many are there."""
+        return sum(1 for _ in self)
 
-    def _learn(self, key: tuple[Header, ...]) -> Head:
-        if len(self._known) >= _HEADS_LIMIT:
-            self._known.clear()
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in key}
-        content_type = headers.get("content-type", "")
-        head = self._known[key] = Head(
-            metadata={k: v for k, v in headers.items() if k not in _RESERVED and not k.endswith("-bin")},
-            content_type=content_type,
-            is_grpc=is_grpc_content_type(content_type),
-            takes_trailers="trailers" in headers.get("te", ""),
-            grpc_encoding=headers.get("grpc-encoding", ""),
-        )
-        return head
+    def text(self, name: bytes) -> str:
+        """Return any header, empty where it is missing."""
+        return self.raw.get(name, b"").decode("latin-1")
 
 
-async def read_body(receive: Receive, chain: Chain, call: Call, limit_bytes: int) -> bytes:
-    """Return the whole body of a request.
+async def read_body(receive: Receive, chain: Chain, watched: Watched, limit_bytes: int) -> bytes:
+    """Return the whole body of a request; from then on its client is watched.
 
-    Raises ResourceExhausted as soon as it passes `limit_bytes` or does not fit the process's budget, DeadlineExceeded
-    when it is not complete in time, `ClientGone` when the client hung up.
+    Raises ResourceExhausted as soon as it passes `limit_bytes` or does not fit the process's budget, `ClientGone` when the
+    client hung up.
     """
-    with chain.deadlines.watch(call, "the request was complete"):
-        arriving = chain.arrivals.begin()
-        try:
-            body, more = await _chunk(receive)
-        finally:
-            chain.arrivals.end(arriving)
-        if len(body) > limit_bytes:
-            raise too_large("the request", limit_bytes)
-        return await _collect(receive, chain, limit_bytes, body) if more else body
+    before, watched.before = watched.before, "the request was complete"
+    chain.arrivals.begin(watched)
+    try:
+        body, more = _chunk(await _uncancelled(receive()))
+    finally:
+        chain.arrivals.end(watched)
+    if len(body) > limit_bytes:
+        raise too_large("the request", limit_bytes)
+    if more:
+        body = await _collect(receive, chain, limit_bytes, body)
+    watched.before = before
+    watched.receive = receive
+    return body
 
 
 def twin_request(
@@ -121,7 +96,7 @@ async def _collect(receive: Receive, chain: Chain, limit_bytes: int, first: byte
     with ExitStack() as held:
         while more:
             held.enter_context(chain.budget.hold(len(chunks[-1])))
-            chunk, more = await _chunk(receive)
+            chunk, more = _chunk(await _uncancelled(receive()))
             size_bytes += len(chunk)
             if size_bytes > limit_bytes:
                 raise too_large("the request", limit_bytes)
@@ -129,9 +104,8 @@ async def _collect(receive: Receive, chain: Chain, limit_bytes: int, first: byte
         return b"".join(chunks)
 
 
-async def _chunk(receive: Receive) -> tuple[bytes, bool]:
+def _chunk(event: _Event) -> tuple[bytes, bool]:
     """Return the next part of a body and whether more follow."""
-    event = await _uncancelled(receive())
     if event["type"] == "http.disconnect":
         raise ClientGone
     return event.get("body", b""), event.get("more_body", False)

@@ -13,7 +13,8 @@ ServiceError
 ├── Unavailable          loading, draining, dependency down
 ├── DeadlineExceeded     the caller's time is over
 ├── Unimplemented        written in the contract, not served yet
-└── DataLoss             stored bytes are not what was stored
+├── DataLoss             stored bytes are not what was stored
+└── RelayedFailure       any of these, in the words of another process of this service
 
 A service subclasses these with its own reason. Every status carries exactly one `google.rpc.ErrorInfo`.
 """
@@ -161,6 +162,14 @@ class DataLoss(ServiceError):
     code = grpc.StatusCode.DATA_LOSS
 
 
+class RelayedFailure(ServiceError):
+    """What another process of this service has put into words already: its status is the caller's, as it is."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message, reason=status_reason(status))
+        self.status = status
+
+
 # Envoy's transcoder uses the same table, so a REST twin answers alike on both doors.
 HTTP_STATUS: Final[Mapping[int, int]] = {
     Code.OK: 200,
@@ -214,6 +223,8 @@ def to_status(error: BaseException, request_id: str) -> Status:
     """
     if isinstance(error, asyncio.CancelledError):
         raise error
+    if isinstance(error, RelayedFailure):
+        return error.status
     if isinstance(error, ServiceError):
         return _service_status(error)
     if isinstance(error, grpc.aio.AioRpcError):

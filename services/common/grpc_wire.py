@@ -1,6 +1,7 @@
 """gRPC on the wire, for the door that has no gRPC library under it: frames, time-outs, status headers."""
 
 import base64
+import functools
 import zlib
 from typing import Final
 
@@ -27,6 +28,7 @@ _UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1
 WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
+@functools.lru_cache(256)
 def parse_timeout(value: str) -> float | None:
     """Return the seconds of a `grpc-timeout` header, None when there is none; raises InvalidArgument."""
     if not value:
@@ -40,6 +42,7 @@ def parse_timeout(value: str) -> float | None:
     return int(digits) * seconds
 
 
+@functools.lru_cache(256)
 def is_grpc_content_type(value: str) -> bool:
     """Return whether a content type is gRPC with protobuf messages."""
     return value.partition(";")[0].strip() in {"application/grpc", "application/grpc+proto"}

@@ -16,54 +16,66 @@ from prometheus_client.registry import Collector
 
 # From a lookup in memory (1 ms) to the deadline cap (60 s); design 6 sets goals at 10 and 100 ms.
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_BUCKET_NAMES: Final = (*map(str, LATENCY_BUCKETS_S), "+Inf")
 
 
-class Durations:
-    """Durations of one label set: how many fell into each bucket, and their sum in seconds."""
+class Buckets:
+    """Values of one label set: how many fell into each bucket, and their sum."""
 
-    __slots__ = ("_counts", "sum_s")
+    __slots__ = ("_counts", "_limits", "total")
 
-    def __init__(self) -> None:
-        self._counts = [0] * len(_BUCKET_NAMES)
-        self.sum_s = 0.0
+    def __init__(self, limits: Sequence[float] = LATENCY_BUCKETS_S) -> None:
+        self._limits = limits
+        self._counts = [0] * (len(limits) + 1)
+        self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, value: float) -> None:
         """Count one."""
-        self._counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
-        self.sum_s += seconds
+        self._counts[bisect_left(self._limits, value)] += 1
+        self.total += value
 
-    def buckets(self) -> list[tuple[str, float]]:
+    def counts(self) -> list[tuple[str, float]]:
         """Return each bucket's upper limit with how many are not above it."""
         total, found = 0, []
-        for name, count in zip(_BUCKET_NAMES, self._counts, strict=True):
+        for limit, count in zip((*self._limits, "+Inf"), self._counts, strict=True):
             total += count
-            found.append((name, float(total)))
+            found.append((str(limit), float(total)))
         return found
 
 
 class HotHistogram(Collector):
-    """A histogram of durations with labels."""
+    """A histogram with labels."""
 
-    def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        registry: CollectorRegistry,
+        limits: Sequence[float] = LATENCY_BUCKETS_S,
+    ) -> None:
         self._name = name
         self._documentation = documentation
         self._labels = labels
-        self._durations: dict[tuple[str, ...], Durations] = {}
+        self._limits = limits
+        self._buckets: dict[tuple[str, ...], Buckets] = {}
         registry.register(self)
 
-    def of(self, *labels: str) -> Durations:
-        """Return the durations of one label set."""
-        found = self._durations.get(labels)
+    def of(self, *labels: str) -> Buckets:
+        """Return what falls under one label set."""
+        found = self._buckets.get(labels)
         if found is None:
-            found = self._durations[labels] = Durations()
+            found = self._buckets[labels] = Buckets(self._limits)
         return found
+
+    def forget(self, *labels: str) -> None:
+        """Drop one label set."""
+        self._buckets.pop(labels, None)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the samples of now."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
-        for labels, durations in list(self._durations.items()):
-            family.add_metric(labels, durations.buckets(), durations.sum_s)
+        for labels, found in list(self._buckets.items()):
+            family.add_metric(labels, found.counts(), found.total)
         yield family
 
 
@@ -81,6 +93,10 @@ class HotCounter(Collector):
         """Count some under a label set."""
         self._counts[labels] = self._counts.get(labels, 0) + count
 
+    def forget(self, labels: tuple[str, ...]) -> None:
+        """Drop one label set."""
+        self._counts.pop(labels, None)
+
     def collect(self) -> Iterator[Metric]:
         """Yield the samples of now."""
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
@@ -94,7 +110,7 @@ class MethodMetrics:
 
     __slots__ = ("_finished", "in_flight", "method", "seconds")
 
-    def __init__(self, method: str, finished: HotCounter, seconds: Durations) -> None:
+    def __init__(self, method: str, finished: HotCounter, seconds: Buckets) -> None:
         self.method = method
         self.seconds = seconds
         self.in_flight = 0

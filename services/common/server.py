@@ -53,9 +53,11 @@ DrainCallback = Callable[[], Awaitable[None] | None]
 class Runtime(Generic[SettingsT]):
     """What a service's `build` gets: its settings, and the process' health board, metrics, tracing and tasks."""
 
-    def __init__(self, name: str, settings: SettingsT) -> None:
+    def __init__(self, name: str, settings: SettingsT, launched: LaunchedSettings | None = None) -> None:
         self.name = name
         self.settings = settings
+        self.launched = launched
+        """What the launcher said; None where there is none."""
         self.health = HealthBoard()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -152,7 +154,7 @@ async def serving(
     probe_socket = launched.probe_socket if launched is not None else ""
     if not settings.replace and not probe_socket:
         check_ports_free([*addresses, f"{settings.bind_host}:{settings.metrics_port_of(name)}"])
-    runtime = Runtime(name, settings)
+    runtime = Runtime(name, settings, launched)
     probes = ProbeServer(runtime.health, runtime.registry)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runtime.tracing.close)

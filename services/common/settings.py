@@ -160,6 +160,8 @@ class LaunchedSettings(CommonSettings):
     """Path of the Unix socket for metrics and health, where the launcher has the port and answers for all processes."""
     drain_fd: int | None = None
     """Pipe whose end says that the drain begins."""
+    engine_socket: str = ""
+    """Path of the Unix socket where the process that has the engine takes the calls of the others."""
 
 
 def read_settings(kind: type[SettingsT]) -> SettingsT:

@@ -1,15 +1,13 @@
-"""`python -m services.inference`: one inference process, as a grpcio server or inside an Envoy of its own."""
+"""`python -m services.inference`: one inference replica, as a grpcio server or inside Envoys of its own."""
 
 from services.common.edge.launcher import launch
-from services.common.edge.settings import EdgeSettings
 from services.common.server import main
-from services.common.settings import read_settings
 from services.inference.app import HOT, SERVICE, Settings, build
 
 
-def in_envoy(_settings: Settings) -> int:
+def in_envoy(settings: Settings) -> int:
     """Serve ModelInfer inside Envoy, for callers that come here directly; returns the exit code."""
-    return launch(SERVICE, read_settings(EdgeSettings), "services.inference.door:app", hot=HOT)
+    return launch(SERVICE, settings, "services.inference.door:app", hot=HOT, front_app="services.inference.door:front")
 
 
 if __name__ == "__main__":

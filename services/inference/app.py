@@ -14,7 +14,7 @@ from typing import Final
 import inference.grpc_service_pb2  # noqa: F401 - puts the service into the descriptor pool
 from interlock.registry.v1 import control_service_pb2 as control_pb
 
-from services.common.call import Binding
+from services.common.call import Binding, methods_of
 from services.common.channels import open_stream_channel
 from services.common.health import WHOLE_SERVER
 from services.common.server import Runtime
@@ -33,12 +33,13 @@ from services.inference.domain.version import VersionKey
 from services.inference.servicer.framed_streams import FramedStreams, serve_tcp, serve_unix
 from services.inference.servicer.inference import InferenceServicer
 from services.inference.servicer.oip import OipServicer
+from services.inference.servicer.relay import RelayServer, serve_relay
 from services.inference.settings import InferenceSettings
 
 SERVICE: Final = "inference"
 OIP: Final = "inference.GRPCInferenceService"
-_HOT_METHODS: Final = frozenset({"ModelInfer"})
-HOT: Final = frozenset(f"{OIP}/{method}" for method in _HOT_METHODS)
+HOT_METHODS: Final = frozenset({"ModelInfer"})
+HOT: Final = frozenset(f"{OIP}/{method}" for method in HOT_METHODS)
 """Full names of the methods that the door in Envoy answers."""
 Settings = InferenceSettings
 _DOWNLOAD_IDLE_S: Final = 15.0
@@ -72,10 +73,18 @@ async def build(settings: InferenceSettings, runtime: Runtime[InferenceSettings]
         )
         limits = (settings.system_shared_memory_bytes, settings.message_limit_bytes)
         regions = stack.enter_context(contextlib.closing(SharedRegions(*limits, runtime.chain.budget)))
-        yield [
-            Binding("interlock.inference.v1.InferenceService", servicer),
-            Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release(), regions), hot=_HOT_METHODS),
-        ]
+        oip = Binding(OIP, OipServicer(replica, tracer, runtime.streams, _release(), regions), hot=HOT_METHODS)
+        await stack.enter_async_context(_serve_fronts(runtime, oip))
+        yield [Binding("interlock.inference.v1.InferenceService", servicer), oip]
+
+
+def _serve_fronts(runtime: Runtime[InferenceSettings], oip: Binding) -> AbstractAsyncContextManager[None]:
+    """Take the calls of the other processes on the port, where there are any."""
+    socket_path = runtime.launched.engine_socket if runtime.launched is not None else ""
+    if not socket_path:
+        return contextlib.nullcontext()
+    server = RelayServer(runtime.chain, methods_of([oip]), runtime.settings.message_limit_bytes)
+    return serve_relay(server, Path(socket_path), runtime.settings.drain_grace_s)
 
 
 def _serve_frames(streams: FramedStreams, settings: InferenceSettings) -> AbstractAsyncContextManager[str]:

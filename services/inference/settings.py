@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from services.common.names import ID_RULE, is_id
 from services.common.settings import CommonSettings
@@ -19,6 +19,9 @@ class InferenceSettings(CommonSettings):
 
     inference_pool: Annotated[str, AfterValidator(_id)] = "default"
     """Pool that this process belongs to; it loads what is deployed there."""
+    inference_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that share the port, to use as many cores, with `door = envoy`. The first has the queues and the models, the
+    others hand it what they accept."""
     inference_frames: Literal["unix", "tcp", "off"] = "unix"
     """Where routers' requests are taken as frames, beside gRPC: on a Unix socket in the state folder, or on a TCP port
     of the bind host, which nothing guards but the network. Routers elsewhere use gRPC."""
@@ -53,3 +56,15 @@ class InferenceSettings(CommonSettings):
     """How long a version that is unloaded may take for what it has accepted. Seconds."""
     inference_cache_unused_s: PositiveFloat = 7 * 24 * 3600.0
     """How long an artifact that no deployment needs stays in the local cache. Seconds."""
+
+    @field_validator("inference_processes")
+    @classmethod
+    def _only_in_envoy(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("door") == "grpcio":
+            raise ValueError("want 1 with INTERLOCK_DOOR=grpcio: only Envoys can share the port of one engine")
+        return value
+
+    @property
+    def processes(self) -> int:
+        """Processes on the port."""
+        return self.inference_processes

@@ -45,6 +45,9 @@ class FakeClock:
         heapq.heappush(self._timers, (max(when, self.time), next(self._order), timer))
         return timer
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.call_at(self.time, callback)
+
     def advance(self, seconds: float) -> None:
         end = self.time + seconds
         while self._timers and self._timers[0][0] <= end:
@@ -130,8 +133,8 @@ class FakeObserver:
     def batch_ran(self, key: VersionKey, batch: Batch, compute_s: float) -> None:
         self.reasons.append(batch.reason)
 
-    def item_done(self, key: VersionKey, item: Item, reason: str, now: float) -> None:
-        self.done.append(reason)
+    def items_done(self, key: VersionKey, items: Sequence[Item], reason: str) -> None:
+        self.done += [reason] * len(items)
 
     def forget(self, key: VersionKey) -> None:
         self.reasons.clear()

@@ -24,6 +24,7 @@ import psutil
 from inference import grpc_service_pb2 as oip_pb
 from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from interlock.registry.v1 import registry_service_pb2 as registry_pb
+from interlock.registry.v1.deployment_pb2 import MODEL_PLACEMENT_SHARED, BatchingPolicy
 from interlock.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from interlock.registry.v1.route_pb2 import Route, Variant
 
@@ -146,6 +147,8 @@ class Fleet:
     routers: list[Service]
     edges: list[Service]
     """The public port of each router: itself where it lives in Envoy, an Envoy in front of it where it does not."""
+    shared: bool = False
+    """Whether the versions of a replica share a model process."""
     deployments: dict[str, str] = field(default_factory=dict)
     client: Client = field(init=False)
     _stub: Any = field(init=False)
@@ -169,6 +172,9 @@ class Fleet:
     async def deploy(self, version: str) -> None:
         """Deploy a version on both replicas and wait until they can answer."""
         deployment = await self.client.deployments.create(MODEL, version, replicas=len(self.replicas))
+        if self.shared:
+            policy = BatchingPolicy(placement=MODEL_PLACEMENT_SHARED)
+            await self.client.deployments.set_batching(deployment.name, policy, ["placement"])
         await self.client.deployments.wait_until_ready(deployment.name, timeout_s=_START_TIMEOUT_S)
         self.deployments[version] = deployment.name
 
@@ -187,9 +193,10 @@ class Fleet:
 
     async def until_whole(self) -> None:
         """Return when every replica answers for all its versions, and every router can run all that it routes to."""
+        least = 1 if self.shared else len(self.deployments)
         async with asyncio.timeout(_START_TIMEOUT_S):
             for replica in self.replicas:
-                while len(replica.workers()) < len(self.deployments):
+                while len(replica.workers()) < least:
                     await asyncio.sleep(_POLL_S)
             for service in (*self.replicas, *self.edges):
                 await self._until_ready(service)
@@ -224,7 +231,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def new_fleet() -> AsyncIterator[Fleet]:
+async def new_fleet(*, shared: bool = False) -> AsyncIterator[Fleet]:
     """Give a fleet that is ready, and end it."""
     folder = Path(tempfile.mkdtemp(prefix="il-"))
     offsets = _offsets(4)
@@ -256,7 +263,7 @@ async def new_fleet() -> AsyncIterator[Fleet]:
     ]
     edge = service("edge-b", "edge", "grpcio", offsets[3])
     registry = service("registry", "registry", "grpcio", offsets[0])
-    fleet = Fleet(folder, registry, replicas, routers, [routers[0], edge])
+    fleet = Fleet(folder, registry, replicas, routers, [routers[0], edge], shared)
     try:
         async with connect(fleet.registry.address) as client, open_channel(fleet.registry.address) as channel:
             fleet.client, fleet._stub = client, RegistryServiceStub(channel)

@@ -77,7 +77,7 @@ async def _soak(arguments: argparse.Namespace) -> int:
             def record(event: Event) -> None:
                 file.write(f"{event!r}\n")
 
-        fleet = await opened.enter_async_context(new_fleet())
+        fleet = await opened.enter_async_context(new_fleet(shared=arguments.shared))
         watching = spawn(memory.watch(fleet), "watch-memory")
 
         def between(load: Load) -> None:
@@ -108,7 +108,8 @@ def _report(arguments: argparse.Namespace, verdict: Verdict, load: Load, memory:
         f"{platform.python_version()}: {load.sent:,} requests in {took_s / 60:.0f} minutes, open loop at {arguments.rate:g}/s, over "
         "gRPC, REST and OIP through two routers (one in Envoy, one grpcio behind an Envoy) and at two replicas of inference "
         "(one behind each door) directly. 4 % were cancelled, 3 % of gRPC had 1 to 20 ms, 1 % held a row that makes the model "
-        f"raise, 1 % were slow. Meanwhile, in turn: {', '.join(arguments.faults) or 'no faults'}."
+        f"raise, 1 % were slow. {'The versions of a replica shared a model process. ' if arguments.shared else ''}"
+        f"Meanwhile, in turn: {', '.join(arguments.faults) or 'no faults'}."
     )
     lines = [
         "# Soak: is every answer the right one?",
@@ -146,6 +147,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS), help="what is broken, in turn"
     )
+    parser.add_argument("--shared", action="store_true", help="the versions of a replica share a model process")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, help="file that keeps every event")
     parser.add_argument("--output", type=Path, default=_RESULT)

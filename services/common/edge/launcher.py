@@ -45,17 +45,27 @@ class _Place:
         return self.folder.of("probes.sock", self.process)
 
     @property
+    def engine_socket(self) -> Path:
+        return self.folder.of("engine.sock", None)
+
+    @property
+    def first(self) -> "_Place":
+        """The place of the first process."""
+        return self if self.process is None else _Place(self.folder, 0)
+
+    @property
     def bootstrap(self) -> Path:
         return self.folder.of("envoy.yaml", self.process)
 
 
-def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[str]) -> int:
+def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[str], front_app: str = "") -> int:
     """Run service `name` inside Envoy until it is told to stop; returns the exit code of the launcher.
 
     `door_app` is the ASGI application (`module:attribute`), `hot` the full names of the methods that it answers
     itself. The router's Envoy is the edge: it takes the edge's port and routes to the other services too. Call it from
-    the main thread. With several processes, each is such an Envoy on the same port. Raises `DoorUnavailable` before
-    anything is started, `StartFailed` when another process holds the port.
+    the main thread. With several processes, each is such an Envoy on the same port; where `front_app` is given, only the
+    first runs `door_app`, and the others hand to it what they accept: the hot methods by themselves, the rest by their
+    Envoys. Raises `DoorUnavailable` before anything is started, `StartFailed` when another process holds the port.
     """
     # A service need not know the edge's settings; they come from the same environment.
     settings = service if isinstance(service, EdgeSettings) else read_settings(EdgeSettings)
@@ -65,10 +75,12 @@ def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[
 
     def parts(place: _Place) -> Parts:
         descriptors = _descriptors(settings)
-        own = Area(Upstream(name, f"unix:{place.door_socket}"), area_services(name, settings, descriptors, hot))
+        engine = place.first if front_app else place
+        own = Area(Upstream(name, f"unix:{engine.door_socket}"), area_services(name, settings, descriptors, hot))
         areas = edge_areas(own, settings, descriptors) if name == ROUTER else (own,)
+        door = Door(door_app if engine == place else front_app, hot)
         port = settings.port_of("edge" if name == ROUTER else name)
-        config = edge_config(settings, areas, place.admin_socket, port, Door(door_app, hot))
+        config = edge_config(settings, areas, place.admin_socket, port, door)
         additions = {
             "INTERLOCK_DOOR": "envoy",
             "INTERLOCK_DOOR_SOCKET": str(place.door_socket),
@@ -77,6 +89,8 @@ def launch(name: str, service: CommonSettings, door_app: str, *, hot: frozenset[
         if place.process is not None:
             additions["INTERLOCK_PROCESS"] = str(place.process)
             additions["INTERLOCK_PROBE_SOCKET"] = str(place.probe_socket)
+            if front_app:
+                additions["INTERLOCK_ENGINE_SOCKET"] = str(place.engine_socket)
         probe = HealthProbe(str(place.door_socket), settings.edge_probe_timeout_s)
         return config, door_environment(libpython, additions), probe
 

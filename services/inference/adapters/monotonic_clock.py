@@ -17,3 +17,7 @@ class MonotonicClock:
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back at `when`."""
         return asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the next turn of the loop."""
+        asyncio.get_running_loop().call_soon(callback)

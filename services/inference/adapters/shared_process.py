@@ -199,7 +199,7 @@ class SharedProcess:
         for number in guilty:
             self._blame_place(number)
         for number, place in self._places.items():
-            place.innocent = number not in guilty
+            place.innocent = bool(guilty) and number not in guilty
             if not place.ended.done():
                 place.ended.set_result(code)
 
@@ -248,7 +248,7 @@ class Place:
         self.key = key
         self.number = number
         self.innocent = False
-        """Whether the process ended while the version was not at work."""
+        """Whether the process ended while another version was at work."""
         self.worker: SharedWorker | None = None
         self.lines = process.process.lines
         self.heartbeat = process.heartbeat

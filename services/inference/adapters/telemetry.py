@@ -4,42 +4,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
+from services.common.metrics import Buckets, HotCounter, HotHistogram
 from services.common.tracing import OpenSpan, Tracing
 from services.inference.domain.batching import Batch
 from services.inference.domain.item import Item
 from services.inference.domain.version import VersionKey
 
-_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_SIZES: Final = tuple(float(1 << power) for power in range(14))
 _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 _LABELS: Final = ("model", "version")
+_Reasons = dict[str, tuple[str, str, str]]
 
 
 @dataclass(slots=True)
 class _Series:
-    """The series of one version, looked up once."""
+    """The series of one version, looked up once; labels by reason."""
 
-    rows: Histogram
-    queue: Histogram
-    compute: Histogram
-    batches: dict[str, Counter]
-    items: dict[str, Counter]
+    rows: Buckets
+    queue: Buckets
+    compute: Buckets
+    batches: _Reasons
+    items: _Reasons
 
 
 class PrometheusObserver:
     """Counts batches and answers by version."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._rows = _histogram("batch_rows", "Rows of a batch that ran.", _SIZES, registry)
-        self._queue = _histogram("queue_seconds", "Seconds that a request waited for its batch.", _SECONDS, registry)
-        self._compute = _histogram("compute_seconds", "Seconds of a batch in the model.", _SECONDS, registry)
-        self._batches = Counter(
-            "interlock_inference_batches", "Batches by why they left.", (*_LABELS, "cause"), registry=registry
-        )
-        self._items = Counter(
-            "interlock_inference_items", "Requests by outcome.", (*_LABELS, "reason"), registry=registry
-        )
+        name = "interlock_inference"
+        rows, queue, compute = (
+            "Rows of a batch that ran.", "Seconds that a request waited for its batch.", "Seconds of a batch in the model.",
+        )  # fmt: skip
+        self._rows = HotHistogram(f"{name}_batch_rows", rows, _LABELS, registry, _SIZES)
+        self._queue = HotHistogram(f"{name}_queue_seconds", queue, _LABELS, registry, _SECONDS)
+        self._compute = HotHistogram(f"{name}_compute_seconds", compute, _LABELS, registry, _SECONDS)
+        self._batches = HotCounter(f"{name}_batches", "Batches by why they left.", (*_LABELS, "cause"), registry)
+        self._items = HotCounter(f"{name}_items", "Requests by outcome.", (*_LABELS, "reason"), registry)
         self._series: dict[VersionKey, _Series] = {}
 
     def batch_ran(self, key: VersionKey, batch: Batch, compute_s: float) -> None:
@@ -47,22 +49,17 @@ class PrometheusObserver:
         series = self._of(key)
         series.rows.observe(batch.rows)
         series.compute.observe(compute_s)
-        counter = series.batches.get(batch.reason)
-        if counter is None:
-            counter = series.batches[batch.reason] = self._batches.labels(*key, batch.reason)
-        counter.inc()
+        self._batches.add(_labels(series.batches, key, batch.reason))
 
-    def item_done(self, key: VersionKey, item: Item, reason: str, now: float) -> None:
-        """Count a request, and end its span."""
+    def items_done(self, key: VersionKey, items: Sequence[Item], reason: str) -> None:
+        """Count requests, and end their spans."""
         series = self._of(key)
-        if item.started:
-            series.queue.observe(item.started - item.arrived)
-        counter = series.items.get(reason)
-        if counter is None:
-            counter = series.items[reason] = self._items.labels(*key, reason or "OK")
-        counter.inc()
-        if item.trace is not None:
-            item.trace.ended(reason)
+        self._items.add(_labels(series.items, key, reason), len(items))
+        for item in items:
+            if item.started:
+                series.queue.observe(item.started - item.arrived)
+            if item.trace is not None:
+                item.trace.ended(reason)
 
     def forget(self, key: VersionKey) -> None:
         """Drop the series of a version that is gone."""
@@ -70,19 +67,25 @@ class PrometheusObserver:
         if series is None:
             return
         for histogram in (self._rows, self._queue, self._compute):
-            histogram.remove(*key)
-        for cause in series.batches:
-            self._batches.remove(*key, cause)
-        for reason in series.items:
-            self._items.remove(*key, reason or "OK")
+            histogram.forget(*key)
+        for labels in series.batches.values():
+            self._batches.forget(labels)
+        for labels in series.items.values():
+            self._items.forget(labels)
 
     def _of(self, key: VersionKey) -> _Series:
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = _Series(
-                self._rows.labels(*key), self._queue.labels(*key), self._compute.labels(*key), {}, {}
-            )
+            rows, queue, compute = (histogram.of(*key) for histogram in (self._rows, self._queue, self._compute))
+            series = self._series[key] = _Series(rows, queue, compute, {}, {})
         return series
+
+
+def _labels(known: _Reasons, key: VersionKey, reason: str) -> tuple[str, str, str]:
+    labels = known.get(reason)
+    if labels is None:
+        labels = known[reason] = (*key, reason or "OK")
+    return labels
 
 
 class SpanTracer:
@@ -136,7 +139,3 @@ class SpanTrace:
         if self._item is not None:
             self._item.end(error, names)
         self._queue = self._compute = self._item = None
-
-
-def _histogram(name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> Histogram:
-    return Histogram(f"interlock_inference_{name}", text, _LABELS, buckets=tuple(buckets), registry=registry)

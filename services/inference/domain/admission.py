@@ -24,6 +24,9 @@ _SHARE_OF_DEADLINE: Final = 0.9
 # come in bursts. Whoever is let in on a wait that just suffices is displaced after having waited, and hears late that he is
 # refused; at twice the capacity that befell up to 7 % of the refused, now less than 1 % (ADR 0011).
 _CAUTION: Final = 2.0
+# More full batches than a request can be reckoned to wait for, for each that is before it: caution, the least share that
+# the more critical leave, and its own.
+_AMPLE: Final = _CAUTION / _LEAST_SHARE + 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Pace:
     done_s: float = 0.0
     """How much of it is done."""
     instances: int = 1
+    full_s: float = 0.0
+    """Seconds of a full batch."""
     shares: dict[Criticality, float] = field(default_factory=lambda: dict.fromkeys(Criticality, 0.0))
     """How much of each full batch went to a criticality lately: what a batch leaves empty is nobody's."""
     taken: dict[Criticality, float] = field(default_factory=lambda: dict.fromkeys(Criticality, 0.0))
@@ -96,6 +101,9 @@ def admit(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace, now: f
         raise DeadlinePassed("before the request was queued")
     if not queue.waiting and not pace.out_s:
         return []
+    if _SHARE_OF_DEADLINE * remaining_s > pace.out_s + _AMPLE * pace.full_s * (1.0 + queue.rows / pace.max_rows):
+        # Nearly every request has far more time than it needs, by whichever reckoning.
+        return _make_room(item, queue, limits, pace)
     rows_before = queue.rows_before(item.criticality)
     behind_s = pace.behind_s(rows_before, item.criticality)
     wait_s = pace.out_wait_s() + behind_s
@@ -112,10 +120,10 @@ def admit(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace, now: f
             wait_ms=f"{wait_s * 1000:.1f}",
             remaining_ms=f"{remaining_s * 1000:.1f}",
         )
-    return _make_room(item, queue, limits, wait_s)
+    return _make_room(item, queue, limits, pace)
 
 
-def _make_room(item: Item, queue: BatchQueue, limits: QueueLimits, wait_s: float) -> list[Item]:
+def _make_room(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace) -> list[Item]:
     """Hold both caps exactly. One request alone is let in whatever its size: its message was not too large."""
     if not queue.waiting:
         return []
@@ -128,6 +136,7 @@ def _make_room(item: Item, queue: BatchQueue, limits: QueueLimits, wait_s: float
     displaced = queue.displace(item.criticality, rows_over, bytes_over)
     if displaced:
         return displaced
+    wait_s = pace.wait_s(queue.rows_before(item.criticality), item.criticality)
     if rows_over > 0:
         raise QueueFull(
             f"{queue.rows} rows wait and the request has {item.rows}, the queue holds {most_rows}",

@@ -64,16 +64,19 @@ class Batch:
 class _Lane:
     """Waiting requests of one key: a heap by deadline for each criticality, and the order of arrival."""
 
-    __slots__ = ("arrivals", "heaps", "rows", "waiting")
+    __slots__ = ("_added", "arrivals", "heaps", "rows", "waiting")
 
     def __init__(self) -> None:
-        self.heaps: list[list[Item]] = [[] for _ in range(len(_LEVELS) + 1)]
+        self.heaps: list[list[tuple[float, int, Item]]] = [[] for _ in range(len(_LEVELS) + 1)]
+        """Entries are deadline, number and request: tuples are compared without a call."""
         self.arrivals: deque[Item] = deque()
         self.rows = 0
         self.waiting = 0
+        self._added = 0
 
     def add(self, item: Item) -> None:
-        heapq.heappush(self.heaps[item.criticality], item)
+        self._added += 1
+        heapq.heappush(self.heaps[item.criticality], (item.deadline, self._added, item))
         self.arrivals.append(item)
         self.rows += item.rows
         self.waiting += 1
@@ -98,9 +101,18 @@ class _Lane:
     def head(self, level: Criticality) -> Item | None:
         """Return the request of a criticality that is due first."""
         heap = self.heaps[level]
-        while heap and heap[0].stage is not Stage.WAITING:
+        while heap and heap[0][2].stage is not Stage.WAITING:
             heapq.heappop(heap)
-        return heap[0] if heap else None
+        return heap[0][2] if heap else None
+
+    def take_all(self) -> list[Item]:
+        """Take out and return every waiting request, in the order of arrival."""
+        items = [item for item in self.arrivals if item.stage is Stage.WAITING]
+        self.arrivals.clear()
+        for level in _LEVELS:
+            self.heaps[level].clear()
+        self.rows = self.waiting = 0
+        return items
 
     def first(self) -> Item | None:
         """Return the request that goes first: by criticality, then deadline."""
@@ -122,7 +134,7 @@ class _Lane:
         """Drop what was cancelled from both orders; a wave of cancels must not be held in memory."""
         self.arrivals = deque(item for item in self.arrivals if item.stage is Stage.WAITING)
         for level in _LEVELS:
-            self.heaps[level] = [item for item in self.heaps[level] if item.stage is Stage.WAITING]
+            self.heaps[level] = [entry for entry in self.heaps[level] if entry[2].stage is Stage.WAITING]
             heapq.heapify(self.heaps[level])
 
 
@@ -180,26 +192,27 @@ class BatchQueue:
 
         Nothing, when all of them together are not enough.
         """
-        found: list[tuple[_Lane, Item]] = []
+        found: list[tuple[_Lane, tuple[float, int, Item]]] = []
         for level in reversed(_LEVELS[criticality:]):
             for lane in self._lanes.values():
                 heap = lane.heaps[level]
                 while heap and (rows > 0 or size_bytes > 0):
                     # The last of a heap can go without a search, and is among those that are due late.
-                    item = heap.pop()
+                    entry = heap.pop()
+                    item = entry[2]
                     if item.stage is Stage.WAITING:
-                        found.append((lane, item))
+                        found.append((lane, entry))
                         rows -= item.rows
                         size_bytes -= item.size_bytes
         if rows > 0 or size_bytes > 0:
-            for lane, item in found:
-                heapq.heappush(lane.heaps[item.criticality], item)
+            for lane, entry in found:
+                heapq.heappush(lane.heaps[entry[2].criticality], entry)
             return []
-        for lane, item in found:
+        for lane, (_, _, item) in found:
             self._leave(lane, item)
             item.stage = Stage.DONE
             item.inputs = ()
-        return [item for _, item in found]
+        return [entry[2] for _, entry in found]
 
     def clear(self) -> list[Item]:
         """Take out and return every request."""
@@ -256,6 +269,8 @@ class BatchQueue:
 
     def _take(self, lane: _Lane, reason: Reason, now: float, old: float) -> Batch:
         """Form a batch; one request alone may be larger than the largest batch, since callers split those."""
+        if lane.rows <= self.max_rows:
+            return Batch(self._take_all(lane, now), reason)
         items: list[Item] = []
         rows = 0
         while (item := lane.first() if old == -inf else _oldest_or_first(lane, old)) is not None:
@@ -267,6 +282,14 @@ class BatchQueue:
             items.append(item)
             rows += item.rows
         return Batch(items, reason)
+
+    def _take_all(self, lane: _Lane, now: float) -> list[Item]:
+        items = lane.take_all()
+        for item in items:
+            self._count(item, -1)
+            item.stage = Stage.RUNNING
+            item.started = now
+        return items
 
     def _leave(self, lane: _Lane, item: Item) -> None:
         lane.leave(item)

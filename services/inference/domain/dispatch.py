@@ -39,6 +39,8 @@ from services.inference.domain.statistic import VersionStatistic
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
 
+# A loop whose timers count whole milliseconds may fire one that much too early.
+_TIMER_STEP_S: Final = 0.001
 # A run that ignores its interruption holds the process: after this it is ended and replaced.
 HUNG_S: Final = 10.0
 # After a batch was too large for the memory, batches stay at half of it for so long.
@@ -117,6 +119,7 @@ class Dispatcher:
         self._ceiling_until = 0.0
         self._timer: Timer | None = None
         self._timer_at = 0.0
+        self._pump_due = False
 
     @property
     def instances(self) -> int:
@@ -171,8 +174,15 @@ class Dispatcher:
             self._count_out(item, None, self._clock.now(), reason="CANCELLED")
             self._interrupt_unwanted()
 
+    def pump_soon(self) -> None:
+        """Pump in the next turn of the loop, once for all that comes until then."""
+        if not self._pump_due:
+            self._pump_due = True
+            self._clock.call_soon(self.pump)
+
     def pump(self) -> None:
         """Send what should leave now, and set the timer for the next look."""
+        self._pump_due = False
         now = self._clock.now()
         if self.queue.waiting and self.queue.expires_at() <= now:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
@@ -214,7 +224,7 @@ class Dispatcher:
     def detach(self, runner: BatchRunner | None, cause: str, refusal: ServiceError, *, blame: bool = True) -> None:
         """A worker is gone, or all (None): fail what it held, at once. With the last one everything accepted fails.
 
-        Unless nothing of this version was running, the first batch is to `blame`.
+        The first batch is to `blame`, unless another version's is known to be.
         """
         now = self._clock.now()
         gone = [instance for instance in self._instances if runner in {None, instance.runner}]
@@ -284,9 +294,10 @@ class Dispatcher:
         self._observer.batch_ran(self.key, batch, answer.compute_s)
         started = time.perf_counter()
         answer.finished = now
-        for places in _places_by_sink(batch.items):
-            for place in places:
-                self._answer_out(place.item, now)
+        wanted = [item for item in batch.items if not item.unwanted]
+        groups = _places_by_sink(batch.items)
+        self._answer_out(wanted, now)
+        for places in groups:
             places[0].item.sink.deliver(answer, places)
         self.statistic.batch_answered(batch.rows, len(batch.items), time.perf_counter() - started)
 
@@ -404,8 +415,8 @@ class Dispatcher:
             return
         now = self._clock.now()
         wanted = [item for item in entry.batch.items if not item.unwanted]
-        late = [item for item in wanted if item.deadline <= now]
-        slow = [item for item in wanted if item.deadline > now]
+        late = [item for item in wanted if item.deadline <= now + _TIMER_STEP_S]
+        slow = [item for item in wanted if item.deadline > now + _TIMER_STEP_S]
         self._fail(late, DeadlinePassed("while the batch ran"), now)
         self._fail(slow, BatchTooSlow(self.queue.policy.max_batch_time_s), now)
         for item in wanted:
@@ -435,19 +446,23 @@ class Dispatcher:
         for group in group_by_sink(wanted).values():
             group[0].sink.fail(group, error)
 
-    def _answer_out(self, item: Item, now: float) -> None:
-        item.stage = Stage.DONE
-        item.inputs = ()
-        self.gone(1)
-        self.statistic.answered(now - item.arrived, item.started - item.arrived)
-        self._observer.item_done(self.key, item, "", now)
+    def _answer_out(self, items: Sequence[Item], now: float) -> None:
+        total_s = queue_s = 0.0
+        for item in items:
+            item.stage = Stage.DONE
+            item.inputs = ()
+            total_s += now - item.arrived
+            queue_s += item.started - item.arrived
+        self.gone(len(items))
+        self.statistic.answered(len(items), total_s, queue_s)
+        self._observer.items_done(self.key, items, "")
 
     def _count_out(self, item: Item, error: ServiceError | None, now: float, reason: str = "") -> None:
         self.gone(1)
         if not item.unwanted:
             item.stage = Stage.DONE
         self.statistic.failed(now - item.arrived)
-        self._observer.item_done(self.key, item, error.reason if error is not None else reason, now)
+        self._observer.items_done(self.key, (item,), error.reason if error is not None else reason)
 
     def _adapt(self, now: float) -> None:
         """Set the largest batch and the longest wait by policy, latency target and memory.
@@ -465,6 +480,7 @@ class Dispatcher:
             self._ceiling = self._ceiling if now < self._ceiling_until else 0
             rows = min(rows, self._ceiling or rows)
         queue.max_rows = self._pace.max_rows = rows
+        self._pace.full_s = self.times.seconds(rows)
         queue.max_delay_s = delay_s
 
     def _done_s(self, now: float) -> float:

@@ -131,6 +131,8 @@ class Instance:
         while True:
             process, report = await self._load_patiently()
             served_s = await self._serve(process, report)
+            if self.last_exit is not None and self.last_exit.innocent:
+                continue  # it was a neighbour's fault, who will have to wait
             deaths = 1 if served_s >= _STABLE_S else deaths + 1
             await asyncio.sleep(self._parts.pauses.after_deaths(deaths))
 

@@ -1,9 +1,8 @@
 """One request on its way through the batcher, and the answer of the batch that it was in."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from services.common.criticality import Criticality
 from services.common.errors import ServiceError
@@ -19,8 +18,8 @@ class Stage(IntEnum):
     DONE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class BatchKey:
+# A tuple: it is made, hashed and compared for each request, and a frozen dataclass does all that in Python.
+class BatchKey(NamedTuple):
     """What requests must share to run together: outputs by position, and the shape of a row of each input.
 
     Datatypes and names are the signature's. A `solo` number other than 0 keeps a request to itself.
@@ -106,21 +105,15 @@ class Item:
         self.parts: Any = None
         """What collects the parts of a request that is larger than a batch; None for an ordinary one."""
 
-    def __lt__(self, other: "Item") -> bool:
-        """Order by deadline: the heap of a criticality needs it."""
-        return self.deadline < other.deadline
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where an item's rows are in its batch."""
 
     item: Item
     first_row: int
 
 
-@dataclass(frozen=True, slots=True)
-class OutputData:
+class OutputData(NamedTuple):
     """One output of a batch: what it is, its shape with the batch's rows, its bytes."""
 
     spec: TensorSpec
@@ -139,6 +132,18 @@ class BatchAnswer:
         self.compute_s = compute_s
         self.finished = finished
         self._borders: dict[int, Sequence[int]] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum([len(output.data) for output in self.outputs])
+
+    def contents(self, first: int, rows: int) -> list[bytes]:
+        """Return the bytes of some rows of each output."""
+        if rows == self.rows:
+            return [output.data for output in self.outputs]
+        edges = map(self._borders_of, range(len(self.outputs)))
+        return [output.data[edge[first] : edge[first + rows]] for output, edge in zip(self.outputs, edges, strict=True)]
 
     def tensors(self, spans: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return the outputs of some runs of rows, each (first, count), joined in this order."""

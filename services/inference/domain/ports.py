@@ -28,6 +28,9 @@ class Clock(Protocol):
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back at `when`, monotonic seconds; soon when that is past."""
 
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back once everything that has happened by now has been taken in."""
+
 
 OnResult = Callable[[int, BatchAnswer | RunFailure], None]
 
@@ -64,7 +67,7 @@ class WorkerExit:
     pid: int = 0
     """The process id that it had."""
     innocent: bool = False
-    """Whether it cannot be to blame: another version's model was at work in the process that they shared, or none."""
+    """Whether another version's model was at work, in a process that both shared."""
 
     def __str__(self) -> str:
         """Return how it ended, for people."""
@@ -167,8 +170,8 @@ class Observer(Protocol):
     def batch_ran(self, key: VersionKey, batch: Batch, compute_s: float) -> None:
         """A batch was answered by the model."""
 
-    def item_done(self, key: VersionKey, item: Item, reason: str, now: float) -> None:
-        """An item was answered; `reason` is empty for success, else the error's."""
+    def items_done(self, key: VersionKey, items: Sequence[Item], reason: str) -> None:
+        """Items were answered; `reason` is empty for success, else the error's."""
 
     def forget(self, key: VersionKey) -> None:
         """The version is gone: keep no series of it."""

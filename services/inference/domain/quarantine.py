@@ -7,7 +7,6 @@ suspects.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Final
 
@@ -45,7 +44,7 @@ class Quarantine:
         if self._guilty.get(name, 0.0) > now:
             raise Quarantined(self._guilty[name] - now)
         if self._suspects.get(name, 0.0) > now:
-            item.key = replace(item.key, solo=next(self._solo))
+            item.key = item.key._replace(solo=next(self._solo))
 
     def blame(self, items: Sequence[Item], now: float) -> None:
         """Remember what ran when a worker died."""

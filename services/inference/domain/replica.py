@@ -40,6 +40,8 @@ class Replica:
         self.configured = False
         """Whether the registry's wishes are known, be it from disk."""
         self._changed = asyncio.Event()
+        self._newest_of: dict[str, ModelHost] = {}
+        """By model; until the next change."""
         self._listeners: set[Callable[[], None]] = set()
         self._unloads: set[asyncio.Task[None]] = set()
 
@@ -139,6 +141,7 @@ class Replica:
     async def _finish_unload(self, host: ModelHost) -> None:
         await host.unload()
         self.hosts.pop(host.key, None)
+        self._newest_of.clear()
         self._parts.observer.forget(host.key)
         self._on_ready(host.key, None)
         if not self.draining:
@@ -150,9 +153,15 @@ class Replica:
         self._notify()
 
     def _newest(self, model: str) -> ModelHost | None:
+        found = self._newest_of.get(model)
+        if found is not None:
+            return found
         known = [host for key, host in self.hosts.items() if key.model == model]
         ready = [host for host in known if host.ready]
-        return max(ready or known, key=lambda host: _number(host.key.version), default=None)
+        newest = max(ready or known, key=lambda host: _number(host.key.version), default=None)
+        if newest is not None:
+            self._newest_of[model] = newest
+        return newest
 
     def _is_ready(self, key: VersionKey) -> bool:
         host = self.hosts.get(key)
@@ -165,6 +174,7 @@ class Replica:
         return DeploymentStatus(deployment, host.state, host.message)
 
     def _notify(self) -> None:
+        self._newest_of.clear()
         self._changed.set()
         self._changed = asyncio.Event()
         for listener in tuple(self._listeners):

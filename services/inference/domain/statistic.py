@@ -58,10 +58,10 @@ class VersionStatistic:
         self.compute_output.add(output_s * requests, requests)
         self.batches[rows].compute_output.add(output_s)
 
-    def answered(self, total_s: float, queue_s: float) -> None:
-        """Count one request that was answered."""
-        self.success.add(total_s)
-        self.queue.add(queue_s)
+    def answered(self, requests: int, total_s: float, queue_s: float) -> None:
+        """Count requests that were answered; seconds of all of them together."""
+        self.success.add(total_s, requests)
+        self.queue.add(queue_s, requests)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
     def failed(self, total_s: float) -> None:

@@ -11,14 +11,16 @@ from inference import repository_pb2 as repository_pb
 from inference import server_setting_pb2 as setting_pb
 from inference import statistics_pb2 as statistics_pb
 
-from services.common.call import Call, answers_many
+from services.common.call import Call, answers_many, raw
+from services.common.chain import parse_message
 from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
+from services.common.infer_sketch import InferSketch
 from services.common.names import is_id, parse_id
 from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
 from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
 from services.common.stream_answers import Streams
-from services.inference.convert.oip import InferAnswers, InferRequest, infer_from_proto, shared_to_proto
+from services.inference.convert.oip import InferAnswers, InferForms, InferRequest, infer_from_proto, shared_to_proto
 from services.inference.convert.states import config_to_proto, index_to_proto, metadata_to_proto, statistics_to_proto
 from services.inference.domain.failure import RegistryDecides, VersionNotLoaded
 from services.inference.domain.item import BatchAnswer, Item, ItemTrace, Place
@@ -66,6 +68,7 @@ class OipServicer(SharedMemoryMethods):
         self._streams = streams
         self._release = release
         self._answers = InferAnswers()
+        self._forms = InferForms()
 
     async def ServerLive(self, request: oip.ServerLiveRequest, call: Call) -> oip.ServerLiveResponse:
         """Say that the process answers."""
@@ -91,14 +94,20 @@ class OipServicer(SharedMemoryMethods):
         hosts = sorted_hosts(each for each in self._replica.hosts.values() if each.key.model == host.key.model)
         return metadata_to_proto(host, [each.key.version for each in hosts])
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, call: Call) -> bytes:
-        """Run a version on the given tensors; the answer is a ModelInferResponse in wire form."""
-        _check_ids(request.model_name, request.model_version, "model_name")
-        host = self._replica.find_ready(request.model_name, request.model_version)
-        if self.regions.on and in_regions(request):
-            return await self._infer_shared(host, request, call)
-        answer, place = await self._infer(host, request, call)
-        return self._answers.encode(host.key, request.id, answer, place)
+    @raw
+    async def ModelInfer(self, payload: bytes, call: Call) -> bytes:
+        """Run a version on the given tensors; both messages are in wire form."""
+        sketch = parse_message(InferSketch, payload)
+        host = self._find_ready(sketch.model_name, sketch.model_version)
+        wanted = self._forms.request(sketch, host.spec)
+        if wanted is not None:
+            host.dispatcher.arrived(1)
+            answer, place = await self._run(host, wanted, call)
+            return self._answers.encode(host.key, sketch.id, answer, place)
+        request = parse_message(oip.ModelInferRequest, payload)
+        encoded = await self._infer_message(request, call)
+        self._forms.learn(sketch, host.spec, request)
+        return encoded
 
     async def ModelConfig(self, request: config_pb.ModelConfigRequest, call: Call) -> config_pb.ModelConfigResponse:
         """Return how a version is served."""
@@ -135,7 +144,7 @@ class OipServicer(SharedMemoryMethods):
         self, requests: AsyncIterator[oip.ModelInferRequest], call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Run each request of a stream, and answer it as soon as it is ready."""
-        return infer_stream(self._streams, requests, call, self.ModelInfer)
+        return infer_stream(self._streams, requests, call, self._infer_message)
 
     async def TraceSetting(
         self, request: setting_pb.TraceSettingRequest, call: Call
@@ -147,6 +156,13 @@ class OipServicer(SharedMemoryMethods):
         """Not in this release."""
         _refuse(call)
 
+    async def _infer_message(self, request: oip.ModelInferRequest, call: Call) -> bytes:
+        host = self._find_ready(request.model_name, request.model_version)
+        if self.regions.on and in_regions(request):
+            return await self._infer_shared(host, request, call)
+        answer, place = await self._infer(host, request, call)
+        return self._answers.encode(host.key, request.id, answer, place)
+
     async def _infer_shared(self, host: ModelHost, request: oip.ModelInferRequest, call: Call) -> bytes:
         with SharedTensors(self.regions) as shared:
             answer, place = await self._infer(host, request, call, raw_contents(request, shared))
@@ -156,17 +172,20 @@ class OipServicer(SharedMemoryMethods):
     async def _infer(
         self, host: ModelHost, request: oip.ModelInferRequest, call: Call, shared: Sequence[bytes] | None = None
     ) -> _Outcome:
-        dispatcher = host.dispatcher
-        dispatcher.arrived(1)
+        host.dispatcher.arrived(1)
         try:
             wanted = infer_from_proto(request, host.spec, shared)
         except BaseException:
-            dispatcher.gone(1)
+            host.dispatcher.gone(1)
             raise
+        return await self._run(host, wanted, call)
+
+    async def _run(self, host: ModelHost, wanted: InferRequest, call: Call) -> _Outcome:
+        """Run a request that the dispatcher has counted as arrived."""
         waiting = _Answer()
         item = self._item(host, wanted, waiting, call)
         host.submit(item)
-        dispatcher.pump()
+        host.dispatcher.pump_soon()
         try:
             return await waiting.future
         except asyncio.CancelledError:
@@ -187,6 +206,10 @@ class OipServicer(SharedMemoryMethods):
             request_id=call.request_id,
             trace=self._tracer.begin(host.key, call.traceparent),
         )
+
+    def _find_ready(self, model: str, version: str) -> ModelHost:
+        _check_ids(model, version, "model_name")
+        return self._replica.find_ready(model, version)
 
     def _find(self, model: str, version: str, field: str) -> ModelHost:
         _check_ids(model, version, field)

@@ -1,25 +1,26 @@
 """How many calls the process answers at a time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from services.router.domain.failure import TooManyCalls
 
 
 class Admission:
-    """Counts calls and refuses those beyond the limit: a queue nobody bounds serves nobody."""
+    """Counts calls and refuses those beyond the limit: a queue nobody bounds serves nobody.
+
+    A block under it is one call; entering raises TooManyCalls at the limit.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.in_flight = 0
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Count one call while the block runs; raises TooManyCalls at the limit."""
+    def __enter__(self) -> None:
         if self.in_flight >= self._limit:
             raise TooManyCalls(self._limit)
         self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.in_flight -= 1

@@ -104,7 +104,7 @@ class Predictor:
     async def predict(self, model: str, version: str, row: Row, call: Call) -> Answer:
         """Answer one row, or raise ServiceError."""
         started = time.perf_counter()
-        with self._admission.enter():
+        with self._admission:
             choice = self.choose(self._routed(model, version, call), version, row)
             plan = choice.target.version.plan
             if choice.rules.ladder or not (plan is None or plan.plain):
@@ -126,7 +126,7 @@ class Predictor:
         self, model: str, version: str, rows: Sequence[Row], call: Call
     ) -> list[Answer | ServiceError]:
         """Answer each row by itself, in order; raise ServiceError for what concerns all of them."""
-        with self._admission.enter():
+        with self._admission:
             return await RowsRun(self, call).answer(self._routed(model, version, call), version, rows)
 
     def check(self, model: str, version: str, call: Call) -> None:
@@ -136,7 +136,7 @@ class Predictor:
     async def infer(self, request: TensorRequest, call: Call) -> TensorAnswer:
         """Answer tensors with tensors, or raise ServiceError."""
         started = time.perf_counter()
-        with self._admission.enter():
+        with self._admission:
             routed = self._routed(request.model, request.version, call)
             _check_user(request.user_id)
             choice = routed.choose(request.user_id, request.version)

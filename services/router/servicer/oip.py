@@ -6,13 +6,15 @@ from typing import Any, Final, NoReturn
 from inference import grpc_service_pb2 as oip_pb
 from inference import repository_pb2
 
-from services.common.call import Call, answers_many
+from services.common.call import Call, answers_many, raw
+from services.common.chain import parse_message
 from services.common.errors import FailedPrecondition, Unimplemented
+from services.common.infer_sketch import InferSketch
 from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
 from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
 from services.common.stream_answers import Streams
-from services.router.convert.oip import InferAnswers, infer_from_proto, infer_to_proto, tensor_metadata
+from services.router.convert.oip import InferAnswers, InferForms, infer_from_proto, infer_to_proto, tensor_metadata
 from services.router.convert.request import check_names
 from services.router.domain.catalog import Catalog
 from services.router.domain.prediction import Predictor
@@ -33,13 +35,19 @@ class OipServicer(SharedMemoryMethods):
         self._streams = streams
         self._release = release
         self._answers = InferAnswers()
+        self._forms = InferForms()
 
-    async def ModelInfer(self, request: oip_pb.ModelInferRequest, call: Call) -> bytes:
-        """Run rows of tensors; the answer is a ModelInferResponse in wire form."""
-        if self.regions.on and in_regions(request):
-            return await self._infer_shared(request, call)
-        answer = await self._predictor.infer(infer_from_proto(request), call)
-        return self._answers.encode(answer, request.id)
+    @raw
+    async def ModelInfer(self, payload: bytes, call: Call) -> bytes:
+        """Run rows of tensors; both messages are in wire form."""
+        sketch = parse_message(InferSketch, payload)
+        asked = self._forms.request(sketch)
+        if asked is not None:
+            return self._answers.encode(await self._predictor.infer(asked, call), sketch.id)
+        request = parse_message(oip_pb.ModelInferRequest, payload)
+        answer = await self._infer(request, call)
+        self._forms.learn(sketch, request)
+        return answer
 
     async def ServerLive(self, request: oip_pb.ServerLiveRequest, call: Call) -> oip_pb.ServerLiveResponse:
         """Say that the process answers."""
@@ -99,7 +107,7 @@ class OipServicer(SharedMemoryMethods):
         self, requests: AsyncIterator[oip_pb.ModelInferRequest], call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Run each request of a stream, and answer it as soon as it is ready."""
-        return infer_stream(self._streams, requests, call, self.ModelInfer)
+        return infer_stream(self._streams, requests, call, self._infer)
 
     async def ModelConfig(self, request: Any, call: Call) -> NoReturn:
         """Refuse: not offered in this release."""
@@ -116,6 +124,12 @@ class OipServicer(SharedMemoryMethods):
     async def LogSettings(self, request: Any, call: Call) -> NoReturn:
         """Refuse: not offered in this release."""
         raise _not_offered(call)
+
+    async def _infer(self, request: oip_pb.ModelInferRequest, call: Call) -> bytes:
+        if self.regions.on and in_regions(request):
+            return await self._infer_shared(request, call)
+        answer = await self._predictor.infer(infer_from_proto(request), call)
+        return self._answers.encode(answer, request.id)
 
     async def _infer_shared(self, request: oip_pb.ModelInferRequest, call: Call) -> bytes:
         with SharedTensors(self.regions) as shared:

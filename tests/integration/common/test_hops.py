@@ -224,7 +224,7 @@ async def test_background_work_does_not_inherit_the_call(server: EchoServer) -> 
             return request
 
     chain, (method, *_) = server.chain, methods_of([echo_binding(Spawning())])
-    call = chain.accept(method, {}, None)
+    call = chain.accept(method, {}, None, "", "")
     assert (await chain.unary(method, StringValue(value="x").SerializeToString(), call)).status is None
     assert seen == [call, None]
     assert current_call() is None

@@ -12,7 +12,9 @@ class Clock:
 
 def test_a_call_counts_from_its_headers_to_its_body() -> None:
     arrivals = Arrivals(Clock())
-    first, second = arrivals.begin(), arrivals.begin()
+    first, second = object(), object()
+    arrivals.begin(first)
+    arrivals.begin(second)
     assert arrivals.count() == 2
     arrivals.end(second)
     assert arrivals.count() == 1
@@ -24,9 +26,9 @@ def test_a_call_counts_from_its_headers_to_its_body() -> None:
 def test_nobody_waits_for_a_body_that_does_not_come() -> None:
     clock = Clock()
     arrivals = Arrivals(clock)
-    arrivals.begin()
+    arrivals.begin(object())
     clock.now += 0.015
-    arrivals.begin()
+    arrivals.begin(object())
     assert arrivals.count() == 2
     clock.now += 0.010
     assert arrivals.count() == 1

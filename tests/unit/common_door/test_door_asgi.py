@@ -89,13 +89,12 @@ def method_of(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Method:
 def door_of(
     handler: Callable[..., Coroutine[Any, Any, Any]], *, budget: int = 10_000
 ) -> tuple[AsgiDoor, Sweeper, Chain]:
-    sweeper = Sweeper()
     chain = Chain(
         limits=Limits(message_bytes=LIMIT, bytes_in_flight=budget, default_deadline_s=2.0),
         metrics=RequestMetrics("t", CollectorRegistry()),
         tracing=Tracing("t"),
     )
-    return AsgiDoor(chain, [method_of(handler)], sweeper), sweeper, chain
+    return AsgiDoor(chain, [method_of(handler)]), Sweeper(chain.deadlines), chain
 
 
 def scope(**headers: str) -> Message:

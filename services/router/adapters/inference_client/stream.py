@@ -76,6 +76,7 @@ class InferStream:
         self._withdrawn: list[int] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_at = 0.0
+        self._look_due = False
         self._patience: deque[tuple[float, int]] = deque()
         self._patience_timer: asyncio.TimerHandle | None = None
         self._items_limit = _ITEMS_IN_FLIGHT
@@ -131,7 +132,7 @@ class InferStream:
         self._gathering.add(item)
         if patience_s is not None:
             self._be_patient(item, patience_s)
-        self._leave_when_due()
+        self._look_soon()
         try:
             return await item.outcome
         except (asyncio.CancelledError, AttemptTimedOut):
@@ -144,7 +145,7 @@ class InferStream:
                 self._items_out -= 1
                 self._bytes_out -= item.size_bytes
             # One call less in flight: those that wait may be half of the rest now.
-            self._leave_when_due()
+            self._look_soon()
 
     def next_message(self) -> inference_pb.CoalescedInferRequest | None:
         """Return the next message to send, or None when there is nothing to say now."""
@@ -223,7 +224,14 @@ class InferStream:
                 metadata={"size_bytes": str(item.size_bytes), "limit_bytes": str(limit)},
             )
 
+    def _look_soon(self) -> None:
+        """See in the next turn of the loop whether something should leave, once for all that comes or goes until then."""
+        if not self._look_due and self._gathering.waiting:
+            self._look_due = True
+            asyncio.get_running_loop().call_soon(self._leave_when_due)
+
     def _leave_when_due(self) -> None:
+        self._look_due = False
         if not self._gathering.waiting or not self.replica_id or self.closed or not self.has_room:
             return
         if self._gathering.is_due():

@@ -1,0 +1,58 @@
+"""ModelInfer at first sight: a request read without its parts, and an answer put together from prepared bytes.
+
+A client sends thousands of requests that differ in their id and their values alone. The descriptions of their tensors are
+the same bytes each time: who has seen and checked them once needs not take them apart again.
+"""
+
+from typing import Any, Final
+
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from inference import grpc_service_pb2 as oip_pb
+
+_STRING: Final = FieldDescriptorProto.TYPE_STRING
+_BYTES: Final = FieldDescriptorProto.TYPE_BYTES
+_ONE: Final = FieldDescriptorProto.LABEL_OPTIONAL
+_MANY: Final = FieldDescriptorProto.LABEL_REPEATED
+# Of `inference.ModelInferResponse`.
+_ID_TAG: Final = b"\x1a"
+_RAW_TAG: Final = b"\x32"
+_LENGTHS: Final = tuple(bytes((size,)) for size in range(0x80))
+
+
+def _sketch() -> Any:
+    message = DescriptorProto(name="InferSketch")
+    for field in oip_pb.ModelInferRequest.DESCRIPTOR.fields:
+        kind = _STRING if field.type == field.TYPE_STRING else _BYTES
+        message.field.add(name=field.name, number=field.number, type=kind, label=_MANY if field.is_repeated else _ONE)
+    pool = DescriptorPool()
+    pool.Add(FileDescriptorProto(name="infer_sketch.proto", syntax="proto3", message_type=[message]))
+    return GetMessageClass(pool.FindMessageTypeByName(message.name))
+
+
+InferSketch: Final = _sketch()
+"""`inference.ModelInferRequest` with every message in it left as the bytes that it came as."""
+
+
+def answer_tail(ident: str, contents: list[bytes]) -> bytes:
+    """Return the fields of a ModelInferResponse that no two answers share: id and raw output contents."""
+    parts: list[bytes] = []
+    if ident:
+        text = ident.encode()
+        parts += (_ID_TAG, _length(len(text)), text)
+    for data in contents:
+        parts += (_RAW_TAG, _length(len(data)), data)
+    return b"".join(parts)
+
+
+def _length(size: int) -> bytes:
+    """Return a number as protobuf writes lengths: seven bits a byte, the lowest first."""
+    if size < 0x80:
+        return _LENGTHS[size]
+    found = bytearray()
+    while size >= 0x80:
+        found.append(size & 0x7F | 0x80)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
