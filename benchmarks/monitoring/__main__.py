@@ -2,7 +2,7 @@
 
     python -m benchmarks.monitoring            writes benchmarks/results/monitoring.md
 
-Installs NannyML and river into environments of their own (.venv-nannyml, .venv-river); takes about half an hour on one core.
+Installs NannyML and river into environments of their own (.venv-nannyml, .venv-river); takes about a quarter of an hour of one core.
 """
 
 import argparse
