@@ -47,18 +47,21 @@ def names(specs: Sequence[TensorSpec]) -> str:
 
 def shape_defect(spec: TensorSpec, shape: Sequence[int]) -> str:
     """Return what is wrong with a tensor's shape, or an empty string."""
-    want = f"want shape {shown(spec.shape)}"
     if len(shape) != len(spec.shape):
-        return f"{want}, got {shown(shape)}" if len(shape) <= MAX_RANK else f"{want}, got {len(shape)} dimensions"
+        return f"{_want(spec)}, got {shown(shape) if len(shape) <= MAX_RANK else f'{len(shape)} dimensions'}"
     if any(size < 0 for size in shape):
-        return f"{want} with no negative size, got {shown(shape)}"
+        return f"{_want(spec)} with no negative size, got {shown(shape)}"
     if shape[0] == 0:
-        return f"{want} with at least 1 row, got {shown(shape)}"
+        return f"{_want(spec)} with at least 1 row, got {shown(shape)}"
     if any(wanted not in {-1, size} for wanted, size in zip(spec.trailing, shape[1:], strict=True)):
-        return f"{want}, got {shown(shape)}"
+        return f"{_want(spec)}, got {shown(shape)}"
     if element_count(shape, MAX_ELEMENTS) > MAX_ELEMENTS:
         return f"want at most {MAX_ELEMENTS} elements, got shape {shown(shape)}"
     return ""
+
+
+def _want(spec: TensorSpec) -> str:
+    return f"want shape {shown(spec.shape)}"
 
 
 def data_defect(spec: TensorSpec, shape: Sequence[int], data: bytes) -> str:

@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from services.inference.domain.tensor import DATATYPES
 
@@ -78,8 +79,8 @@ class RunFailure:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class FrameTensor:
+# Made for each batch, as the frames are; frozen dataclasses cost several times as much.
+class FrameTensor(NamedTuple):
     """One tensor of a frame, by position; names are in the plan."""
 
     datatype: str
@@ -88,8 +89,7 @@ class FrameTensor:
     """The bytes, in pieces that are to be joined."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One message."""
 
     kind: Kind
@@ -200,18 +200,21 @@ def parse_failed_meta(meta: bytes) -> tuple[Failure, str]:
 
 def _tensor_header(tensor: FrameTensor) -> bytes:
     rank = len(tensor.shape)
-    size = sum(map(len, tensor.parts))
-    return struct.pack(f"<BBQ{rank}q", _NUMBER[tensor.datatype], rank, size, *tensor.shape)
+    return _shape_header(rank).pack(_NUMBER[tensor.datatype], rank, sum(map(len, tensor.parts)), *tensor.shape)
+
+
+@lru_cache
+def _shape_header(rank: int) -> struct.Struct:
+    return struct.Struct(f"<BBQ{rank}q")
 
 
 def _tensor_headers(body: memoryview, offset: int, count: int) -> tuple[list[tuple[str, tuple[int, ...], int]], int]:
     """Return datatype, shape and bytes of each tensor, and where the headers end."""
     headers = []
     for _ in range(count):
-        number, rank, size = struct.unpack_from("<BBQ", body, offset)
-        shape = struct.unpack_from(f"<{rank}q", body, offset + 10)
-        headers.append((DATATYPES[number], shape, size))
-        offset += 10 + 8 * rank
+        number, _, size, *shape = _shape_header(body[offset + 1]).unpack_from(body, offset)
+        headers.append((DATATYPES[number], tuple(shape), size))
+        offset += 10 + 8 * len(shape)
     return headers, offset
 
 

@@ -1,7 +1,6 @@
 """One request on its way through the batcher, and the answer of the batch that it was in."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -114,8 +113,7 @@ class Place(NamedTuple):
     first_row: int
 
 
-@dataclass(frozen=True, slots=True)
-class OutputData:
+class OutputData(NamedTuple):
     """One output of a batch: what it is, its shape with the batch's rows, its bytes."""
 
     spec: TensorSpec
@@ -134,6 +132,11 @@ class BatchAnswer:
         self.compute_s = compute_s
         self.finished = finished
         self._borders: dict[int, Sequence[int]] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all outputs."""
+        return sum([len(output.data) for output in self.outputs])
 
     def contents(self, first: int, rows: int) -> list[bytes]:
         """Return the bytes of some rows of each output."""

@@ -124,7 +124,11 @@ class CoalescedStream:
         """Take the answers of some items of one batch."""
         for place in places:
             self._forget(place.item)
-        for group in split_by_size(answer, places, self._limit_bytes // _JOINED_SHARE):
+        limit_bytes = self._limit_bytes // _JOINED_SHARE
+        if answer.size_bytes <= limit_bytes:
+            self._put(results_to_proto(answer, places, self._host.dispatcher.queue_time_s))
+            return
+        for group in split_by_size(answer, places, limit_bytes):
             if len(group) == 1 and (size_bytes := size_of(answer, group[0])) > self._limit_bytes - _OVERHEAD_BYTES:
                 self._refuse([(group[0].item.tag, group[0].item.request_id, self._too_large(size_bytes))])
             else:
