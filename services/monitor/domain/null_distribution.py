@@ -17,6 +17,8 @@ MOMENT_SHARE: Final = 0.5
 """Degrees of freedom for each effective day: a spread that is read from the variance of squares is known less well than one
 that is read from the values themselves. Chosen by simulation, on other seeds than are reported: with 1 up to 3.1 of 100 windows
 of streams with correlated hours alarmed where 1 is stated, with 0.5 up to 1.3, with 0.35 up to 0.6."""
+LEAST_FREEDOM: Final = 5.0
+"""As far as there are as many days: with fewer, nine days of past could not tell a shift of three standard deviations."""
 LARGEST_CORRELATION: Final = 0.9
 _NORMAL_DF: Final = 1_000.0
 _POINTS: Final = 100
@@ -128,7 +130,7 @@ def fit_same_hours(
     """
     scaled = scale(metric, blocks)
     effective_mean, effective_spread = _effective_days(scaled.mean(axis=1), days_ago)
-    freedom = max(MOMENT_SHARE * (effective_spread - 1), 2.0)
+    freedom = max(MOMENT_SHARE * (effective_spread - 1), min(effective_spread - 1, LEAST_FREEDOM))
     if metric in _LOGARITHMIC:
         mean, variance = _moments(scaled, effective_mean)
         return SameHoursNull((fit_student(metric, mean, _predicted(variance, effective_mean), freedom),), chance)
@@ -143,7 +145,7 @@ def fit_same_hours(
     direction = DirectionNull(metric, points - level**2 - level_variance, level, max(spread, least), freedom)
     roots = np.cbrt(np.maximum(shifted, 0.0))
     spread = _predicted(float(roots.var(ddof=1)), effective_mean)
-    return SameHoursNull((direction, fit_student(metric, float(roots.mean()), spread, freedom)), chance)
+    return SameHoursNull((direction, fit_student(metric, float(roots.mean()), spread)), chance)
 
 
 def _level(mean: float, variance: float) -> tuple[float, float]:

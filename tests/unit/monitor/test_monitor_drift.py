@@ -290,6 +290,13 @@ def test_days_that_differ_are_no_more_significant_than_stated(daily: float, corr
     assert np.mean(np.array(found) < 0.05) < 0.08
 
 
+def test_eight_days_of_past_tell_a_large_shift() -> None:
+    random = np.random.default_rng(0)
+    past = [random.normal(random.normal(0, 0.05), 1.0, 400) for _ in range(8)]
+    drifts = [verdict(random.normal(size=20_000), random.normal(shift, 1.0, 400), past) for shift in (0.0, 3.0)]
+    assert [drift.is_drifted for drift in drifts] == [False, True]
+
+
 def test_what_none_of_the_days_had_may_be_chance() -> None:
     reference = np.repeat([0.0, 1.0], [99_900, 100])
     past = [np.zeros(40)] * 28
