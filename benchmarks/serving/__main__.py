@@ -20,8 +20,8 @@ import psutil
 
 from benchmarks.serving.loading import Cell, Loader, LoadFailed
 from benchmarks.serving.models import CNN, MLP, MODELS, TABULAR
-from benchmarks.serving.report import FORMS, ROUTER, WORKLOADS, Measured, Run, Workload, report
-from benchmarks.serving.servers import OURS, RIVALS, TEST_CORE, Server, all_servers
+from benchmarks.serving.report import FORMS, PROCESSES, ROUTER, WORKLOADS, Measured, Run, Workload, report
+from benchmarks.serving.servers import OURS, RIVALS, SEVERAL, TEST_CORE, Server, all_servers
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "serving.md"
 _WARM_UP_S = 0.25
@@ -36,7 +36,7 @@ def main() -> None:
             model.write(folder)
         workloads = {name: WORKLOADS[name] for name in arguments.workloads}
         run = Run(arguments.minutes, arguments.rounds, arguments.cores, workloads, _floors(arguments.seconds))
-        loader = Loader(folder)
+        loader = Loader(folder, arguments.connections)
         with all_servers(folder, arguments.servers, arguments.cores) as (servers, run.missing):
             for name, why in run.missing.items():
                 print(f"{name}: skipped: {why}", flush=True)
@@ -155,8 +155,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=3.0, help="time for all measurements; starting takes more")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.3, help="for each size of the model alone")
-    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
-    parser.add_argument("--servers", nargs="+", default=[*OURS, *RIVALS], choices=[*OURS, *RIVALS])
+    usual = [name for name in WORKLOADS if name != PROCESSES]
+    parser.add_argument("--workloads", nargs="+", default=usual, choices=list(WORKLOADS))
+    parser.add_argument("--servers", nargs="+", default=[*OURS, *RIVALS], choices=[*OURS, *SEVERAL, *RIVALS])
+    parser.add_argument(
+        "--connections", type=int, default=4, help="of the load; a process keeps those that it has taken"
+    )
     parser.add_argument("--cores", default=str(TEST_CORE), help="cores under test, as taskset takes them: 0 or 0,1")
     parser.add_argument("--output", type=Path, default=RESULT)
     return parser.parse_args()

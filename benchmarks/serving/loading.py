@@ -51,8 +51,9 @@ class Cell:
 class Loader:
     """Compiles the load once and runs it on its own core."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, connections: int = 4) -> None:
         self._folder = folder
+        self._connections = connections
         self._program = folder / "load"
         command = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(self._program), str(HERE / "load.c")]
         subprocess.run(command, check=True)
@@ -62,7 +63,7 @@ class Loader:
         """Run for some seconds; raises LoadFailed when a call failed or a sampled answer is not the model's."""
         requests = self._file_of(asks)
         out = self._folder / "out"
-        connections = min(in_flight, 4)
+        connections = min(in_flight, self._connections)
         command = [
             "taskset", "-c", str(LOAD_CORE), str(self._program), str(port), asks.protocol, str(in_flight), str(connections),
             f"{seconds:.3f}", str(requests), f"{requests}.headers", str(out), "37",

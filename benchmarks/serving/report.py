@@ -13,12 +13,13 @@ import numpy as np
 from benchmarks.serving import asks
 from benchmarks.serving.loading import Asks
 from benchmarks.serving.models import CNN, MEAN_1M, MEAN_2K, MLP, TABULAR, Model
-from benchmarks.serving.servers import OURS, RIVALS
+from benchmarks.serving.servers import OURS, RIVALS, SEVERAL
 
 ROUTER, ROUTER_GRPCIO, INFERENCE, INFERENCE_GRPCIO = OURS
 TRITON, MOSEC, BY_HAND = RIVALS
 OIP_SERVERS = (TRITON, INFERENCE, INFERENCE_GRPCIO, ROUTER, ROUTER_GRPCIO, BY_HAND)
 _FLOOR = "the model alone"
+PROCESSES = "processes"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ WORKLOADS = {
     "forms": Workload("Forms, whole path, tabular", (1, 64), _form(TABULAR), tuple(FORMS), base="gRPC Predict"),
     "2 KB": Workload("Bodies of 2 KB, whole path", (16,), _form(MEAN_2K), _TENSOR_FORMS, base="gRPC OIP"),
     "1 MB": Workload("Bodies of 1 MB, whole path", (4,), _form(MEAN_1M), ("gRPC OIP", "REST /v2 binary"), base="gRPC OIP"),
+    PROCESSES: Workload(
+        "One and two processes on a port, tabular", (16, 64, 256), _oip(TABULAR),
+        (ROUTER, SEVERAL[0], INFERENCE, SEVERAL[1]), base=ROUTER, model=TABULAR,
+    ),
 }  # fmt: skip
 
 

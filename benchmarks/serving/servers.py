@@ -95,7 +95,7 @@ def all_servers(folder: Path, wanted: Sequence[str], cores: str) -> Iterator[tup
     with ExitStack() as opened:
         machine = Machine(folder, cores)
         opened.callback(machine.close)
-        if any(name in OURS for name in wanted):
+        if any(name in (*OURS, *SEVERAL) for name in wanted):
             servers |= {name: one for name, one in _ours(machine, folder, wanted).items() if name in wanted}
         for name, start in RIVALS.items():
             if name not in wanted:
@@ -108,11 +108,12 @@ def all_servers(folder: Path, wanted: Sequence[str], cores: str) -> Iterator[tup
 
 
 OURS = ("router + inference, envoy", "router + inference, grpcio", "inference, envoy", "inference, grpcio")
+SEVERAL = ("router + inference, envoy, 2 processes", "inference, envoy, 2 processes")
 
 
 def _ours(machine: Machine, folder: Path, wanted: Sequence[str]) -> dict[str, Server]:
     """Start a registry, a replica of inference behind each door, and a router of each door before the grpcio replica."""
-    offsets = [free_offset() for _ in range(4)]
+    offsets = [free_offset() for _ in range(6)]
     registry = f"127.0.0.1:{PORTS['registry'] + offsets[0]}"
     common = {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
@@ -134,6 +135,9 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str]) -> dict[str, Se
     replicas = {"inference, grpcio": (grpcio, offsets[0])}
     if "inference, envoy" in wanted:
         replicas["inference, envoy"] = (run("inference-envoy", "inference", "envoy", offsets[1]), offsets[1])
+    if SEVERAL[1] in wanted:
+        two = run("inference-2", "inference", "envoy", offsets[4], INTERLOCK_INFERENCE_PROCESSES="2")
+        replicas[SEVERAL[1]] = (two, offsets[4])
     _wait_for_port("registry", machine, registry)
     asyncio.run(_publish(registry, len(replicas)))
     pools = {"INTERLOCK_POOLS": json.dumps({"default": [f"127.0.0.1:{PORTS['inference'] + offsets[0]}"]})}
@@ -141,15 +145,21 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str]) -> dict[str, Se
         name: Server(name, PORTS["inference"] + offset, _interlock_count("inference", offset), [process])
         for name, (process, offset) in replicas.items()
     }
-    for door, port_of, offset in (("envoy", "edge", offsets[2]), ("grpcio", "router", offsets[3])):
-        name = f"router + inference, {door}"
+    routers = (
+        (OURS[0], "envoy", "edge", offsets[2], "1"),
+        (OURS[1], "grpcio", "router", offsets[3], "1"),
+        (SEVERAL[0], "envoy", "edge", offsets[5], "2"),
+    )
+    for name, door, port_of, offset, processes in routers:
         if name in wanted:
-            process = run(f"router-{door}", "router", door, offset, **pools)
+            process = run(
+                f"router-{door}-{processes}", "router", door, offset, INTERLOCK_ROUTER_PROCESSES=processes, **pools
+            )
             found[name] = Server(name, PORTS[port_of] + offset, _interlock_count("router", offset), [process, grpcio])
-    for name, server in found.items():
-        offset = int(server.port) - PORTS["edge" if name == OURS[0] else "router" if name == OURS[1] else "inference"]
+    at = {name: offset for name, (_, offset) in replicas.items()} | {name: offset for name, _, _, offset, _ in routers}
+    for name in found:
         service = "router" if name.startswith("router") else "inference"
-        _wait_for_http(name, f"http://127.0.0.1:{PORTS[service] + METRICS_PORT_STEP + offset}/health/ready")
+        _wait_for_http(name, f"http://127.0.0.1:{PORTS[service] + METRICS_PORT_STEP + at[name]}/health/ready")
     return found
 
 

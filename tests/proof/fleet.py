@@ -231,8 +231,8 @@ class Fleet:
 
 
 @asynccontextmanager
-async def new_fleet(*, shared: bool = False) -> AsyncIterator[Fleet]:
-    """Give a fleet that is ready, and end it."""
+async def new_fleet(*, shared: bool = False, processes: int = 1) -> AsyncIterator[Fleet]:
+    """Give a fleet that is ready, and end it; routers, and inference in Envoy, are so many processes on a port."""
     folder = Path(tempfile.mkdtemp(prefix="il-"))
     offsets = _offsets(4)
     common = {key: value for key, value in os.environ.items() if not key.startswith("INTERLOCK_")} | {
@@ -254,9 +254,12 @@ async def new_fleet(*, shared: bool = False) -> AsyncIterator[Fleet]:
 
     replicas = [
         service("inference-a", "inference", "grpcio", offsets[0]),
-        service("inference-b", "inference", "envoy", offsets[1]),
+        service("inference-b", "inference", "envoy", offsets[1], INTERLOCK_INFERENCE_PROCESSES=str(processes)),
     ]
-    pools = {"INTERLOCK_POOLS": json.dumps({"default": [one.address for one in replicas]})}
+    pools = {
+        "INTERLOCK_POOLS": json.dumps({"default": [one.address for one in replicas]}),
+        "INTERLOCK_ROUTER_PROCESSES": str(processes),
+    }
     routers = [
         service("router-a", "router", "envoy", offsets[2], **pools),
         service("router-b", "router", "grpcio", offsets[3], **pools),

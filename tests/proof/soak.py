@@ -77,7 +77,7 @@ async def _soak(arguments: argparse.Namespace) -> int:
             def record(event: Event) -> None:
                 file.write(f"{event!r}\n")
 
-        fleet = await opened.enter_async_context(new_fleet(shared=arguments.shared))
+        fleet = await opened.enter_async_context(new_fleet(shared=arguments.shared, processes=arguments.processes))
         watching = spawn(memory.watch(fleet), "watch-memory")
 
         def between(load: Load) -> None:
@@ -109,6 +109,7 @@ def _report(arguments: argparse.Namespace, verdict: Verdict, load: Load, memory:
         "gRPC, REST and OIP through two routers (one in Envoy, one grpcio behind an Envoy) and at two replicas of inference "
         "(one behind each door) directly. 4 % were cancelled, 3 % of gRPC had 1 to 20 ms, 1 % held a row that makes the model "
         f"raise, 1 % were slow. {'The versions of a replica shared a model process. ' if arguments.shared else ''}"
+        f"{f'{arguments.processes} processes on each port. ' if arguments.processes > 1 else ''}"
         f"Meanwhile, in turn: {', '.join(arguments.faults) or 'no faults'}."
     )
     lines = [
@@ -146,6 +147,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=500.0, help="requests a second, open loop")
     parser.add_argument(
         "--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS), help="what is broken, in turn"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="on the port of each router, and of inference in Envoy"
     )
     parser.add_argument("--shared", action="store_true", help="the versions of a replica share a model process")
     parser.add_argument("--seed", type=int, default=1)
