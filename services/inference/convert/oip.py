@@ -112,7 +112,8 @@ def _at_first_sight(request: oip.ModelInferRequest, version: VersionSpec) -> Inf
 class _Form:
     """What the descriptions of some tensors mean to a version."""
 
-    version: VersionSpec
+    inputs: Sequence[TensorSpec]
+    """Of the version; the object itself, for another version may come under the same name."""
     rows: int
     key: BatchKey
     sizes: tuple[int, ...]
@@ -130,7 +131,7 @@ class InferForms:
         if sketch.parameters or sketch.outputs:
             return None
         form = self._known.get(_name_of(sketch))
-        if form is None or form.version is not version:
+        if form is None or form.inputs is not version.inputs:
             return None
         raw = list(sketch.raw_input_contents)
         return InferRequest(form.rows, raw, form.key, None) if tuple(map(len, raw)) == form.sizes else None
@@ -142,7 +143,7 @@ class InferForms:
             return
         if len(self._known) >= _FORMS_LIMIT:
             self._known.clear()
-        self._known[_name_of(sketch)] = _Form(version, plain.rows, plain.key, tuple(map(len, plain.inputs)))
+        self._known[_name_of(sketch)] = _Form(version.inputs, plain.rows, plain.key, tuple(map(len, plain.inputs)))
 
 
 def _name_of(sketch: Any) -> tuple[Any, ...]:

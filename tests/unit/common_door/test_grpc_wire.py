@@ -10,6 +10,7 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common.door_request import Headers
 from services.common.errors import InvalidArgument, ResourceExhausted, Unimplemented
 from services.common.grpc_wire import (
     frame,
@@ -95,3 +96,18 @@ def test_a_status_is_three_headers() -> None:
 )
 def test_only_protobuf_over_grpc_is_ours(value: str, expected: bool) -> None:
     assert is_grpc_content_type(value) is expected
+
+
+def test_headers_are_the_callers_metadata_without_what_the_transport_says() -> None:
+    pairs = [
+        (b"te", b"trailers"),
+        (b"x-tenant", b"a"),
+        (b"x-tenant", b"b"),
+        (b"trace-bin", b"\xff"),
+        (b"name", b"\xe9"),
+    ]
+    headers = Headers([*pairs, (b"x-interlock-principal", b"root")])
+    assert dict(headers) == {"x-tenant": "b", "name": "\u00e9"}
+    assert len(headers) == 2
+    assert headers.get("x-interlock-principal") is None
+    assert (headers.text(b"te"), headers.text(b"grpc-timeout")) == ("trailers", "")

@@ -1,4 +1,4 @@
-"""Answers in wire form say what the message says."""
+"""Answers in wire form say what the message says, and known requests what a close look says."""
 
 import struct
 
@@ -6,7 +6,8 @@ import pytest
 import uuid_utils
 from inference import grpc_service_pb2 as oip_pb
 
-from services.router.convert.oip import InferAnswers, infer_to_proto
+from services.common.infer_sketch import InferSketch
+from services.router.convert.oip import InferAnswers, InferForms, infer_from_proto, infer_to_proto
 from services.router.domain.prediction import TensorAnswer
 from services.router.domain.routing import Assignment, Choice, Deployment, Target, Version
 from services.router.domain.signature import Signature
@@ -36,3 +37,26 @@ def test_wire_form_and_message_are_the_same(rows: int) -> None:
         for request_id in ("", f"request-{number}"):
             encoded = oip_pb.ModelInferResponse.FromString(answers.encode(given, request_id))
             assert encoded == infer_to_proto(given, request_id)
+
+
+def request(filler: bytes = b"\0") -> oip_pb.ModelInferRequest:
+    made = oip_pb.ModelInferRequest(model_name="m", model_version="1", id="7", raw_input_contents=[filler * 12])
+    made.inputs.add(name="x", datatype="FP32", shape=[1, 3])
+    return made
+
+
+def test_a_request_that_is_known_is_read_as_by_a_close_look() -> None:
+    forms = InferForms()
+    assert forms.request(_sketch(request())) is None
+    forms.learn(_sketch(request()), request())
+    again = request(b"\x01")
+    assert forms.request(_sketch(again)) == infer_from_proto(again)
+    again.parameters["user_id"].string_param = "u"
+    assert forms.request(_sketch(again)) is None
+    again = request()
+    again.raw_input_contents.append(b"")
+    assert forms.request(_sketch(again)) is None
+
+
+def _sketch(made: oip_pb.ModelInferRequest) -> object:
+    return InferSketch.FromString(made.SerializeToString())
