@@ -35,9 +35,16 @@ def main() -> None:
         for model in MODELS:
             model.write(folder)
         workloads = {name: WORKLOADS[name] for name in arguments.workloads}
-        run = Run(arguments.minutes, arguments.rounds, arguments.cores, workloads, _floors(arguments.seconds))
+        run = Run(
+            arguments.minutes,
+            arguments.rounds,
+            arguments.cores,
+            workloads,
+            _floors(arguments.seconds),
+            arguments.scheduling,
+        )
         loader = Loader(folder, arguments.connections)
-        with all_servers(folder, arguments.servers, arguments.cores) as (servers, run.missing):
+        with all_servers(folder, arguments.servers, arguments.cores, arguments.scheduling) as (servers, run.missing):
             for name, why in run.missing.items():
                 print(f"{name}: skipped: {why}", flush=True)
             cells = len(_plan(workloads, servers, 0)) * arguments.rounds
@@ -160,6 +167,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--servers", nargs="+", default=[*OURS, *RIVALS], choices=[*OURS, *SEVERAL, *RIVALS])
     parser.add_argument(
         "--connections", type=int, default=4, help="of the load; a process keeps those that it has taken"
+    )
+    parser.add_argument(
+        "--scheduling", default="normal", choices=["normal", "batch"], help="INTERLOCK_SCHEDULING of ours"
     )
     parser.add_argument("--cores", default=str(TEST_CORE), help="cores under test, as taskset takes them: 0 or 0,1")
     parser.add_argument("--output", type=Path, default=RESULT)

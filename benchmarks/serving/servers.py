@@ -88,7 +88,9 @@ class Machine:
 
 
 @contextmanager
-def all_servers(folder: Path, wanted: Sequence[str], cores: str) -> Iterator[tuple[dict[str, Server], dict[str, str]]]:
+def all_servers(
+    folder: Path, wanted: Sequence[str], cores: str, scheduling: str = "normal"
+) -> Iterator[tuple[dict[str, Server], dict[str, str]]]:
     """Give the servers by name, and why those that are missing do not run."""
     servers: dict[str, Server] = {}
     missing: dict[str, str] = {}
@@ -96,7 +98,7 @@ def all_servers(folder: Path, wanted: Sequence[str], cores: str) -> Iterator[tup
         machine = Machine(folder, cores)
         opened.callback(machine.close)
         if any(name in (*OURS, *SEVERAL) for name in wanted):
-            servers |= {name: one for name, one in _ours(machine, folder, wanted).items() if name in wanted}
+            servers |= {name: one for name, one in _ours(machine, folder, wanted, scheduling).items() if name in wanted}
         for name, start in RIVALS.items():
             if name not in wanted:
                 continue
@@ -111,7 +113,7 @@ OURS = ("router + inference, envoy", "router + inference, grpcio", "inference, e
 SEVERAL = ("router + inference, envoy, 2 processes", "inference, envoy, 2 processes")
 
 
-def _ours(machine: Machine, folder: Path, wanted: Sequence[str]) -> dict[str, Server]:
+def _ours(machine: Machine, folder: Path, wanted: Sequence[str], scheduling: str) -> dict[str, Server]:
     """Start a registry, a replica of inference behind each door, and a router of each door before the grpcio replica."""
     offsets = [free_offset() for _ in range(6)]
     registry = f"127.0.0.1:{PORTS['registry'] + offsets[0]}"
@@ -119,6 +121,7 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str]) -> dict[str, Se
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
         "INTERLOCK_REGISTRY_ADDRESS": registry,
         "INTERLOCK_LOG_LEVEL": "warning",
+        "INTERLOCK_SCHEDULING": scheduling,
         "INTERLOCK_INFERENCE_START_WAIT_S": "0",
     }
 
