@@ -145,8 +145,11 @@ def _sqlite_engine(
 class _SqliteConnection(sqlite3.Connection):
     def close(self) -> None:
         # SQLite ends a closed connection's transaction, and gives up its lock, only when the last cursor is gone; those
-        # of a cancelled caller may hang in a stack trace until the garbage is collected.
-        self.rollback()
+        # of a cancelled caller may hang in a stack trace until the garbage is collected. Twice: an interruption that was
+        # meant for the statement before may cut off the first one.
+        for _ in range(2):
+            with suppress(sqlite3.OperationalError):
+                self.rollback()
         super().close()
 
 

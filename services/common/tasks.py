@@ -61,5 +61,8 @@ async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
         except asyncio.CancelledError:
             cancelled = True
     if cancelled:
+        # Nobody is left to hear of a failure. Unasked it would be reported when it is collected, at any moment.
+        if not task.cancelled():
+            task.exception()
         raise asyncio.CancelledError
     return task.result()
