@@ -3,11 +3,11 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Final
 
 _READ_BYTES: Final = 64 * 1024
-_TAIL_BYTES: Final = 64 * 1024
 
 
 class LogFile:
@@ -35,14 +35,15 @@ class LogFile:
     def _rotate(self) -> None:
         self._file.close()
         for number in range(self._file_count - 1, 0, -1):
-            source = self._numbered(number - 1)
+            source = _numbered(self._path, number - 1)
             if source.exists():
-                source.replace(self._numbered(number))
+                source.replace(_numbered(self._path, number))
         # With a single file there is nothing to put aside: it starts over.
         self._file = self._path.open("wb" if self._file_count == 1 else "ab", buffering=0)
 
-    def _numbered(self, number: int) -> Path:
-        return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}") if number else path
 
 
 class OutputPump:
@@ -85,14 +86,18 @@ class OutputPump:
 
 
 def tail(path: Path, line_count: int) -> list[str]:
-    """Return the last lines of a log, oldest first; none when there is no log."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return lines[-line_count:] if line_count else []
+    """Return the last lines of a log, oldest first, from as many of its files as they take; none when there is no log."""
+    data = b""
+    for number in count():
+        # One break more than lines: the first piece may be the end of a line that an older file began.
+        if line_count == 0 or data.count(b"\n") > line_count:
+            break
+        try:
+            data = _numbered(path, number).read_bytes() + data
+        except FileNotFoundError:
+            break
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    return [line.decode("utf-8", "replace") for line in lines[-line_count:]] if line_count else []
 
 
 class Follower:

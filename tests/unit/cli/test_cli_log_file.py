@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from interlock_cli.stack.log_file import Follower, LogFile, tail
 
 
@@ -40,8 +42,21 @@ def test_the_tail_is_the_last_lines_and_nothing_for_a_log_that_is_not_there(tmp_
     path = tmp_path / "x.log"
     path.write_text("".join(f"{number} {'x' * 50}\n" for number in range(5000)), "utf-8")
     assert [line.split()[0] for line in tail(path, 3)] == ["4997", "4998", "4999"]
+    assert len(tail(path, 10_000)) == 5000
     assert tail(path, 0) == []
     assert tail(tmp_path / "none.log", 3) == []
+
+
+@pytest.mark.parametrize("asked", [1, 3, 4, 6])
+def test_the_tail_goes_back_into_files_that_are_put_aside(tmp_path: Path, asked: int) -> None:
+    log = LogFile(tmp_path / "x.log", limit_bytes=20, file_count=4)
+    for number in range(8):
+        # As a pipe gives them: a piece, and so a file, may end within a line.
+        log.write(b"lin")
+        log.write(f"e {number}\n".encode())
+    log.close()
+    assert len(list(tmp_path.iterdir())) == 4
+    assert tail(tmp_path / "x.log", asked) == [f"line {number}" for number in range(8)][-asked:]
 
 
 def test_following_begins_at_the_end_and_crosses_a_rotation(tmp_path: Path) -> None:
