@@ -177,18 +177,14 @@ class Chain:
         """
         token = CURRENT_CALL.set(call)
         try:
-            body: bytes = await self._answer(method, payload, call)
+            with self.deadlines.watch(call):
+                body: bytes = await self._answer(method, payload, call)
         except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
             return self.status_of(error, call)
         else:
             return body
         finally:
             CURRENT_CALL.reset(token)
-
-    def refuse(self, method: Method, call: Call, error: ServiceError, *, encoded: bool) -> Answer:
-        """Answer a call that a door could not even read: counted and logged like every other."""
-        with self._record(method, call) as record:
-            return _failure(method, record.fail(error), call, encoded=encoded)
 
     async def stream(self, method: Method, payloads: AsyncIterator[bytes], call: Call, send: Send) -> Status | None:
         """Answer a streaming call through `send`; returns None for success, else the status to close it with.
@@ -334,6 +330,14 @@ def _failure(method: Method, status: Status, call: Call, *, encoded: bool) -> An
     http, body = error_answer(status, method.rest_path)
     call.initial_metadata[HTTP_STATUS_KEY] = str(http)
     return Answer(body.SerializeToString() if encoded else body, None, call.initial_metadata, call.trailers)
+
+
+def caller_timeout_s(timeout_s: float | None, named: str | None) -> float | None:
+    """Return what a caller allows, None when he named nothing; `named` is what the edge says that he did, None without one.
+
+    The edge writes its cap into every call; a caller that named no time gets the default all the same.
+    """
+    return None if named == "" else timeout_s
 
 
 def _check_time(call: Call) -> None:

@@ -9,14 +9,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from services.common.call import Call
 from services.common.errors import DEADLINE_PASSED, DeadlineExceeded
 
 # A loop whose timers count whole milliseconds may fire one that much too early.
-_TIMER_STEP_S = 0.001
-_ANSWER = "the answer was ready"
+TIMER_STEP_S: Final = 0.001
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -38,21 +37,20 @@ class Deadlines:
         """When the timer looks; infinite while it is off."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, call: Call, before: str = _ANSWER) -> "Watched":
+    def watch(self, call: Call) -> "Watched":
         """Return a block of the call's own task that raises DeadlineExceeded once the call's deadline has passed.
 
-        `before` tells the caller what was not done by then. The block raises ClientGone where the call's door has found
-        that nobody waits for it.
+        It raises ClientGone where the call's door has found that nobody waits for it.
         """
         assert call.task is not None, "a call is answered in a task"
-        return Watched(self, call.task, call.deadline, before)
+        return Watched(self, call.task, call.deadline)
 
     def set_timer(self, deadline: float) -> None:
         """Look at this time, which is before all others."""
         if self._timer is not None:
             self._timer.cancel()
         self.looks_at = deadline
-        wait_s = max(0.0, deadline - time.monotonic()) + _TIMER_STEP_S
+        wait_s = max(0.0, deadline - time.monotonic()) + TIMER_STEP_S
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._fire)
 
     def _fire(self) -> None:
@@ -82,9 +80,10 @@ class Watched:
         "since",
     )
 
-    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], deadline: float, before: str) -> None:
+    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], deadline: float) -> None:
         self.deadline = deadline
-        self.before = before
+        self.before = "the answer was ready"
+        """What was not done by the deadline, for the caller."""
         self.expired = False
         self.gone = False
         self.receive: Receive | None = None

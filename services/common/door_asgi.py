@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from services.common.call import Call, Method
-from services.common.chain import CLIENT_TIMEOUT_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Answer, Chain
+from services.common.chain import CLIENT_TIMEOUT_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Answer, Chain, caller_timeout_s
 from services.common.deadlines import ClientGone, Receive, Watched
 from services.common.door_request import Headers, read_body, twin_request
 from services.common.errors import (
@@ -97,9 +97,8 @@ class AsgiDoor:
             timeout_s = parse_timeout(headers.text(b"grpc-timeout"))
         except ServiceError as error:
             refusal = error
-        if headers.raw.get(_CLIENT_TIMEOUT) == b"":
-            # The edge writes its cap into every call; a caller that named no time gets the default all the same.
-            timeout_s = None
+        named = headers.text(_CLIENT_TIMEOUT) if _CLIENT_TIMEOUT in headers.raw else None
+        timeout_s = caller_timeout_s(timeout_s, named)
         ident, traceparent = headers.text(_REQUEST_ID), headers.text(_TRACEPARENT)
         return self._chain.accept(method, headers, timeout_s, ident, traceparent), refusal
 

@@ -15,7 +15,14 @@ from google.rpc.status_pb2 import Status
 from grpc_reflection.v1alpha import reflection
 
 from services.common.call import Call, Method
-from services.common.chain import CLIENT_TIMEOUT_KEY, PRINCIPAL_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Chain
+from services.common.chain import (
+    CLIENT_TIMEOUT_KEY,
+    PRINCIPAL_KEY,
+    REQUEST_ID_KEY,
+    TRACEPARENT_KEY,
+    Chain,
+    caller_timeout_s,
+)
 
 _STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
@@ -155,10 +162,7 @@ def _single_request(
 def _accept(chain: Chain, method: Method, context: _Context) -> Call:
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     metadata.pop(PRINCIPAL_KEY, None)
-    timeout_s: float | None = context.time_remaining()
-    if metadata.pop(CLIENT_TIMEOUT_KEY, "named") == "":
-        # The edge writes its cap into every call; a caller that named no time gets the default all the same.
-        timeout_s = None
+    timeout_s = caller_timeout_s(context.time_remaining(), metadata.pop(CLIENT_TIMEOUT_KEY, None))
     return chain.accept(
         method, metadata, timeout_s, metadata.get(REQUEST_ID_KEY, ""), metadata.get(TRACEPARENT_KEY, "")
     )

@@ -13,7 +13,7 @@ from services.common.door_asgi import AsgiDoor, Scope, Send
 from services.common.door_sweeper import Sweeper
 from services.common.edge.settings import DoorSettings, forget_embedding
 from services.common.logs import configure_logs
-from services.common.server import Build, serving, settle_collections
+from services.common.server import Build, call_at_end, serving, settle_collections
 from services.common.settings import SettingsT, read_settings
 from services.common.tasks import spawn
 
@@ -81,17 +81,11 @@ def _told_to_drain(pipe: int | None, drain: Callable[[], Coroutine[Any, Any, Non
     if pipe is None:
         yield
         return
-    loop = asyncio.get_running_loop()
-
-    def ended() -> None:
-        loop.remove_reader(pipe)
-        spawn(drain(), "drain")
-
-    loop.add_reader(pipe, ended)
+    call_at_end(pipe, lambda: spawn(drain(), "drain"))
     try:
         yield
     finally:
-        loop.remove_reader(pipe)
+        asyncio.get_running_loop().remove_reader(pipe)
 
 
 @asynccontextmanager

@@ -185,6 +185,34 @@ class FrameLink(asyncio.Protocol):
             self._timer = None
 
 
+class Connections:
+    """The connections that a listener has accepted, until the end of them all."""
+
+    def __init__(self) -> None:
+        self.links: set[FrameLink] = set()
+        self._emptied = asyncio.Event()
+
+    def left(self, link: FrameLink) -> None:
+        """Take note of the end of a connection."""
+        self.links.discard(link)
+        if not self.links:
+            self._emptied.set()
+
+    async def close(self, listener: asyncio.Server, grace_s: float) -> None:
+        """Accept no more, wait until every connection has ended, and cut what is left after `grace_s` seconds."""
+        listener.close()
+        if self.links:
+            # It may have been empty before.
+            self._emptied.clear()
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self._emptied.wait()
+            except TimeoutError:
+                for link in list(self.links):
+                    link.abort()
+        await listener.wait_closed()
+
+
 def _keep_alive(transport: asyncio.Transport) -> None:
     found = transport.get_extra_info("socket")
     if found is None or found.family == socket.AF_UNIX:

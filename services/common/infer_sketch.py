@@ -4,7 +4,7 @@ A client sends thousands of requests that differ in their id and their values al
 the same bytes each time: who has seen and checked them once needs not take them apart again.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -18,6 +18,8 @@ _MANY: Final = FieldDescriptorProto.LABEL_REPEATED
 # Of `inference.ModelInferResponse`.
 _ID_TAG: Final = b"\x1a"
 _RAW_TAG: Final = b"\x32"
+_FORMS_LIMIT: Final = 1024
+_FORM_LIMIT_BYTES: Final = 4096
 _LENGTHS: Final = tuple(bytes((size,)) for size in range(0x80))
 
 
@@ -33,6 +35,35 @@ def _sketch() -> Any:
 
 InferSketch: Final = _sketch()
 """`inference.ModelInferRequest` with every message in it left as the bytes that it came as."""
+
+
+FormT = TypeVar("FormT")
+
+
+class Forms(Generic[FormT]):
+    """What is known of requests by how they describe their tensors, from earlier ones with the same description.
+
+    Requests that say more than that, by parameters or wanted outputs, are never known.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], FormT] = {}
+
+    def find(self, sketch: Any) -> FormT | None:
+        """Return what was learned; None says nothing about right or wrong."""
+        return None if sketch.parameters or sketch.outputs else self._known.get(_description(sketch))
+
+    def learn(self, sketch: Any, form: FormT) -> None:
+        """Remember what a request with which nothing is wrong means."""
+        if sketch.parameters or sketch.outputs or sum(map(len, sketch.inputs)) > _FORM_LIMIT_BYTES:
+            return
+        if len(self._known) >= _FORMS_LIMIT:
+            self._known.clear()
+        self._known[_description(sketch)] = form
+
+
+def _description(sketch: Any) -> tuple[Any, ...]:
+    return (sketch.model_name, sketch.model_version, *sketch.inputs)
 
 
 def answer_tail(ident: str, contents: list[bytes]) -> bytes:

@@ -296,6 +296,17 @@ def settle_collections() -> None:
     gc.set_threshold(_OBJECTS_PER_COLLECTION)
 
 
+def call_at_end(pipe: int, callback: Callable[[], object]) -> None:
+    """Call back once the other side of a pipe is closed."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(pipe)
+        callback()
+
+    loop.add_reader(pipe, ended)
+
+
 class StopSignals:
     """SIGTERM and SIGINT of this process: the first begins the drain, the second ends the process at once.
 
@@ -310,15 +321,11 @@ class StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._arrived)
         if drain_fd is not None:
-            asyncio.get_running_loop().add_reader(drain_fd, self._ended, drain_fd)
+            call_at_end(drain_fd, self._arrived)
 
     async def wait(self) -> None:
         """Return when the first signal has come."""
         await self._asked.wait()
-
-    def _ended(self, drain_fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(drain_fd)
-        self._arrived()
 
     def _arrived(self) -> None:
         if self._asked.is_set():

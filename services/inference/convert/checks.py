@@ -5,7 +5,9 @@ from typing import Final
 
 from services.common.errors import Violation, echo
 from services.inference.domain.failure import InvalidTensors
+from services.inference.domain.item import BatchKey
 from services.inference.domain.tensor import BYTES, ITEM_SIZE, BrokenTensor, TensorSpec, element_count, row_borders
+from services.inference.domain.version import VersionSpec
 
 MAX_ELEMENTS: Final = 1 << 31
 MAX_RANK: Final = 16
@@ -43,6 +45,22 @@ def shown(values: Sequence[int]) -> str:
 def names(specs: Sequence[TensorSpec]) -> str:
     """Return the names of tensors for a message."""
     return ", ".join(repr(spec.name) for spec in specs)
+
+
+def is_plain(spec: TensorSpec, datatype: str, shape: Sequence[int], size_bytes: int, rows: int) -> bool:
+    """Return whether nothing can be wrong with a tensor of so many rows and raw bytes. No says nothing about wrong."""
+    return (
+        datatype == spec.datatype
+        and rows > 0
+        and spec.row_bytes > 0
+        and size_bytes == rows * spec.row_bytes
+        and tuple(shape) == (rows, *spec.trailing)
+    )
+
+
+def plain_key(version: VersionSpec) -> BatchKey:
+    """Return what requests share whose inputs are all plain and that want every output."""
+    return BatchKey(tuple(range(len(version.outputs))), tuple([spec.trailing for spec in version.inputs]))
 
 
 def shape_defect(spec: TensorSpec, shape: Sequence[int]) -> str:

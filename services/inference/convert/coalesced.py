@@ -14,8 +14,10 @@ from services.inference.convert.checks import (
     MAX_TENSORS,
     Violations,
     data_defect,
+    is_plain,
     names,
     output_positions,
+    plain_key,
     shape_defect,
 )
 from services.inference.convert.tensors import datatype_from_proto, tensor_to_proto
@@ -159,18 +161,12 @@ def _at_first_sight(batch: pb.InferBatch, rows: int, version: VersionSpec) -> Pa
     values = []
     for spec, tensor in zip(specs, batch.tensors, strict=True):
         data = tensor.data
-        if (
-            tensor.name != spec.name
-            or datatype_from_proto(tensor.data_type) != spec.datatype
-            or spec.row_bytes == 0
-            or tuple(tensor.shape) != (rows, *spec.trailing)
-            or len(data) != rows * spec.row_bytes
-        ):
+        datatype = datatype_from_proto(tensor.data_type)
+        if tensor.name != spec.name or not is_plain(spec, datatype, tensor.shape, len(data), rows):
             return None
         values.append(data)
     borders = [range(0, len(data) + 1, spec.row_bytes) for spec, data in zip(specs, values, strict=True)]
-    key = BatchKey(tuple(range(len(version.outputs))), tuple([spec.trailing for spec in specs]))
-    return Payload(key, values, borders)
+    return Payload(plain_key(version), values, borders)
 
 
 def _check_tensor(spec: TensorSpec, tensor: types_pb.Tensor, rows: int, violations: Violations) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from inference import grpc_service_pb2 as oip
 
 from services.common.errors import InvalidArgument, Unimplemented, Violation, echo
-from services.common.infer_sketch import answer_tail
+from services.common.infer_sketch import Forms, answer_tail
 from services.common.shared_regions import SharedMemoryOff
 from services.common.shared_tensors import Written, in_regions, parameters_to_proto
 from services.inference.convert.checks import (
@@ -18,8 +18,10 @@ from services.inference.convert.checks import (
     MAX_TENSORS,
     Violations,
     data_defect,
+    is_plain,
     names,
     output_positions,
+    plain_key,
     shape_defect,
     shown,
     text_defect,
@@ -33,8 +35,6 @@ from services.inference.domain.version import VersionKey, VersionSpec
 _CLASSIFICATION: Final = "classification"
 _SEQUENCE: Final = "sequence_id"
 _HEADS_LIMIT: Final = 1024
-_FORMS_LIMIT: Final = 1024
-_FORM_LIMIT_BYTES: Final = 4096
 
 
 # Made for each request; a frozen one costs twice the time.
@@ -90,22 +90,12 @@ def _at_first_sight(request: oip.ModelInferRequest, version: VersionSpec) -> Inf
         return None
     rows = 0
     for spec, tensor, data in zip(specs, request.inputs, raw, strict=True):
-        first, *rest = tensor.shape or (0,)
-        rows = rows or first
-        if (
-            tensor.name != spec.name
-            or tensor.datatype != spec.datatype
-            or tuple(rest) != spec.trailing
-            or first != rows
-            or rows < 1
-            or spec.row_bytes == 0
-            or len(data) != rows * spec.row_bytes
-            or tensor.parameters
-            or tensor.HasField("contents")
-        ):
+        rows = rows or (tensor.shape[0] if tensor.shape else 0)
+        if tensor.name != spec.name or tensor.parameters or tensor.HasField("contents"):
             return None
-    key = BatchKey(tuple(range(len(version.outputs))), tuple([spec.trailing for spec in specs]))
-    return InferRequest(rows, list(raw), key, None)
+        if not is_plain(spec, tensor.datatype, tensor.shape, len(data), rows):
+            return None
+    return InferRequest(rows, list(raw), plain_key(version), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +114,11 @@ class InferForms:
     """Knows requests again whose tensors are described as in an earlier one: they need no second check."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], _Form] = {}
+        self._forms: Forms[_Form] = Forms()
 
     def request(self, sketch: Any, version: VersionSpec) -> InferRequest | None:
         """Return the request; None says nothing about right or wrong."""
-        if sketch.parameters or sketch.outputs:
-            return None
-        form = self._known.get(_name_of(sketch))
+        form = self._forms.find(sketch)
         if form is None or form.inputs is not version.inputs:
             return None
         raw = list(sketch.raw_input_contents)
@@ -139,15 +127,9 @@ class InferForms:
     def learn(self, sketch: Any, version: VersionSpec, request: oip.ModelInferRequest) -> None:
         """Remember the descriptions of a request with which nothing can be wrong."""
         plain = _at_first_sight(request, version)
-        if plain is None or sum(map(len, sketch.inputs)) > _FORM_LIMIT_BYTES:
-            return
-        if len(self._known) >= _FORMS_LIMIT:
-            self._known.clear()
-        self._known[_name_of(sketch)] = _Form(version.inputs, plain.rows, plain.key, tuple(map(len, plain.inputs)))
-
-
-def _name_of(sketch: Any) -> tuple[Any, ...]:
-    return (sketch.model_name, sketch.model_version, *sketch.inputs)
+        if plain is not None:
+            sizes = tuple(map(len, plain.inputs))
+            self._forms.learn(sketch, _Form(version.inputs, plain.rows, plain.key, sizes))
 
 
 def _wanted_outputs(request: oip.ModelInferRequest, version: VersionSpec) -> list[str]:

@@ -270,26 +270,25 @@ class BatchQueue:
     def _take(self, lane: _Lane, reason: Reason, now: float, old: float) -> Batch:
         """Form a batch; one request alone may be larger than the largest batch, since callers split those."""
         if lane.rows <= self.max_rows:
-            return Batch(self._take_all(lane, now), reason)
-        items: list[Item] = []
-        rows = 0
+            items = lane.take_all()
+            for each in items:
+                self._begin(each, now)
+            return Batch(items, reason)
+        items, rows = [], 0
         while (item := lane.first() if old == -inf else _oldest_or_first(lane, old)) is not None:
             if items and rows + item.rows > self.max_rows:
                 break
-            self._leave(lane, item)
-            item.stage = Stage.RUNNING
-            item.started = now
+            lane.leave(item)
+            self._begin(item, now)
             items.append(item)
             rows += item.rows
         return Batch(items, reason)
 
-    def _take_all(self, lane: _Lane, now: float) -> list[Item]:
-        items = lane.take_all()
-        for item in items:
-            self._count(item, -1)
-            item.stage = Stage.RUNNING
-            item.started = now
-        return items
+    def _begin(self, item: Item, now: float) -> None:
+        """Count a request out of the queue that has left its lane for a batch."""
+        self._count(item, -1)
+        item.stage = Stage.RUNNING
+        item.started = now
 
     def _leave(self, lane: _Lane, item: Item) -> None:
         lane.leave(item)

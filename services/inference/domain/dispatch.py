@@ -16,6 +16,7 @@ from typing import Final
 
 from services.common.arrivals import no_arrivals
 from services.common.criticality import Criticality
+from services.common.deadlines import TIMER_STEP_S
 from services.common.errors import ServiceError
 from services.inference.domain.admission import LEAST_RETRY_S, Pace, QueueLimits, admit
 from services.inference.domain.batch_time import BatchTime
@@ -39,8 +40,6 @@ from services.inference.domain.statistic import VersionStatistic
 from services.inference.domain.tensor import TensorSpec
 from services.inference.domain.version import BatchingPolicy, VersionKey
 
-# A loop whose timers count whole milliseconds may fire one that much too early.
-_TIMER_STEP_S: Final = 0.001
 # A run that ignores its interruption holds the process: after this it is ended and replaced.
 HUNG_S: Final = 10.0
 # After a batch was too large for the memory, batches stay at half of it for so long.
@@ -415,8 +414,8 @@ class Dispatcher:
             return
         now = self._clock.now()
         wanted = [item for item in entry.batch.items if not item.unwanted]
-        late = [item for item in wanted if item.deadline <= now + _TIMER_STEP_S]
-        slow = [item for item in wanted if item.deadline > now + _TIMER_STEP_S]
+        late = [item for item in wanted if item.deadline <= now + TIMER_STEP_S]
+        slow = [item for item in wanted if item.deadline > now + TIMER_STEP_S]
         self._fail(late, DeadlinePassed("while the batch ran"), now)
         self._fail(slow, BatchTooSlow(self.queue.policy.max_batch_time_s), now)
         for item in wanted:

@@ -11,7 +11,7 @@ import structlog
 from interlock.inference.v1 import inference_service_pb2 as pb
 
 from services.common.errors import ResourceExhausted, ServiceError, to_status
-from services.common.frames import FrameLink
+from services.common.frames import Connections, FrameLink
 from services.inference.domain.failure import InvalidStreamMessage
 from services.inference.domain.replica import Replica
 from services.inference.servicer.coalesced_stream import CoalescedStream
@@ -30,28 +30,11 @@ class FramedStreams:
         self.replica = replica
         self.tracer = tracer
         self.limit_bytes = limit_bytes
-        self.open: set[FramedStream] = set()
-        self._emptied = asyncio.Event()
+        self.connections = Connections()
 
     def connect(self) -> FrameLink:
         """Return the protocol of a new connection."""
         return FramedStream(self).link
-
-    def left(self, stream: "FramedStream") -> None:
-        """Take note of the end of a connection."""
-        self.open.discard(stream)
-        if not self.open:
-            self._emptied.set()
-
-    async def close(self, grace_s: float) -> None:
-        """Wait until every connection has ended, cut what is left after `grace_s` seconds."""
-        if self.open:
-            try:
-                async with asyncio.timeout(grace_s):
-                    await self._emptied.wait()
-            except TimeoutError:
-                for stream in list(self.open):
-                    stream.link.abort()
 
 
 class FramedStream:
@@ -62,11 +45,11 @@ class FramedStream:
         self._stream: CoalescedStream | None = None
         self._over = False
         self.link = FrameLink(self, streams.limit_bytes)
-        streams.open.add(self)
+        streams.connections.links.add(self.link)
 
     def opened(self) -> None:
         """The peer speaks our protocol."""
-        if len(self._streams.open) > _MAX_CONNECTIONS:
+        if len(self._streams.connections.links) > _MAX_CONNECTIONS:
             self._end(ResourceExhausted("too many connections", reason="QUEUE_FULL", retry_after_s=1.0))
 
     def received(self, message: bytes) -> None:
@@ -93,7 +76,7 @@ class FramedStream:
         """The connection is gone."""
         if self._stream is not None:
             self._stream.abandon()
-        self._streams.left(self)
+        self._streams.connections.left(self.link)
         if error is not None and not isinstance(error, OSError):
             _LOG.warning("connection_ended", error=str(error) or type(error).__name__)
 
@@ -146,7 +129,7 @@ async def serve_unix(streams: FramedStreams, folder: Path, grace_s: float) -> As
     try:
         yield f"unix:{path}"
     finally:
-        await _stop(server, streams, grace_s)
+        await streams.connections.close(server, grace_s)
         path.unlink(missing_ok=True)
 
 
@@ -157,13 +140,7 @@ async def serve_tcp(streams: FramedStreams, host: str, grace_s: float) -> AsyncI
     try:
         yield f"tcp:{server.sockets[0].getsockname()[1]}"
     finally:
-        await _stop(server, streams, grace_s)
-
-
-async def _stop(server: asyncio.Server, streams: FramedStreams, grace_s: float) -> None:
-    server.close()
-    await streams.close(grace_s)
-    await server.wait_closed()
+        await streams.connections.close(server, grace_s)
 
 
 def _free_path(folder: Path) -> Path:

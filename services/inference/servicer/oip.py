@@ -105,7 +105,7 @@ class OipServicer(SharedMemoryMethods):
             answer, place = await self._run(host, wanted, call)
             return self._answers.encode(host.key, sketch.id, answer, place)
         request = parse_message(oip.ModelInferRequest, payload)
-        encoded = await self._infer_message(request, call)
+        encoded = await self._infer_closely(host, request, call)
         self._forms.learn(sketch, host.spec, request)
         return encoded
 
@@ -144,7 +144,7 @@ class OipServicer(SharedMemoryMethods):
         self, requests: AsyncIterator[oip.ModelInferRequest], call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Run each request of a stream, and answer it as soon as it is ready."""
-        return infer_stream(self._streams, requests, call, self._infer_message)
+        return infer_stream(self._streams, requests, call, self._infer_streamed)
 
     async def TraceSetting(
         self, request: setting_pb.TraceSettingRequest, call: Call
@@ -156,8 +156,10 @@ class OipServicer(SharedMemoryMethods):
         """Not in this release."""
         _refuse(call)
 
-    async def _infer_message(self, request: oip.ModelInferRequest, call: Call) -> bytes:
-        host = self._find_ready(request.model_name, request.model_version)
+    async def _infer_streamed(self, request: oip.ModelInferRequest, call: Call) -> bytes:
+        return await self._infer_closely(self._find_ready(request.model_name, request.model_version), request, call)
+
+    async def _infer_closely(self, host: ModelHost, request: oip.ModelInferRequest, call: Call) -> bytes:
         if self.regions.on and in_regions(request):
             return await self._infer_shared(host, request, call)
         answer, place = await self._infer(host, request, call)

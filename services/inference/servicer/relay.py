@@ -13,7 +13,7 @@ from interlock.inference.v1 import relay_pb2 as pb
 from services.common.call import Call, Method
 from services.common.chain import Chain
 from services.common.criticality import Criticality
-from services.common.frames import BadFrame, FrameLink
+from services.common.frames import BadFrame, Connections, FrameLink
 from services.common.tasks import spawn
 from services.inference.convert.relay import FRAME_OVERHEAD_BYTES, joined
 
@@ -27,30 +27,11 @@ class RelayServer:
         self.chain = chain
         self.methods = {method.full_name: method for method in methods if method.hot}
         self.limit_bytes = limit_bytes + FRAME_OVERHEAD_BYTES
-        self.fronts: set[_Front] = set()
-        self._emptied = asyncio.Event()
+        self.connections = Connections()
 
     def connect(self) -> FrameLink:
         """Return the protocol of a new connection."""
         return _Front(self).link
-
-    def left(self, front: "_Front") -> None:
-        """Take note of the end of a connection."""
-        self.fronts.discard(front)
-        if not self.fronts:
-            self._emptied.set()
-
-    async def close(self, grace_s: float) -> None:
-        """Wait until every connection has ended, cut what is left after `grace_s` seconds."""
-        if not self.fronts:
-            return
-        self._emptied.clear()
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._emptied.wait()
-        except TimeoutError:
-            for front in list(self.fronts):
-                front.link.abort()
 
 
 class _Front:
@@ -61,7 +42,7 @@ class _Front:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._answers: list[pb.RelayedAnswer] = []
         self.link = FrameLink(self, server.limit_bytes)
-        server.fronts.add(self)
+        server.connections.links.add(self.link)
 
     def opened(self) -> None:
         """The peer speaks our protocol."""
@@ -91,7 +72,7 @@ class _Front:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
-        self._server.left(self)
+        self._server.connections.left(self.link)
         if error is not None and not isinstance(error, OSError):
             _LOG.error("relay_ended", error=str(error) or type(error).__name__)
 
@@ -131,6 +112,4 @@ async def serve_relay(server: RelayServer, path: Path, grace_s: float) -> AsyncI
     try:
         yield
     finally:
-        listener.close()
-        await server.close(grace_s)
-        await listener.wait_closed()
+        await server.connections.close(listener, grace_s)

@@ -9,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from inference import grpc_service_pb2 as oip_pb
 
 from services.common.errors import Violation, echo
-from services.common.infer_sketch import answer_tail
+from services.common.infer_sketch import Forms, answer_tail
 from services.common.shared_regions import SharedMemoryOff
 from services.common.shared_tensors import REGION, Written, parameters_to_proto
 from services.router.convert.request import check_names
@@ -24,7 +24,6 @@ TENSOR_LIMIT: Final = 64
 USER_ID: Final = "user_id"
 _PREDICTION_ID: Final = "prediction_id"
 _HEADS_LIMIT: Final = 1024
-_FORM_LIMIT_BYTES: Final = 4096
 # Parameters that change what an answer means; ignoring them would answer something else than was asked.
 _UNSUPPORTED: Final = frozenset({"classification"})
 _CONTENTS: Final[Mapping[str, str]] = {
@@ -72,32 +71,22 @@ class InferForms:
     """Knows requests again whose tensors are described as in an earlier one: they need not be taken apart."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], tuple[tuple[str, str, tuple[int, ...]], ...]] = {}
+        self._forms: Forms[Sequence[tuple[str, str, tuple[int, ...]]]] = Forms()
 
     def request(self, sketch: Any) -> TensorRequest | None:
         """Return the request; None says nothing about right or wrong."""
-        if sketch.parameters or sketch.outputs:
+        described, raw = self._forms.find(sketch), sketch.raw_input_contents
+        if described is None or len(raw) != len(described):
             return None
-        forms = self._known.get(_name_of(sketch))
-        raw = sketch.raw_input_contents
-        if forms is None or len(raw) != len(forms):
-            return None
-        inputs = tuple([Tensor(*form, data) for form, data in zip(forms, raw, strict=True)])
+        inputs = tuple([Tensor(*form, data) for form, data in zip(described, raw, strict=True)])
         return TensorRequest(sketch.model_name, sketch.model_version, "", inputs)
 
     def learn(self, sketch: Any, request: oip_pb.ModelInferRequest) -> None:
         """Remember how a request that was answered describes its tensors."""
-        is_plain = not (request.parameters or request.outputs or any(tensor.parameters for tensor in request.inputs))
         is_raw = len(request.raw_input_contents) == len(request.inputs)
-        if is_plain and is_raw and sum(map(len, sketch.inputs)) <= _FORM_LIMIT_BYTES:
-            if len(self._known) >= _HEADS_LIMIT:
-                self._known.clear()
-            forms = tuple([(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in request.inputs])
-            self._known[_name_of(sketch)] = forms
-
-
-def _name_of(sketch: Any) -> tuple[Any, ...]:
-    return (sketch.model_name, sketch.model_version, *sketch.inputs)
+        if is_raw and not any(tensor.parameters for tensor in request.inputs):
+            described = [(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in request.inputs]
+            self._forms.learn(sketch, described)
 
 
 def infer_to_proto(

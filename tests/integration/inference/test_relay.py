@@ -140,6 +140,18 @@ async def test_a_cancelled_call_is_taken_back_and_the_others_go_on(folder: Path)
         assert ended == {"long": "cancelled"}
 
 
+async def test_the_engine_keeps_the_deadline_of_a_call(folder: Path) -> None:
+    async def handler(request: oip.ModelInferRequest, call: Call) -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+    async with engine(folder / "s", handler) as server, linked(folder / "s") as link, asyncio.timeout(10):
+        with pytest.raises(RelayedFailure) as failed:
+            await link.ask(request_of("m"), call_of(deadline=time.monotonic() + 0.05))
+        assert failed.value.status.code == Code.DEADLINE_EXCEEDED
+        assert server.chain.budget.used_bytes == 0
+
+
 async def test_calls_of_a_process_that_is_gone_are_given_up(folder: Path) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -175,8 +187,8 @@ async def test_without_an_engine_calls_fail_at_once_and_with_the_next_they_are_a
         link = await stack.enter_async_context(linked(folder / "s", changes))
         asking = asyncio.ensure_future(link.ask(request_of("last"), call_of()))
         assert await link.ask(request_of("m"), call_of()) == b"done"
-        for front in list(server.fronts):
-            front.link.abort()
+        for each in list(server.connections.links):
+            each.abort()
         with pytest.raises(EngineAway):
             await asking
         await first.aclose()
