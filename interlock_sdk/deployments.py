@@ -32,6 +32,7 @@ class Deployments:
         pool: str = "",
         replicas: int = 0,
         traffic_percent: float | None = None,
+        batching: deployment_pb2.BatchingPolicy | None = None,
     ) -> deployment_pb2.Deployment:
         """Asks that a version be loaded and, once READY, be given a share of the traffic. Answers before it is loaded."""
         request = pb.DeployModelRequest(
@@ -41,6 +42,7 @@ class Deployments:
             pool=pool,
             replicas=replicas,
             traffic_percent=traffic_percent,
+            batching=batching,
             request_id=new_request_id(),
         )
         return (await self._caller.call(self._stub.DeployModel, request)).deployment

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict, ParseError
 from interlock.registry.v1 import deployment_pb2, route_pb2
@@ -19,10 +19,18 @@ from interlock_sdk.deployments import DEFAULT_ENVIRONMENT, state_word
 from services.common.duration_text import DURATION_FORM, format_duration, parse_duration
 
 _WHOLE_BASIS_POINTS: Final = 10_000
-_PLACEMENT: Final = "MODEL_PLACEMENT_"
 
 Model = Annotated[str, typer.Argument(help="Id of the model.")]
 Environment = Annotated[str, typer.Option("--env", help="Environment.")]
+PolicyChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A field of BatchingPolicy and its value, such as max_delay=5ms, batch_sizes=1,8,64, placement=shared or "
+        "non_finite=refuse; without a value, its default. May be given several times.",
+        metavar="FIELD=VALUE",
+    ),
+]
 
 
 def deploy(
@@ -34,14 +42,16 @@ def deploy(
         float | None, typer.Option(min=0, max=100, help="Percent of the traffic once it is ready.")
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Replicas.")] = 1,
+    changes: PolicyChanges = None,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait until it is ready; 0 does not wait.")] = 60.0,
     target: Target = "",
 ) -> None:
     """Load a version and, once it is ready, give it traffic."""
+    policy = read_batching(changes)[0] if changes else None
 
     async def work(client: Client) -> deployment_pb2.Deployment:
         made = await client.deployments.create(
-            model, version, environment=env, replicas=replicas, traffic_percent=traffic
+            model, version, environment=env, replicas=replicas, traffic_percent=traffic, batching=policy
         )
         say(f"{made.name} is {state_word(made)}")
         if timeout == 0:
@@ -78,19 +88,11 @@ def deployments(
 
 def batching(
     deployment: Annotated[str, typer.Argument(help="Id of the deployment.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A field of BatchingPolicy and its value, such as max_delay=5ms, batch_sizes=1,8,64 or placement=shared; "
-            "without a value, its default. May be given several times.",
-            metavar="FIELD=VALUE",
-        ),
-    ] = None,
+    changes: PolicyChanges = None,
     target: Target = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show how a deployment's requests are joined into batches, or change it while it serves."""
+    """Show how a deployment's requests are judged and joined into batches, or change it while it serves."""
     name = f"deployments/{last_of(deployment)}"
     policy, fields = read_batching(changes or [])
 
@@ -133,7 +135,7 @@ def _batching_value(field: FieldDescriptor, text: str) -> Any:
     if field.is_repeated:
         return [part.strip() for part in text.split(",") if part.strip()]
     if field.enum_type is not None and text:
-        return f"{_PLACEMENT}{text.upper()}"
+        return f"{_prefix(field.enum_type)}{text.upper()}"
     return text
 
 
@@ -142,8 +144,13 @@ def _shown(field: FieldDescriptor, value: Any) -> str:
         return format_duration(value.ToTimedelta())
     if field.enum_type is not None:
         word = field.enum_type.values_by_number.get(value)
-        return word.name.removeprefix(_PLACEMENT).lower() if word else str(value)
+        return word.name.removeprefix(_prefix(field.enum_type)).lower() if word else str(value)
     return str(value) if isinstance(value, int) else ", ".join(map(str, value))
+
+
+def _prefix(enum: EnumDescriptor) -> str:
+    """Return what all values of an enum begin with."""
+    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
 
 
 def route(

@@ -1,6 +1,8 @@
 """A model's way from a file to answers with nothing but the command, and the files that do not get there."""
 
 import json
+import math
+import struct
 import uuid
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def test_a_file_is_registered_deployed_and_answers_by_the_open_protocol(stack: S
     name = f"doubling-{uuid.uuid4().hex[:8]}"
     file = _doubling_model(tmp_path / "doubling.onnx")
     assert f"registered models/{name}/versions/1" in stack.succeed("register", name, "--file", str(file))
-    assert "is READY" in stack.succeed("deploy", name, "1")
+    assert "is READY" in stack.succeed("deploy", name, "1", "--set", "non_finite=refuse")
     assert name in stack.succeed("models")
     body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, -2.0]}]}
     url = f"http://{stack.edge}/v2/models/{name}/infer"
@@ -48,6 +50,19 @@ def test_a_file_is_registered_deployed_and_answers_by_the_open_protocol(stack: S
     answer = httpx.post(url, json=body, timeout=10).json()
     assert answer["outputs"][0]["data"] == [3.0, -4.0]
     deployment = f"{name}-1-production"
+    head = json.dumps(
+        {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}]}
+    )
+    wrong = httpx.post(
+        url,
+        content=head.encode() + struct.pack("<2f", 1.5, math.nan),
+        headers={"inference-header-content-length": str(len(head))},
+        timeout=10,
+    )
+    assert wrong.status_code == 400
+    assert "x: want finite numbers, got NaN at [0, 1]" in wrong.json()["error"]
+    assert "refuse" in stack.succeed("batching", deployment)
+    stack.succeed("batching", deployment, "--set", "non_finite=")
     assert "defaults" in stack.succeed("batching", deployment)
     shown = stack.succeed(
         "batching", deployment, "--set", "max_delay=7ms", "--set", "batch_sizes=1,8", "--set", "max_batch_size=8"

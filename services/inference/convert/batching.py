@@ -3,7 +3,11 @@
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from interlock.registry.v1.deployment_pb2 import MODEL_PLACEMENT_INLINE, MODEL_PLACEMENT_SHARED
+from interlock.registry.v1.deployment_pb2 import (
+    MODEL_PLACEMENT_INLINE,
+    MODEL_PLACEMENT_SHARED,
+    NON_FINITE_POLICY_REFUSE,
+)
 from interlock.registry.v1.deployment_pb2 import BatchingPolicy as PolicyMessage
 
 from services.common.stamp import duration_from_proto
@@ -34,6 +38,7 @@ def batching_from_proto(message: PolicyMessage) -> BatchingPolicy:
         memory_limit_bytes=message.memory_limit_bytes,
         length_buckets=tuple(message.length_buckets),
         placement=_PLACEMENTS.get(message.placement, Placement.PROCESS),
+        refuse_non_finite=message.non_finite == NON_FINITE_POLICY_REFUSE,
     )
 
 

@@ -86,7 +86,7 @@ def data_defect(spec: TensorSpec, shape: Sequence[int], data: bytes) -> str:
     """Return what is wrong with a tensor's raw bytes, given a shape that is right, or an empty string.
 
     Floating-point NaN and infinity pass: whether a feature may be missing is the router's business, by the signature's
-    features, and a caller of raw tensors speaks to the model directly.
+    features, and a caller of raw tensors speaks to the model directly. A version's policy may refuse them (`ModelHost`).
     """
     if spec.datatype == "BOOL" and data.translate(None, b"\x00\x01"):
         return "want bytes 0 and 1, got others"

@@ -152,13 +152,18 @@ class Dispatcher:
                 self._pace.done_s = self._done_s(now)
             displaced = admit(item, self.queue, self._limits, self._pace, now)
         except ServiceError as error:
-            item.arrived = item.arrived or now
-            self._count_out(item, error, now)
+            self.turn_away(item, error)
             raise
         self.queue.add(item, now)
         if displaced:
             retry_s = max(self.queue_time_s, LEAST_RETRY_S)
             self._fail(displaced, QueueFull("the queue is full and a more critical request came", retry_s), now)
+
+    def turn_away(self, item: Item, error: ServiceError) -> None:
+        """Count a request out that `arrived` has counted and that is refused before it is queued."""
+        now = self._clock.now()
+        item.arrived = item.arrived or now
+        self._count_out(item, error, now)
 
     def cancel(self, item: Item) -> None:
         """Take a request back. Its batch-mates do not notice."""

@@ -26,6 +26,16 @@ class InvalidTensors(InvalidArgument):
         )
 
 
+class NonFiniteTensors(InvalidArgument):
+    """Numbers that are not finite, where the version's policy refuses them; each violation names the first of a tensor."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        super().__init__(
+            f"the model takes finite numbers only: {text}", reason="INVALID_TENSORS", violations=violations
+        )
+
+
 class OutputNotFound(NotFound):
     """A requested output is none of the version's."""
 

@@ -11,7 +11,8 @@ from typing import Final
 from services.common.errors import ServiceError
 from services.common.tasks import spawn
 from services.inference.domain.dispatch import Dispatcher
-from services.inference.domain.failure import ReplicaDraining, VersionNotReady
+from services.inference.domain.failure import NonFiniteTensors, ReplicaDraining, VersionNotReady
+from services.inference.domain.finite import non_finite
 from services.inference.domain.instance import MESSAGE_LIMIT_CHARS, HostParts, Instance
 from services.inference.domain.item import Item
 from services.inference.domain.lengths import fill_lengths
@@ -127,6 +128,8 @@ class ModelHost:
 
         Raises a `ServiceError` when it is refused. More rows than a batch holds run in parts.
         """
+        if self._policy.refuse_non_finite:
+            self._refuse_non_finite(item)
         if self._policy.length_buckets and self._may_fill:
             fill_lengths(item, self.spec.inputs, self._policy.length_buckets)
         if item.rows <= self.max_batch_size:
@@ -191,6 +194,13 @@ class ModelHost:
             return
         if policy == self._policy:
             self.dispatcher.set_policy(policy)
+
+    def _refuse_non_finite(self, item: Item) -> None:
+        found = non_finite(item, self.spec.inputs)
+        if found:
+            error = NonFiniteTensors(found)
+            self.dispatcher.turn_away(item, error)
+            raise error
 
     def _submit_parts(self, item: Item) -> None:
         sink = PartsSink(item, self.spec.outputs, self.dispatcher.cancel)

@@ -106,6 +106,8 @@ class BatchingPolicy:
     """Row lengths to which variable dimensions are filled up; empty: none."""
     placement: Placement = Placement.PROCESS
     """Where the model should run."""
+    refuse_non_finite: bool = False
+    """Whether a request with NaN or an infinity in its tensors is refused."""
 
     def sizes(self) -> tuple[int, ...]:
         """Return the batch sizes to warm and to measure: the allowed ones, or powers of two up to the largest."""

@@ -97,9 +97,16 @@ class ModelPlacement(Enum):
     SHARED = "SHARED"
 
 
+class NonFinitePolicy(Enum):
+    """What happens to a request with NaN or an infinity in its tensors."""
+
+    PASS = "PASS"  # noqa: S105 - a word of the contract
+    REFUSE = "REFUSE"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
-    """How requests are joined into batches and processes are kept; 0, empty and None mean the default of inference."""
+    """How requests are joined into batches, processes kept and values judged; 0, empty and None mean inference's default."""
 
     max_batch_size: int = 0
     max_delay: timedelta | None = None
@@ -113,6 +120,7 @@ class Batching:
     memory_limit_bytes: int = 0
     length_buckets: tuple[int, ...] = ()
     placement: ModelPlacement | None = None
+    non_finite: NonFinitePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

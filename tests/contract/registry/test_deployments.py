@@ -17,6 +17,7 @@ from interlock.registry.v1.deployment_pb2 import (
     DEVICE_CLASS_CPU,
     DEVICE_CLASS_GPU,
     MODEL_PLACEMENT_INLINE,
+    NON_FINITE_POLICY_REFUSE,
     BatchingPolicy,
     Deployment,
 )
@@ -67,6 +68,7 @@ async def test_a_version_is_deployed_as_wanted(fraud: Registry) -> None:
         memory_limit_bytes=1 << 30,
         length_buckets=[32, 64],
         placement=MODEL_PLACEMENT_INLINE,
+        non_finite=NON_FINITE_POLICY_REFUSE,
     )
     deployment = await fraud.deploy(
         "best",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from inference import grpc_service_pb2 as oip
 from interlock.inference.v1 import inference_service_pb2 as pb
+from interlock.registry.v1.deployment_pb2 import NON_FINITE_POLICY_REFUSE
 
 from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
@@ -171,6 +173,41 @@ async def test_texts_are_walked_and_must_be_texts(running: Running, registry: Fa
     response = await running.infer(made(b"\x03\x00\x00\x00abc"))
     assert list(response.raw_output_contents) == [b"\x03\x00\x00\x00abc", number]
     assert (await running.statistics("text")).execution_count == 1
+
+
+async def test_numbers_that_are_none_are_refused_where_the_policy_says_so(
+    running: Running, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle(max_batch_size=4, non_finite=NON_FINITE_POLICY_REFUSE)
+    await running.ready("oracle/1")
+    rows = np.ones((6, 2), "<f4")
+    rows[5, 1] = np.inf
+    for bad, text in [
+        (request(contents={"fp32_contents": [1, np.nan]}), "want finite numbers, got NaN at [0, 1]"),
+        # More than a batch holds: it would run in parts.
+        (request(shape=(6, 2), raw=[rows.tobytes()]), "want finite numbers, got infinity at [5, 1]"),
+    ]:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await running.infer(bad)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert details(refused.value)[1:] == ("INVALID_TENSORS", [text])
+        assert refused.value.details() == f"the model takes finite numbers only: x: {text}"
+    async with open_stream(running.own, "oracle", "1") as stream:
+        before, failed, after = await stream.infer(rows[:2], rows[4:], rows[:1])
+    assert (before, after) == (np.full((2, 2), 3, "<f4").tobytes(), np.full((1, 2), 3, "<f4").tobytes())
+    assert (failed.code, failed.reason) == (3, "INVALID_TENSORS")
+    assert "got infinity at [1, 1]" in str(failed)
+    statistics = await running.statistics("oracle")
+    assert (statistics.inference_stats.success.count, statistics.inference_stats.fail.count) == (2, 3)
+    # Changed while it serves.
+    put_oracle(max_batch_size=4)
+    answer = None
+    async with asyncio.timeout(10):
+        while answer is None:
+            with suppress(grpc.aio.AioRpcError):
+                answer = await running.infer(request(shape=(6, 2), raw=[rows.tobytes()]))
+            await asyncio.sleep(0.02)
+    assert answer.raw_output_contents[0] == (rows * 2 + 1).tobytes()
 
 
 def message(**changes: Any) -> pb.InferBatch:

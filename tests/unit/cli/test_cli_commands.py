@@ -88,13 +88,14 @@ def test_weights_that_make_no_split_are_refused(text: str, message: str) -> None
 
 def test_a_policy_is_read_field_by_field() -> None:
     policy, fields = read_batching(
-        ["max_delay=5ms", "batch_sizes=1,8", "placement=shared", "ageing=", "max_batch_size=8"]
+        ["max_delay=5ms", "batch_sizes=1,8", "placement=shared", "ageing=", "max_batch_size=8", "non_finite=refuse"]
     )
     assert policy.max_delay.ToMilliseconds() == 5
     assert (list(policy.batch_sizes), policy.max_batch_size) == ([1, 8], 8)
     assert policy.placement == deployment_pb2.MODEL_PLACEMENT_SHARED
     assert not policy.HasField("ageing")
-    assert fields == ["max_delay", "batch_sizes", "placement", "ageing", "max_batch_size"]
+    assert policy.non_finite == deployment_pb2.NON_FINITE_POLICY_REFUSE
+    assert fields == ["max_delay", "batch_sizes", "placement", "ageing", "max_batch_size", "non_finite"]
     for wrong in ("colour=red", "max_delay=5", "max_batch_size=many", "placement=elsewhere", "batch_sizes=a"):
         with pytest.raises(CommandFailed, match="--set: "):
             read_batching([wrong])

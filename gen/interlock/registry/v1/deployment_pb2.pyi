@@ -65,6 +65,34 @@ process ended for the second time within an hour gets a process of its own until
 """
 Global___ModelPlacement: _TypeAlias = ModelPlacement  # noqa: Y015
 
+class _NonFinitePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NonFinitePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NonFinitePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NON_FINITE_POLICY_UNSPECIFIED: _NonFinitePolicy.ValueType  # 0
+    """Not given: as PASS."""
+    NON_FINITE_POLICY_PASS: _NonFinitePolicy.ValueType  # 1
+    """The model gets them. Right for models that take NaN for a missing value, as boosted trees do."""
+    NON_FINITE_POLICY_REFUSE: _NonFinitePolicy.ValueType  # 2
+    """The request is refused with INVALID_ARGUMENT (INVALID_TENSORS), which names the first of them in each tensor; requests
+    beside it are not disturbed. The same through every door.
+    """
+
+class NonFinitePolicy(_NonFinitePolicy, metaclass=_NonFinitePolicyEnumTypeWrapper):
+    """Says what happens to numbers that are none: NaN and the infinities. May receive new values."""
+
+NON_FINITE_POLICY_UNSPECIFIED: NonFinitePolicy.ValueType  # 0
+"""Not given: as PASS."""
+NON_FINITE_POLICY_PASS: NonFinitePolicy.ValueType  # 1
+"""The model gets them. Right for models that take NaN for a missing value, as boosted trees do."""
+NON_FINITE_POLICY_REFUSE: NonFinitePolicy.ValueType  # 2
+"""The request is refused with INVALID_ARGUMENT (INVALID_TENSORS), which names the first of them in each tensor; requests
+beside it are not disturbed. The same through every door.
+"""
+Global___NonFinitePolicy: _TypeAlias = NonFinitePolicy  # noqa: Y015
+
 class _DeploymentState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -241,8 +269,9 @@ Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
 
 @_typing.final
 class BatchingPolicy(_message.Message):
-    """Says how requests are joined into batches, and how the version's processes are kept. Changes take effect without a
-    reload (UpdateDeployment). Where two deployments give one version to one pool, the first by name gives the policy.
+    """Says how requests are joined into batches, how the version's processes are kept, and which values reach the model.
+    Changes take effect without a reload (UpdateDeployment). Where two deployments give one version to one pool, the first
+    by name gives the policy.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -259,6 +288,7 @@ class BatchingPolicy(_message.Message):
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     LENGTH_BUCKETS_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    NON_FINITE_FIELD_NUMBER: _builtins.int
     max_batch_size: _builtins.int
     """Most rows in a batch. 0 = default, 64. 1 turns batching off. At most 8,192."""
     max_queue_rows: _builtins.int
@@ -273,6 +303,10 @@ class BatchingPolicy(_message.Message):
     """
     placement: Global___ModelPlacement.ValueType
     """Where the model runs."""
+    non_finite: Global___NonFinitePolicy.ValueType
+    """What happens to a request whose input tensors hold NaN or an infinity. Where it is REFUSE, a null that the signature
+    makes a NaN is refused too.
+    """
     @_builtins.property
     def max_delay(self) -> _duration_pb2.Duration:
         """Longest wait for more requests. Absent: 2 ms. At most 1 s. A lone request never waits."""
@@ -323,10 +357,11 @@ class BatchingPolicy(_message.Message):
         memory_limit_bytes: _builtins.int = ...,
         length_buckets: _abc.Iterable[_builtins.int] | None = ...,
         placement: Global___ModelPlacement.ValueType = ...,
+        non_finite: Global___NonFinitePolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ageing", b"ageing", "latency_target", b"latency_target", "max_batch_time", b"max_batch_time", "max_delay", b"max_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ageing", b"ageing", "batch_sizes", b"batch_sizes", "instances", b"instances", "latency_target", b"latency_target", "length_buckets", b"length_buckets", "max_batch_size", b"max_batch_size", "max_batch_time", b"max_batch_time", "max_delay", b"max_delay", "max_queue_bytes", b"max_queue_bytes", "max_queue_rows", b"max_queue_rows", "memory_limit_bytes", b"memory_limit_bytes", "placement", b"placement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ageing", b"ageing", "batch_sizes", b"batch_sizes", "instances", b"instances", "latency_target", b"latency_target", "length_buckets", b"length_buckets", "max_batch_size", b"max_batch_size", "max_batch_time", b"max_batch_time", "max_delay", b"max_delay", "max_queue_bytes", b"max_queue_bytes", "max_queue_rows", b"max_queue_rows", "memory_limit_bytes", b"memory_limit_bytes", "non_finite", b"non_finite", "placement", b"placement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
