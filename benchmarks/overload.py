@@ -2,7 +2,7 @@
 
     python -m benchmarks.overload            writes benchmarks/results/overload.md
 
-One inference process and its model process on core 0, the load on core 1, over the coalescing stream that a router uses.
+One inference process and its model process on core 0, the load on core 1, over the stream of frames that a router uses.
 The model takes the same time whatever the rows (a loop of ONNX, about 20 ms), batches of at most 8, deadline 300 ms, one
 row a request, Poisson arrivals that never wait for an answer. A tenth of the requests is critical, three tenths are
 sheddable. Capacity is measured before each cell, closed loop with 64 in flight. Good means: the right answer, inside the
@@ -33,6 +33,8 @@ from inference import statistics_pb2
 from interlock.inference.v1 import inference_service_pb2 as pb
 from interlock.inference.v1 import inference_service_pb2_grpc as rpc
 
+from services.common.frames import FrameLink
+from services.common.logs import configure_logs
 from services.common.settings import PORTS
 from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
@@ -45,7 +47,9 @@ DEADLINE_S = 0.3
 BATCH_S = 0.02
 MAX_BATCH = 8
 IN_FLIGHT = 64
+# A router gathers for so long.
 TICK_S = 0.002
+LIMIT_BYTES = 32 << 20
 RATIOS = (0.8, 2.0, 10.0)
 LEVELS = {"critical": pb.CRITICALITY_CRITICAL, "default": pb.CRITICALITY_DEFAULT, "sheddable": pb.CRITICALITY_SHEDDABLE}
 MIX = ("critical", *("default",) * 6, *("sheddable",) * 3)
@@ -65,17 +69,46 @@ class Tally:
 
 
 class Client:
-    """One stream; requests are told apart by their id, answers by their value."""
+    """One stream as frames; requests are told apart by their id, answers by their value."""
 
-    def __init__(self, call: Any, turns: int) -> None:
-        self._call = call
+    def __init__(self, turns: int) -> None:
+        self.link = FrameLink(self, LIMIT_BYTES)
+        self.ready = asyncio.Event()
+        """Set once the stream is open."""
+        self.over = asyncio.Event()
         self._turns = turns
         self._waiting: dict[int, tuple[float, str, asyncio.Future[None] | None]] = {}
         self._next = 1
         self._changed = asyncio.Event()
         self.tally = Tally()
 
-    async def send(self, levels: Sequence[str], done: Sequence["asyncio.Future[None] | None"]) -> None:
+    def opened(self) -> None:
+        """Open the stream."""
+        opening = pb.InferOpen(model="looper", version="1", client_id="overload")
+        self.link.send(pb.CoalescedInferRequest(open=opening).SerializeToString())
+
+    def received(self, message: bytes) -> None:
+        """Take what came of some requests."""
+        response = pb.CoalescedInferResponse.FromString(message)
+        if response.HasField("results"):
+            self._take(response.results)
+        elif response.HasField("opened"):
+            self.ready.set()
+        else:
+            raise SystemExit(f"the stream ends: {response}")
+
+    def read_all(self) -> None:
+        """Nothing more comes."""
+        self.link.close()
+
+    def room(self) -> None:
+        """The server reads again; this load does not ask whether it does."""
+
+    def ended(self, error: Exception | None) -> None:
+        """The connection is gone."""
+        self.over.set()
+
+    def send(self, levels: Sequence[str], done: Sequence["asyncio.Future[None] | None"]) -> None:
         """Send requests in one message. Each asks for another number of turns, so that each answer is its own."""
         batch, now, values = pb.InferBatch(), time.perf_counter(), []
         for level, future in zip(levels, done, strict=True):
@@ -89,21 +122,20 @@ class Client:
             values.append(self._turns + ident % 16)
         data = np.array(values, "<i8").tobytes()
         batch.tensors.add(name="x", data_type=9, shape=[len(values), 1], data=data)
-        await self._call.write(pb.CoalescedInferRequest(batch=batch))
+        self.link.send(pb.CoalescedInferRequest(batch=batch).SerializeToString())
 
-    async def read(self) -> None:
-        while (message := await self._call.read()) is not grpc.aio.EOF:
-            now, results = time.perf_counter(), message.results
-            for failure in results.failures:
-                sent, level, future = self._waiting.pop(failure.id)
-                self._refused(failure.error, now - sent)
-                _settle(future)
-            values = np.frombuffer(results.tensors[0].data, "<i8").tolist() if results.tensors else []
-            for ident, value in zip(results.ids, values, strict=True):
-                sent, level, future = self._waiting.pop(ident)
-                self._answered(level, value == self._turns + ident % 16, now - sent)
-                _settle(future)
-            self._changed.set()
+    def _take(self, results: pb.InferResults) -> None:
+        now = time.perf_counter()
+        for failure in results.failures:
+            sent, level, future = self._waiting.pop(failure.id)
+            self._refused(failure.error, now - sent)
+            _settle(future)
+        values = np.frombuffer(results.tensors[0].data, "<i8").tolist() if results.tensors else []
+        for ident, value in zip(results.ids, values, strict=True):
+            sent, level, future = self._waiting.pop(ident)
+            self._answered(level, value == self._turns + ident % 16, now - sent)
+            _settle(future)
+        self._changed.set()
 
     def _refused(self, status: Any, seconds: float) -> None:
         name = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -159,8 +191,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each cell")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     psutil.Process().cpu_affinity([LOAD])
+    configure_logs("overload", form="console", level="warning")
     load_before = os.getloadavg()[0]
     cells = uvloop.run(measure_all(arguments.seconds, arguments.rounds))
     write(cells, arguments, load_before)
@@ -172,10 +206,11 @@ async def measure_all(seconds: float, rounds: int) -> list[Cell]:
     cells = []
     try:
         async with registry.listening() as address, inference(state, address) as channel:
-            turns = await calibrate(registry, channel)
+            frames = await deploy(registry, channel)
+            turns = await calibrate(frames)
             for _ in range(rounds):
                 for ratio in RATIOS:
-                    cells.append(await cell(channel, turns, ratio, seconds))
+                    cells.append(await cell(channel, frames, turns, ratio, seconds))
                     print(cells[-1].line(), flush=True)
     finally:
         shutil.rmtree(state, ignore_errors=True)
@@ -205,8 +240,8 @@ async def inference(state: Path, registry_address: str) -> AsyncIterator[grpc.ai
         await process.wait()
 
 
-async def calibrate(registry: FakeRegistry, channel: grpc.aio.Channel) -> int:
-    """Deploys the model and gives the turns of its loop that take about 20 ms."""
+async def deploy(registry: FakeRegistry, channel: grpc.aio.Channel) -> str:
+    """Deploys the model and gives the path of the socket for frames."""
     integers = [spec("x", "INT64", 1)], [spec("y", "INT64", 1)]
     registry.put_version("looper/1", {"model.onnx": models.looper()}, *integers)
     registry.deploy("looper", "looper/1", max_batch_size=MAX_BATCH)
@@ -215,28 +250,30 @@ async def calibrate(registry: FakeRegistry, channel: grpc.aio.Channel) -> int:
         if any(version.state == pb.LOAD_STATE_READY for version in message.versions):
             break
     states.cancel()
+    return str(message.frames_address.removeprefix("unix:"))
+
+
+async def calibrate(frames: str) -> int:
+    """Gives the turns of the model's loop that take about 20 ms."""
     turns = 1_000
     for _ in range(5):
-        async with stream(channel, turns) as client:
+        async with stream(frames, turns) as client:
             rate = await closed_loop(client, 1, 0.5)
         turns = int(turns * BATCH_S * rate) or 1
     return turns
 
 
 @asynccontextmanager
-async def stream(channel: grpc.aio.Channel, turns: int) -> AsyncIterator[Client]:
-    call = rpc.InferenceServiceStub(channel).CoalescedInfer()
-    await call.write(pb.CoalescedInferRequest(open=pb.InferOpen(model="looper", version="1", client_id="overload")))
-    await call.read()
-    client = Client(call, turns)
-    reading = asyncio.ensure_future(client.read())
+async def stream(frames: str, turns: int) -> AsyncIterator[Client]:
+    client = Client(turns)
+    await asyncio.get_running_loop().create_unix_connection(lambda: client.link, frames)
     try:
+        await client.ready.wait()
         yield client
         await client.settle()
     finally:
-        reading.cancel()
-        call.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        client.link.abort()
+        await client.over.wait()
 
 
 async def closed_loop(client: Client, in_flight: int, seconds: float) -> float:
@@ -253,16 +290,16 @@ async def closed_loop(client: Client, in_flight: int, seconds: float) -> float:
         futures = [loop.create_future() for _ in range(count)]
         for future in futures:
             future.add_done_callback(lambda _: free.put_nowait(None))
-        await client.send(["critical"] * count, futures)
+        client.send(["critical"] * count, futures)
     return sum(client.tally.good.values()) / seconds
 
 
-async def cell(channel: grpc.aio.Channel, turns: int, ratio: float, seconds: float) -> Cell:
-    async with stream(channel, turns) as client:
+async def cell(channel: grpc.aio.Channel, frames: str, turns: int, ratio: float, seconds: float) -> Cell:
+    async with stream(frames, turns) as client:
         capacity = await closed_loop(client, IN_FLIGHT, 4.0)
     before = await executed(channel)
     chance = random.Random(7)
-    async with stream(channel, turns) as client:
+    async with stream(frames, turns) as client:
         started = time.perf_counter()
         due = started
         while (now := time.perf_counter()) < started + seconds:
@@ -271,7 +308,7 @@ async def cell(channel: grpc.aio.Channel, turns: int, ratio: float, seconds: flo
                 levels.append(chance.choice(MIX))
                 due += chance.expovariate(ratio * capacity)
             if levels:
-                await client.send(levels, [None] * len(levels))
+                client.send(levels, [None] * len(levels))
             await asyncio.sleep(TICK_S)
         await client.settle()
         tally = client.tally
@@ -292,7 +329,7 @@ def _ms(seconds: Sequence[float], percent: float) -> float:
 
 
 def write(cells: Sequence[Cell], arguments: argparse.Namespace, load_before: float) -> None:
-    RESULT.write_text(
+    arguments.output.write_text(
         f"""# Overload of inference alone
 
 `python -m benchmarks.overload --seconds {arguments.seconds:g} --rounds {arguments.rounds}`, {time.strftime("%Y-%m-%d")}, {os.cpu_count()} processors,

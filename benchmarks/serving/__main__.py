@@ -9,7 +9,6 @@ good, the server's count of good calls equals the load's, and the sampled answer
 """
 
 import argparse
-import contextlib
 import json
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.serving.loading import Cell, Loader, LoadFailed
+from benchmarks.serving.loading import Loader, LoadFailed
 from benchmarks.serving.models import CNN, MLP, MODELS, TABULAR
 from benchmarks.serving.report import FORMS, PROCESSES, ROUTER, WORKLOADS, Measured, Run, Workload, report
 from benchmarks.serving.servers import OURS, RIVALS, SEVERAL, TEST_CORE, Server, all_servers
@@ -84,10 +83,10 @@ def _measure(loader: Loader, servers: dict[str, Server], key: tuple[str, str, in
     assert ask is not None
     try:
         loader.run(server.port, ask, level, _WARM_UP_S)
-        before, cpu_before = _settled_count(server), _cpu_s(server)
+        before, cpu_before = server.settled_count(), server.cpu_s()
         cell = loader.run(server.port, ask, level, run.seconds)
-        cpu_s = _cpu_s(server) - cpu_before
-        _compare_counts(server, before, cell)
+        cpu_s = server.cpu_s() - cpu_before
+        server.compare_count(before, cell)
     except LoadFailed as error:
         run.failures[f"{name}, {asked}, {level} in flight"] = str(error)
         print(f"{name:12} {asked:28} {level:4}  FAILED: {error}", flush=True)
@@ -97,40 +96,6 @@ def _measure(loader: Loader, servers: dict[str, Server], key: tuple[str, str, in
     )
     print(f"{name:12} {asked:28} {level:4} {found.per_second:10,.0f}/s  p50 {found.p50_ms:8.2f}  p99 {found.p99_ms:8.2f}  cpu {found.cpu_us:7.0f} us", flush=True)  # fmt: skip
     return found
-
-
-def _settled_count(server: Server) -> int:
-    """The server's count once it has come to rest: Triton counts after it has answered."""
-    if server.ok_count is None:
-        return 0
-    before, count = -1, server.ok_count()
-    while count != before:
-        time.sleep(0.05)
-        before, count = count, server.ok_count()
-    return count
-
-
-def _compare_counts(server: Server, before: int, cell: Cell) -> None:
-    """The server's count of good calls must be the load's; it may come a moment after the answer."""
-    if server.ok_count is None:
-        return
-    end = time.monotonic() + 3
-    while (counted := server.ok_count() - before) != cell.ok_count:
-        if time.monotonic() > end:
-            raise LoadFailed(f"the load counts {cell.ok_count} good calls, the server {counted}")
-        time.sleep(0.05)
-
-
-def _cpu_s(server: Server) -> float:
-    """Processor time of the server's processes so far; the scheduler's own count, as ticks are too coarse."""
-    total = 0
-    for process in server.processes:
-        root = psutil.Process(process.pid)
-        for one in (root, *root.children(recursive=True)):
-            for thread in Path(f"/proc/{one.pid}/task").glob("*/schedstat"):
-                with contextlib.suppress(OSError):
-                    total += int(thread.read_text().split()[0])
-    return total / 1e9
 
 
 def _floors(seconds: float) -> dict[str, dict[str, float]]:

@@ -1,6 +1,9 @@
-/* A closed-loop load of distinct requests over HTTP/2 (prior knowledge) or HTTP/1.1, cheaper than any server under test.
+/* A load of distinct requests over HTTP/2 (prior knowledge) or HTTP/1.1, cheaper than any server under test.
  *
- *   load PORT h2|h1 IN_FLIGHT CONNECTIONS SECONDS REQUESTS HEADERS OUT SAMPLE_EVERY
+ *   load PORT h2|h1 IN_FLIGHT CONNECTIONS SECONDS REQUESTS HEADERS OUT SAMPLE_EVERY [RATE]
+ *
+ * Closed loop: IN_FLIGHT calls always. With RATE (h2 only) open loop: so many a second on average, as chance has it (Poisson),
+ * whatever is answered; latencies count from when a call was due. Beyond IN_FLIGHT it waits here, which is in its latency.
  *
  * REQUESTS: count, then each request as size and bytes (u32, little-endian): for h2 a body, for h1 everything from the
  * request line on. HEADERS (h2 only): one HPACK block for all requests. SECONDS 0: every request once.
@@ -10,6 +13,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
@@ -57,7 +61,7 @@ typedef struct {
 static unsigned char **requests;
 static uint32_t *sizes, request_count, next_request, row_limit;
 static Bytes header_block;
-static double stop_at, *latencies;
+static double stop_at, rate, due_at, *latencies;
 static size_t latency_count, latency_room;
 static uint64_t failed, sent_count;
 static struct { unsigned char at[1024]; size_t size; uint64_t count; } blocks[BLOCKS];
@@ -85,7 +89,7 @@ static void frame(Link *l, int kind, int flags, uint32_t id, const void *from, s
   put(&l->out, head, 9);
   put(&l->out, from, size);
 }
-static int more(void) { return row_limit ? sent_count < row_limit : now() < stop_at; }
+static int more(void) { return row_limit ? sent_count < row_limit : (rate > 0 ? due_at : now()) < stop_at; }
 
 static void finish(Link *l, Stream *s, int ok) {
   if (ok) {
@@ -143,7 +147,7 @@ static void start(Link *l) {
   s->window = l->first_window;
   sent_count++;
   l->in_flight++;
-  s->began = now();
+  s->began = rate > 0 ? due_at : now();
   if (h1) { put(&l->out, requests[s->row], sizes[s->row]); return; }
   frame(l, HEADERS, 0x4, s->id, header_block.at, header_block.size);
   pump_body(l, s);
@@ -165,8 +169,23 @@ static void flush_out(Link *l) {
   }
 }
 static void fill(Link *l) {
-  while (l->in_flight < in_flight_per_link && more()) start(l);
+  while (rate <= 0 && l->in_flight < in_flight_per_link && more()) start(l);
   flush_out(l);
+}
+/* Open loop: start what is due, on one link after the other; returns the milliseconds until the next one is. */
+static double start_due(Link **links, int connections) {
+  static int turn;
+  double at = now();
+  while (more() && due_at <= at) {
+    int tried = 0;
+    while (tried < connections && links[turn]->in_flight >= in_flight_per_link) turn = (turn + 1) % connections, tried++;
+    if (tried == connections) return 10000;
+    start(links[turn]);
+    turn = (turn + 1) % connections;
+    due_at -= log(1 - drand48()) / rate;
+  }
+  for (int i = 0; i < connections; i++) flush_out(links[i]);
+  return more() ? (due_at - at) * 1e3 : 10000;
 }
 static int count_block(const unsigned char *at, size_t size) {
   for (int i = 0; i < block_count; i++)
@@ -317,10 +336,11 @@ static Bytes whole_file(const char *path) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 10) die("usage: see the top of load.c");
+  if (argc != 10 && argc != 11) die("usage: see the top of load.c");
   int port = atoi(argv[1]), in_flight = atoi(argv[3]), connections = atoi(argv[4]);
   h1 = !strcmp(argv[2], "h1");
   double seconds = atof(argv[5]);
+  rate = argc == 11 ? atof(argv[10]) : 0;
   Bytes file = whole_file(argv[6]);
   if (!h1) header_block = whole_file(argv[7]);
   sample_every = atoi(argv[9]);
@@ -342,7 +362,7 @@ int main(int argc, char **argv) {
   Link **links = calloc(connections, sizeof *links);
   for (int i = 0; i < connections; i++) links[i] = open_link(port);
   row_limit = seconds > 0 ? 0 : request_count;
-  double began = now();
+  double began = due_at = now();
   stop_at = began + seconds;
   for (int i = 0; i < connections; i++) fill(links[i]);
   struct epoll_event events[64];
@@ -350,8 +370,11 @@ int main(int argc, char **argv) {
     int open = 0;
     for (int i = 0; i < connections; i++) open += links[i]->in_flight;
     if (!open && !more()) break;
-    int n = epoll_wait(epoll_fd, events, 64, 10000);
-    if (n == 0) die("no answer for 10 s");
+    double wait_ms = rate > 0 ? start_due(links, connections) : 10000;
+    if (wait_ms < 0) wait_ms = 0;
+    struct timespec wait = {wait_ms / 1e3, fmod(wait_ms, 1e3) * 1e6};
+    int n = epoll_pwait2(epoll_fd, events, 64, &wait, 0);
+    if (n == 0 && wait_ms == 10000) die("no answer for 10 s");
     for (int i = 0; i < n; i++) {
       Link *l = events[i].data.ptr;
       if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) receive(l);

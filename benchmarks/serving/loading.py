@@ -55,18 +55,21 @@ class Loader:
         self._folder = folder
         self._connections = connections
         self._program = folder / "load"
-        command = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(self._program), str(HERE / "load.c")]
+        command = ["cc", "-O2", "-D_GNU_SOURCE", "-o", str(self._program), str(HERE / "load.c"), "-lm"]
         subprocess.run(command, check=True)
         self._written: dict[int, tuple[Asks, Path]] = {}
 
-    def run(self, port: int, asks: Asks, in_flight: int, seconds: float) -> Cell:
-        """Run for some seconds; raises LoadFailed when a call failed or a sampled answer is not the model's."""
+    def run(self, port: int, asks: Asks, in_flight: int, seconds: float, rate: float = 0.0) -> Cell:
+        """Run for some seconds; raises LoadFailed when a call failed or a sampled answer is not the model's.
+
+        With a rate so many calls a second begin, whatever is answered, and at most `in_flight` are out.
+        """
         requests = self._file_of(asks)
         out = self._folder / "out"
         connections = min(in_flight, self._connections)
         command = [
             "taskset", "-c", str(LOAD_CORE), str(self._program), str(port), asks.protocol, str(in_flight), str(connections),
-            f"{seconds:.3f}", str(requests), f"{requests}.headers", str(out), "37",
+            f"{seconds:.3f}", str(requests), f"{requests}.headers", str(out), "37", f"{rate:.3f}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
         if done.returncode:

@@ -1,6 +1,7 @@
 """Everything under test, as processes on core 0: ours in four shapes, Triton, mosec, and a server by hand."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from interlock.registry.v1.model_version_pb2 import RUNTIME_ONNX, ModelFile, ModelVersion
 from interlock.types.v1.signature_pb2 import (
     FEATURE_TYPE_DOUBLE,
@@ -26,6 +28,7 @@ from interlock.types.v1.signature_pb2 import (
 )
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_FP32, TensorSpec
 
+from benchmarks.serving.loading import Cell, LoadFailed
 from benchmarks.serving.models import MODELS, TABULAR, Model
 from benchmarks.serving.rivals.install import environment
 from interlock_sdk.client import Client, connect
@@ -53,6 +56,39 @@ class Server:
     port: int
     ok_count: Callable[[], int] | None
     processes: Sequence[subprocess.Popen[bytes]] = field(default_factory=list)
+    metrics: Sequence[str] = ()
+    """Where our services tell their own figures."""
+
+    def settled_count(self) -> int:
+        """Return the server's count once it has come to rest: Triton counts after it has answered."""
+        if self.ok_count is None:
+            return 0
+        before, count = -1, self.ok_count()
+        while count != before:
+            time.sleep(0.05)
+            before, count = count, self.ok_count()
+        return count
+
+    def compare_count(self, before: int, cell: Cell) -> None:
+        """Raise LoadFailed unless the server's count of good calls is the load's; it may come a moment late."""
+        if self.ok_count is None:
+            return
+        end = time.monotonic() + 3
+        while (counted := self.ok_count() - before) != cell.ok_count:
+            if time.monotonic() > end:
+                raise LoadFailed(f"the load counts {cell.ok_count} good calls, the server {counted}")
+            time.sleep(0.05)
+
+    def cpu_s(self) -> float:
+        """Return the processor time of its processes so far; the scheduler's own count, as ticks are too coarse."""
+        total = 0
+        for process in self.processes:
+            root = psutil.Process(process.pid)
+            for one in (root, *root.children(recursive=True)):
+                for thread in Path(f"/proc/{one.pid}/task").glob("*/schedstat"):
+                    with contextlib.suppress(OSError):
+                        total += int(thread.read_text().split()[0])
+        return total / 1e9
 
 
 class Machine:
@@ -89,16 +125,26 @@ class Machine:
 
 @contextmanager
 def all_servers(
-    folder: Path, wanted: Sequence[str], cores: str, scheduling: str = "normal"
+    folder: Path,
+    wanted: Sequence[str],
+    cores: str,
+    scheduling: str = "normal",
+    *,
+    models: Sequence[Model] = MODELS,
+    entries: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[dict[str, Server], dict[str, str]]]:
-    """Give the servers by name, and why those that are missing do not run."""
+    """Give the servers by name, and why those that are missing do not run.
+
+    Ours hold `models`; `entries` names what runs instead of a service's own module, and its arguments.
+    """
     servers: dict[str, Server] = {}
     missing: dict[str, str] = {}
     with ExitStack() as opened:
         machine = Machine(folder, cores)
         opened.callback(machine.close)
         if any(name in (*OURS, *SEVERAL) for name in wanted):
-            servers |= {name: one for name, one in _ours(machine, folder, wanted, scheduling).items() if name in wanted}
+            ours = _ours(machine, folder, wanted, scheduling, models=models, entries=entries or {})
+            servers |= {name: one for name, one in ours.items() if name in wanted}
         for name, start in RIVALS.items():
             if name not in wanted:
                 continue
@@ -113,7 +159,15 @@ OURS = ("router + inference, envoy", "router + inference, grpcio", "inference, e
 SEVERAL = ("router + inference, envoy, 2 processes", "inference, envoy, 2 processes")
 
 
-def _ours(machine: Machine, folder: Path, wanted: Sequence[str], scheduling: str) -> dict[str, Server]:
+def _ours(
+    machine: Machine,
+    folder: Path,
+    wanted: Sequence[str],
+    scheduling: str,
+    *,
+    models: Sequence[Model],
+    entries: Mapping[str, Sequence[str]],
+) -> dict[str, Server]:
     """Start a registry, a replica of inference behind each door, and a router of each door before the grpcio replica."""
     offsets = [free_offset() for _ in range(6)]
     registry = f"127.0.0.1:{PORTS['registry'] + offsets[0]}"
@@ -131,7 +185,8 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str], scheduling: str
             "INTERLOCK_PORT_OFFSET": str(offset),
             "INTERLOCK_DOOR": door,
         }
-        return machine.start(name, [sys.executable, "-m", f"services.{module}"], **common, **state, **more)
+        entry = entries.get(module, [f"services.{module}"])
+        return machine.start(name, [sys.executable, "-m", *entry], **common, **state, **more)
 
     run("registry", "registry", "grpcio", offsets[0])
     grpcio = run("inference-grpcio", "inference", "grpcio", offsets[0])
@@ -142,10 +197,16 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str], scheduling: str
         two = run("inference-2", "inference", "envoy", offsets[4], INTERLOCK_INFERENCE_PROCESSES="2")
         replicas[SEVERAL[1]] = (two, offsets[4])
     _wait_for_port("registry", machine, registry)
-    asyncio.run(_publish(registry, len(replicas)))
+    asyncio.run(_publish(registry, len(replicas), models))
     pools = {"INTERLOCK_POOLS": json.dumps({"default": [f"127.0.0.1:{PORTS['inference'] + offsets[0]}"]})}
     found = {
-        name: Server(name, PORTS["inference"] + offset, _interlock_count("inference", offset), [process])
+        name: Server(
+            name,
+            PORTS["inference"] + offset,
+            _interlock_count("inference", offset),
+            [process],
+            [_metrics_url("inference", offset)],
+        )
         for name, (process, offset) in replicas.items()
     }
     routers = (
@@ -158,7 +219,10 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str], scheduling: str
             process = run(
                 f"router-{door}-{processes}", "router", door, offset, INTERLOCK_ROUTER_PROCESSES=processes, **pools
             )
-            found[name] = Server(name, PORTS[port_of] + offset, _interlock_count("router", offset), [process, grpcio])
+            metrics = [_metrics_url("router", offset), _metrics_url("inference", offsets[0])]
+            found[name] = Server(
+                name, PORTS[port_of] + offset, _interlock_count("router", offset), [process, grpcio], metrics
+            )
     at = {name: offset for name, (_, offset) in replicas.items()} | {name: offset for name, _, _, offset, _ in routers}
     for name in found:
         service = "router" if name.startswith("router") else "inference"
@@ -166,9 +230,9 @@ def _ours(machine: Machine, folder: Path, wanted: Sequence[str], scheduling: str
     return found
 
 
-async def _publish(registry: str, replicas: int) -> None:
+async def _publish(registry: str, replicas: int, models: Sequence[Model]) -> None:
     async with connect(registry, timeout_s=60) as client:
-        for model in MODELS:
+        for model in models:
             await _deploy(client, model, replicas)
 
 
@@ -192,8 +256,12 @@ async def _deploy(client: Client, model: Model, replicas: int) -> None:
     await client.deployments.wait_until_ready(deployment.name, timeout_s=_READY_S)
 
 
+def _metrics_url(service: str, offset: int) -> str:
+    return f"http://127.0.0.1:{PORTS[service] + METRICS_PORT_STEP + offset}/metrics"
+
+
 def _interlock_count(service: str, offset: int) -> Callable[[], int]:
-    url = f"http://127.0.0.1:{PORTS[service] + METRICS_PORT_STEP + offset}/metrics"
+    url = _metrics_url(service, offset)
 
     def count() -> int:
         found = _samples(url, f"interlock_{service}_requests_total")
