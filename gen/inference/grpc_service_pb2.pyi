@@ -769,7 +769,9 @@ class ModelStreamInferResponse(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     INFER_RESPONSE_FIELD_NUMBER: _builtins.int
     error_message: _builtins.str
-    """Why the request failed; empty when it did not. `infer_response` then carries only the request's id."""
+    """Why the request failed; empty when it did not. `infer_response` then carries only the request's id and
+    `triton_final_response`.
+    """
     @_builtins.property
     def infer_response(self) -> Global___ModelInferResponse:
         """The answer."""

@@ -201,7 +201,9 @@ class GRPCInferenceServiceServicer:
 
     def ModelStreamInfer(self, request_iterator, context):
         """Runs each request of a stream and answers it as soon as it is ready, so the order may change: match by `id`.
-        A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape.
+        A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape: each request
+        has one answer, and every answer's parameter `triton_final_response` is true. No empty one follows, also where the
+        request's parameter `triton_enable_empty_final_response` is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

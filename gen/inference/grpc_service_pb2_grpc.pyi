@@ -76,7 +76,9 @@ class GRPCInferenceServiceStub:
     """
     ModelStreamInfer: _grpc.StreamStreamMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelStreamInferResponse]
     """Runs each request of a stream and answers it as soon as it is ready, so the order may change: match by `id`.
-    A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape.
+    A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape: each request
+    has one answer, and every answer's parameter `triton_final_response` is true. No empty one follows, also where the
+    request's parameter `triton_enable_empty_final_response` is.
     """
     ModelConfig: _grpc.UnaryUnaryMultiCallable[_model_config_pb2.ModelConfigRequest, _model_config_pb2.ModelConfigResponse]
     """Returns how a model is configured, in Triton's words. Budget: 1 s. Errors: NOT_FOUND (unknown model or version)."""
@@ -139,7 +141,9 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     """
     ModelStreamInfer: _aio.StreamStreamMultiCallable[_grpc_service_pb2.ModelInferRequest, _grpc_service_pb2.ModelStreamInferResponse]  # type: ignore[assignment]
     """Runs each request of a stream and answers it as soon as it is ready, so the order may change: match by `id`.
-    A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape.
+    A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape: each request
+    has one answer, and every answer's parameter `triton_final_response` is true. No empty one follows, also where the
+    request's parameter `triton_enable_empty_final_response` is.
     """
     ModelConfig: _aio.UnaryUnaryMultiCallable[_model_config_pb2.ModelConfigRequest, _model_config_pb2.ModelConfigResponse]  # type: ignore[assignment]
     """Returns how a model is configured, in Triton's words. Budget: 1 s. Errors: NOT_FOUND (unknown model or version)."""
@@ -241,7 +245,9 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_grpc_service_pb2.ModelStreamInferResponse], _abc.AsyncIterator[_grpc_service_pb2.ModelStreamInferResponse]]:
         """Runs each request of a stream and answers it as soon as it is ready, so the order may change: match by `id`.
-        A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape.
+        A failed request is answered with `error_message` and the stream stays open. Extension of Triton's shape: each request
+        has one answer, and every answer's parameter `triton_final_response` is true. No empty one follows, also where the
+        request's parameter `triton_enable_empty_final_response` is.
         """
 
     @_abc_1.abstractmethod

@@ -11,6 +11,8 @@ from services.common.stream_answers import Streams, Work
 
 # Triton's clients send it to have a failure end the stream with its status, instead of a message that says so.
 _ENDS_AT_ERROR_KEY: Final = "triton_grpc_error"
+# Triton's clients read on for a request until an answer says it. Here each request has one.
+_FINAL: Final = "triton_final_response"
 
 Infer = Callable[[oip_pb.ModelInferRequest, Call], Awaitable[bytes]]
 
@@ -25,6 +27,7 @@ def infer_stream(
 
     async def answer(request: oip_pb.ModelInferRequest, part: Call) -> oip_pb.ModelStreamInferResponse:
         response = oip_pb.ModelInferResponse.FromString(await infer(request, part))
+        response.parameters[_FINAL].bool_param = True
         return oip_pb.ModelStreamInferResponse(infer_response=response)
 
     ends_at_error = call.metadata.get(_ENDS_AT_ERROR_KEY, "").lower() == "true"
@@ -32,6 +35,6 @@ def infer_stream(
 
 
 def _refuse(request: oip_pb.ModelInferRequest, status: Status) -> oip_pb.ModelStreamInferResponse:
-    return oip_pb.ModelStreamInferResponse(
-        error_message=status.message, infer_response=oip_pb.ModelInferResponse(id=request.id)
-    )
+    final = {_FINAL: oip_pb.InferParameter(bool_param=True)}
+    response = oip_pb.ModelInferResponse(id=request.id, parameters=final)
+    return oip_pb.ModelStreamInferResponse(error_message=status.message, infer_response=response)

@@ -24,13 +24,13 @@ from services.common.errors import (
     echo,
 )
 from services.common.shared_regions import Region, SharedRegions
+from services.common.tensor_limits import TENSOR_LIMIT
 
 EXTENSION: Final = "system_shared_memory"
 """What the metadata of a server that has it switched on lists."""
 REGION: Final = "shared_memory_region"
 _OFFSET: Final = "shared_memory_offset"
 _SIZE: Final = "shared_memory_byte_size"
-_TENSORS_LIMIT: Final = 64
 Written = Mapping[str, Mapping[str, str | int]]
 """The parameters of every output that went into a region, by its name; its bytes are not in the answer."""
 
@@ -129,10 +129,10 @@ class SharedTensors:
 
 def in_regions(request: oip.ModelInferRequest) -> bool:
     """Whether any tensor of a request lies, or should lie, in a region."""
-    for tensor in request.inputs[:_TENSORS_LIMIT]:
+    for tensor in request.inputs[:TENSOR_LIMIT]:
         if tensor.parameters and REGION in tensor.parameters:
             return True
-    return any(REGION in output.parameters for output in request.outputs[:_TENSORS_LIMIT])
+    return any(REGION in output.parameters for output in request.outputs[:TENSOR_LIMIT])
 
 
 def raw_contents(request: oip.ModelInferRequest, shared: SharedTensors) -> Sequence[bytes]:
@@ -141,8 +141,8 @@ def raw_contents(request: oip.ModelInferRequest, shared: SharedTensors) -> Seque
     `raw_input_contents` then belongs to the inputs that are in no region, in their order.
     """
     count = max(len(request.inputs), len(request.outputs))
-    if count > _TENSORS_LIMIT:
-        _refuse("inputs", f"want at most {_TENSORS_LIMIT} tensors, got {count}")
+    if count > TENSOR_LIMIT:
+        _refuse("inputs", f"want at most {TENSOR_LIMIT} tensors, got {count}")
     for output in request.outputs:
         shared.expect(output.name, f"outputs.{output.name}", _plain(output.parameters))
     elsewhere = sum(REGION not in tensor.parameters for tensor in request.inputs)

@@ -71,17 +71,23 @@ def compressed(job: Job, library: Any, address: str, options: list[dict[str, Any
 
 
 def streamed(job: Job) -> list[dict[str, Any]]:
-    """Requests on one bidirectional stream, one that is wrong among them."""
+    """Requests on one bidirectional stream, one that is wrong among them, read on until each has had its last answer."""
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     with over_grpc.InferenceServerClient(job.grpc) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
         for at in range(REQUESTS):
             inputs = job.inputs(over_grpc)
-            client.async_stream_infer(inputs=inputs[:1] if at == 3 else inputs, request_id=str(at), **job.name)
-        found = []
-        for _ in range(REQUESTS):
+            client.async_stream_infer(
+                inputs=inputs[:1] if at == 3 else inputs,
+                request_id=str(at),
+                enable_empty_final_response=True,
+                **job.name,
+            )
+        found, left = [], REQUESTS
+        while left:
             result, error = answers.get(timeout=TIMEOUT_S)
             found.append({"error": str(error)} if error is not None else job.told(result))
+            left -= error is not None or result.get_response().parameters["triton_final_response"].bool_param
         client.stop_stream()
     return found
 

@@ -295,9 +295,9 @@ def _faults_of_error(error: grpc.aio.AioRpcError, code: grpc.StatusCode) -> str:
     if sum(detail.Unpack(info) for detail in found.details) != 1:
         return f"want one ErrorInfo, got {len(found.details)} details: {error.details()}"
     any(detail.Unpack(bad) for detail in found.details)
-    words = [violation.description for violation in bad.field_violations] or [error.details() or ""]
-    if not all("want" in text and "got" in text for text in words):
-        return f"want words that say what was wanted and what came, got {words}"
+    wrong = [(violation.field, violation.description) for violation in bad.field_violations]
+    if not wrong or not all(field and "want" in text and "got" in text for field, text in wrong):
+        return f"want each field with what was wanted and what came, got {wrong}: {error.details()}"
     return ""
 
 

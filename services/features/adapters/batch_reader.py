@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from services.features.adapters.arrow_values import WrongColumn, arrow_type, check_zone, keys_of, times_of, values_of
 from services.features.adapters.join_sql import key_column, value_column
+from services.features.adapters.rooted_files import open_files, without_links
 from services.features.domain.definitions import BatchSource, FeatureType, FileFormat, FileLocation, SqlLocation
 from services.features.domain.failure import SourceUnreadable
-from services.features.domain.file_roots import WANT, FileRoots
+from services.features.domain.file_roots import FileRoots
 from services.features.domain.point_in_time import PlannedFeature, PlannedKey
 from services.features.domain.value_check import KEY_LIMIT_BYTES
 
@@ -127,11 +127,8 @@ class BatchReader:
         return found.filter(pa.array(~unusable)) if unusable.any() else found
 
     def _read_files(self, location: FileLocation, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        # The definition may be older than the setting.
-        for wrong in self.roots.check(location.uri, "uri"):
-            raise SourceUnreadable(location.uri, wrong.description)
         try:
-            files, paths = fsspec.core.url_to_fs(location.uri)
+            files, paths = open_files(location.uri, self.roots)
             found = sorted(files.glob(paths)) if fsspec.core.has_magic(paths) else [paths]
             if len(found) == 1 and files.isdir(found[0]):
                 ending = ".csv" if location.format is FileFormat.CSV else ".parquet"
@@ -142,22 +139,13 @@ class BatchReader:
             raise SourceUnreadable(location.uri, "want at least one file, got none")
         for path in found:
             try:
-                with files.open(self._real(files, path), "rb") as file:
+                with files.open(without_links(files, path, self.roots), "rb") as file:
                     if location.format is FileFormat.CSV:
                         yield from self._read_csv(file, columns)
                     else:
                         yield from _read_parquet(file, path, columns)
             except (pa.ArrowException, OSError, ValueError, UnicodeError) as error:
                 raise SourceUnreadable(path, _said(error)) from error
-
-    def _real(self, files: Any, path: str) -> str:
-        """Return the path without links: a folder of ours must not lead out of itself."""
-        if not isinstance(files, LocalFileSystem):
-            return path
-        real = self.roots.real_path(path)
-        if real is None:
-            raise SourceUnreadable(path, f"{WANT}, got a link that leads elsewhere")
-        return str(real)
 
     def _read_csv(self, file: Any, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         def skip(_row: Any) -> str:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from services.common.errors import Violation
 from services.common.refusals import InvalidRequest
@@ -37,9 +35,10 @@ from services.features.adapters.offline_task import (
     write_result,
 )
 from services.features.adapters.parity_work import compare
+from services.features.adapters.rooted_files import open_files, without_links
 from services.features.domain.definitions import FileFormat, FileLocation
 from services.features.domain.failure import OutputUnusable, SourceUnreadable, WorkTooLarge
-from services.features.domain.file_roots import WANT, FileRoots
+from services.features.domain.file_roots import FileRoots
 
 _ROWS_A_PART: Final = 1_000_000
 _PROGRESS_EVERY: Final = 200_000
@@ -132,15 +131,9 @@ def _stage(folder: Path, task: StageTask, limits: EngineLimits, reader: BatchRea
 
 def _empty_folder(task: TableJoinTask, roots: FileRoots) -> tuple[Any, str]:
     """Open the folder of the result, without what an earlier attempt at this job left there."""
-    for wrong in roots.check(task.output_uri, "output_uri"):
-        raise OutputUnusable(task.output_uri, wrong.description)
     try:
-        files, path = fsspec.core.url_to_fs(task.output_uri)
-        if isinstance(files, LocalFileSystem):
-            real = roots.real_path(path)
-            if real is None:
-                raise OutputUnusable(task.output_uri, f"{WANT}, got a link that leads elsewhere")
-            path = str(real)
+        files, path = open_files(task.output_uri, roots)
+        path = without_links(files, path, roots)
         files.makedirs(path, exist_ok=True)
         files.invalidate_cache()
         for name in files.find(path):

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.tensor_limits import RANK_LIMIT
 from services.inference.domain.failure import InvalidTensors
 from services.inference.domain.item import BatchKey
 from services.inference.domain.tensor import BYTES, ITEM_SIZE, BrokenTensor, TensorSpec, element_count, row_borders
 from services.inference.domain.version import VersionSpec
 
 MAX_ELEMENTS: Final = 1 << 31
-MAX_RANK: Final = 16
-MAX_TENSORS: Final = 64
-"""Tensors of a signature; a request with more is refused before they are looked at."""
 _SHOWN: Final = 8
 
 
@@ -66,7 +64,7 @@ def plain_key(version: VersionSpec) -> BatchKey:
 def shape_defect(spec: TensorSpec, shape: Sequence[int]) -> str:
     """Return what is wrong with a tensor's shape, or an empty string."""
     if len(shape) != len(spec.shape):
-        return f"{_want(spec)}, got {shown(shape) if len(shape) <= MAX_RANK else f'{len(shape)} dimensions'}"
+        return f"{_want(spec)}, got {shown(shape) if len(shape) <= RANK_LIMIT else f'{len(shape)} dimensions'}"
     if any(size < 0 for size in shape):
         return f"{_want(spec)} with no negative size, got {shown(shape)}"
     if shape[0] == 0:

@@ -10,8 +10,8 @@ from interlock.types.v1 import tensor_pb2 as types_pb
 
 from services.common.criticality import Criticality
 from services.common.errors import echo
+from services.common.tensor_limits import TENSOR_LIMIT
 from services.inference.convert.checks import (
-    MAX_TENSORS,
     Violations,
     data_defect,
     is_plain,
@@ -124,8 +124,8 @@ def payload_from_proto(batch: pb.InferBatch, rows: int, version: VersionSpec) ->
     if plain is not None:
         return plain
     violations = Violations()
-    if len(batch.outputs) > MAX_TENSORS:
-        violations.add("outputs", f"want at most {MAX_TENSORS}, got {len(batch.outputs)}")
+    if len(batch.outputs) > TENSOR_LIMIT:
+        violations.add("outputs", f"want at most {TENSOR_LIMIT}, got {len(batch.outputs)}")
         violations.raise_if_any()
     outputs = output_positions(batch.outputs, version.outputs, violations)
     if len(batch.tensors) != len(version.inputs):

@@ -1,6 +1,6 @@
 """The Open Inference Protocol's ModelInfer, to an item and back.
 
-The request's id is echoed; its parameters are not, an answer has parameters of its own only (there are none yet).
+The request's id is echoed; its parameters are not, an answer has parameters of its own only (none but in a stream).
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from services.common.errors import InvalidArgument, Unimplemented, Violation, ec
 from services.common.infer_sketch import Forms, answer_tail
 from services.common.shared_regions import SharedMemoryOff
 from services.common.shared_tensors import Written, in_regions, parameters_to_proto
+from services.common.tensor_limits import TENSOR_LIMIT
 from services.inference.convert.checks import (
     MAX_ELEMENTS,
-    MAX_TENSORS,
     Violations,
     data_defect,
     is_plain,
@@ -134,9 +134,9 @@ class InferForms:
 
 def _wanted_outputs(request: oip.ModelInferRequest, version: VersionSpec) -> list[str]:
     known = {spec.name for spec in version.outputs}
-    for output in request.outputs:
+    for index, output in enumerate(request.outputs):
         if output.name not in known:
-            raise OutputNotFound(output.name, names(version.outputs))
+            raise OutputNotFound(index, output.name, names(version.outputs))
     return [output.name for output in request.outputs]
 
 
@@ -184,7 +184,7 @@ def _check_extensions(request: oip.ModelInferRequest, *, is_shared: bool) -> Non
         raise Unimplemented("sequences are not offered here: send each request by itself", reason="NOT_IMPLEMENTED")
     if not is_shared and in_regions(request):
         raise SharedMemoryOff
-    for output in request.outputs[:MAX_TENSORS]:
+    for output in request.outputs[:TENSOR_LIMIT]:
         if _CLASSIFICATION in output.parameters:
             raise Unimplemented(
                 "the classification extension is not offered here: read the output tensor", reason="NOT_IMPLEMENTED"
@@ -213,11 +213,11 @@ def _check_counts(
 ) -> None:
     """Compare lengths before anything is walked: a small message can hold millions of empty parts."""
     inputs = len(request.inputs)
-    if inputs > MAX_TENSORS:
+    if inputs > TENSOR_LIMIT:
         violations.add("inputs", f"want {len(version.inputs)}, got {inputs}")
     if raw and len(raw) != inputs:
         violations.add("raw_input_contents", f"want one entry for each of the {inputs} inputs, got {len(raw)}")
-    if len(request.outputs) > MAX_TENSORS:
+    if len(request.outputs) > TENSOR_LIMIT:
         violations.add("outputs", f"want at most {len(version.outputs)}, got {len(request.outputs)}")
 
 

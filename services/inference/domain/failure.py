@@ -39,9 +39,13 @@ class NonFiniteTensors(InvalidArgument):
 class OutputNotFound(NotFound):
     """A requested output is none of the version's."""
 
-    def __init__(self, output: str, known: str) -> None:
+    def __init__(self, index: int, output: str, known: str) -> None:
+        wrong = Violation(f"outputs[{index}].name", f"want one of {known}, got {echo(output)}")
         super().__init__(
-            f"outputs: want one of {known}, got {echo(output)}", reason="OUTPUT_NOT_FOUND", metadata={"output": output}
+            f"{wrong.field}: {wrong.description}",
+            reason="OUTPUT_NOT_FOUND",
+            metadata={"output": output},
+            violations=[wrong],
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.tensor_limits import DIMENSION_LIMIT, RANK_LIMIT, TENSOR_LIMIT
 from services.common.text_check import check_text
 from services.registry.domain.feature_check import check_feature
 from services.registry.domain.signature import (
@@ -18,9 +19,6 @@ from services.registry.domain.signature import (
     TensorSpec,
 )
 
-TENSOR_LIMIT: Final = 64
-RANK_LIMIT: Final = 16
-DIMENSION_LIMIT: Final = 2**31 - 1
 FEATURE_LIMIT: Final = 10_000
 LABEL_LIMIT: Final = 10_000
 NAME_LIMIT_CHARS: Final = 256

@@ -12,6 +12,7 @@ from services.common.errors import Violation, echo
 from services.common.infer_sketch import Forms, answer_tail
 from services.common.shared_regions import SharedMemoryOff
 from services.common.shared_tensors import REGION, Written, parameters_to_proto
+from services.common.tensor_limits import TENSOR_LIMIT
 from services.router.convert.request import check_names
 from services.router.convert.typed_values import raw_from_numbers, typed_data_type
 from services.router.domain.failure import InvalidField, InvalidTensors
@@ -20,7 +21,6 @@ from services.router.domain.rejection import Reject
 from services.router.domain.signature import TensorSpec
 from services.router.domain.tensor import DATA_TYPES, DataType, Kind, Tensor, element_count, pack_bytes
 
-TENSOR_LIMIT: Final = 64
 USER_ID: Final = "user_id"
 _PREDICTION_ID: Final = "prediction_id"
 _HEADS_LIMIT: Final = 1024

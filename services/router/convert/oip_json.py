@@ -12,8 +12,9 @@ from services.common.errors import Violation
 from services.common.json_body import Fields, InvalidJson, decode_object, raise_violations
 from services.common.rest_twin import JSON_CONTENT_TYPE
 from services.common.shared_tensors import SharedTensors, Written
+from services.common.tensor_limits import TENSOR_LIMIT
 from services.common.wording import describe
-from services.router.convert.oip import TENSOR_LIMIT, USER_ID, answer_parameters, collect, refuse_parameters
+from services.router.convert.oip import USER_ID, answer_parameters, collect, refuse_parameters
 from services.router.convert.typed_values import json_from_raw, raw_from_json
 from services.router.domain.failure import InvalidField, InvalidTensors
 from services.router.domain.prediction import TensorAnswer, TensorRequest

@@ -72,11 +72,13 @@ class VersionNotFound(NotFound):
 class OutputNotFound(NotFound):
     """A requested output is none of the signature's."""
 
-    def __init__(self, output: str, known: Sequence[str], hint: str) -> None:
+    def __init__(self, index: int, output: str, known: Sequence[str], hint: str) -> None:
+        wrong = Violation(f"outputs[{index}].name", f"want one of {', '.join(known[:8])}, got {echo(output)}{hint}")
         super().__init__(
-            f"want outputs among {', '.join(known[:8])}, got {echo(output)}{hint}",
+            f"{wrong.field}: {wrong.description}",
             reason="OUTPUT_NOT_FOUND",
             metadata={"output": output},
+            violations=[wrong],
         )
 
 

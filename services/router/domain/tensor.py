@@ -8,12 +8,11 @@ from enum import Enum
 from itertools import pairwise
 from typing import Final
 
+from services.common.tensor_limits import DIMENSION_LIMIT, RANK_LIMIT
 from services.router.domain.rejection import Reject
 
 LENGTH_PREFIX_BYTES: Final = 4
-DIMENSION_LIMIT: Final = 2**31 - 1
 ELEMENT_LIMIT: Final = 2**28
-RANK_LIMIT: Final = 16
 
 
 class Kind(Enum):

@@ -1,16 +1,15 @@
 """Checking tensors that callers send against the signature: counts and shapes first, bytes last, nothing allocated."""
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from services.common.errors import Violation, echo
+from services.common.tensor_limits import DIMENSION_LIMIT, TENSOR_LIMIT
 from services.common.wording import did_you_mean
 from services.router.domain.failure import InvalidTensors, OutputNotFound
 from services.router.domain.rejection import Reject
 from services.router.domain.signature import Signature, TensorSpec
 from services.router.domain.tensor import (
     DATA_TYPES,
-    DIMENSION_LIMIT,
     RAW_ONLY,
     Tensor,
     check_raw,
@@ -18,9 +17,6 @@ from services.router.domain.tensor import (
     no_typed_form,
     show_shape,
 )
-
-# A signature has at most 64 inputs; a request with more is wrong whatever they are called.
-_TENSOR_LIMIT: Final = 64
 
 
 def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
@@ -31,7 +27,7 @@ def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> tuple[tuple
     rows = _rows_if_plain(signature, tensors)
     if rows:
         return tuple(tensors), rows
-    if len(tensors) > _TENSOR_LIMIT:
+    if len(tensors) > TENSOR_LIMIT:
         raise InvalidTensors([Violation("inputs", f"want {len(signature.inputs)} tensors, got {len(tensors)}")])
     given = {tensor.name: tensor for tensor in tensors}
     violations = _name_violations(signature, tensors)
@@ -51,11 +47,11 @@ def check_outputs(signature: Signature, names: Sequence[str], is_typed: Callable
     that it wants none.
     """
     known = [spec.name for spec in signature.outputs]
-    if len(names) > _TENSOR_LIMIT or len(set(names)) != len(names):
+    if len(names) > TENSOR_LIMIT or len(set(names)) != len(names):
         raise InvalidTensors([Violation("outputs", "want each output once, got one more than once")])
-    for name in names:
+    for index, name in enumerate(names):
         if name not in known:
-            raise OutputNotFound(name, known, did_you_mean(name, known))
+            raise OutputNotFound(index, name, known, did_you_mean(name, known))
     if is_typed is None:
         return
     for spec in signature.outputs:

@@ -136,9 +136,10 @@ async def test_an_output_that_the_model_does_not_have(running: Running, put_orac
     await running.ready("oracle/1")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await running.infer(request(outputs=("y", "z")))
-    _, reason, _ = details(refused.value)
+    _, reason, descriptions = details(refused.value)
     assert (refused.value.code(), reason) == (grpc.StatusCode.NOT_FOUND, "OUTPUT_NOT_FOUND")
-    assert refused.value.details() == "outputs: want one of 'y', got \"z\""
+    assert descriptions == ["want one of 'y', got \"z\""]
+    assert refused.value.details() == "outputs[1].name: want one of 'y', got \"z\""
     assert (await running.statistics("oracle")).execution_count == 0
 
 

@@ -96,6 +96,7 @@ async def test_a_stream_answers_every_request_and_tells_a_failure_in_its_place(
     assert sorted(answers, key=int) == [str(at) for at in range(20)]
     assert {number for number, one in answers.items() if one.error_message} == {"7", "9"}
     assert "nobody" in answers["7"].error_message
+    assert all(one.infer_response.parameters["triton_final_response"].bool_param for one in answers.values())
     assert answers["0"].infer_response.model_version == "1"
     assert "streaming" in (await running.oip.ServerMetadata(oip.ServerMetadataRequest())).extensions
 

@@ -241,6 +241,7 @@ async def test_an_unknown_output_is_not_found(world: World) -> None:
     request.outputs.add(name="z")
     error = await error_of(world.oip.ModelInfer(request, timeout=5))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "OUTPUT_NOT_FOUND")
+    assert error.details() == 'outputs[0].name: want one of y, got "z"'
 
 
 async def test_typed_values_out_of_range_are_refused(world: World) -> None:
@@ -419,6 +420,8 @@ async def test_a_stream_answers_every_request_and_tells_a_failure_in_its_place(w
     assert sorted(answers, key=int) == [str(at) for at in range(20)]
     assert {number for number, one in answers.items() if one.error_message} == {"7", "9"}
     assert "no-such-model" in answers["7"].error_message
+    assert all(one.infer_response.parameters["triton_final_response"].bool_param for one in answers.values())
+    assert answers["0"].infer_response.parameters["config_epoch"].int64_param, "the answer keeps its own parameters"
     assert all(struct.unpack("<d", answers[str(at)].infer_response.raw_output_contents[0]) == (1.0,) for at in (0, 19))
 
 
