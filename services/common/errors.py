@@ -22,6 +22,7 @@ A service subclasses these with its own reason. Every status carries exactly one
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Final
 
 import grpc
@@ -48,6 +49,7 @@ INTERNAL: Final = "INTERNAL"
 _MESSAGE_LIMIT_CHARS: Final = 1024
 _METADATA_LIMIT_CHARS: Final = 256
 _STATUS_LIMIT_BYTES: Final = 4096
+_STATUSES_KEPT: Final = 256
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ def echo(value: str) -> str:
 
 
 def to_status(error: BaseException, request_id: str) -> Status:
-    """Return the status that the caller sees for `error`.
+    """Return the status that the caller sees for `error`; others may have the same one, so it is not to be changed.
 
     A cancellation is not an answer: it is raised again, untouched. What is neither ours nor a peer's failure is a bug
     and becomes INTERNAL with a fixed text and the request id, by which the log line is found.
@@ -250,12 +252,27 @@ def http_status(status: Status) -> int:
 
 def _service_status(error: ServiceError) -> Status:
     code: tuple[int, str] = error.code.value
-    status = _status(code[0], error.message, error.reason, error.metadata)
-    if error.retry_after_s is not None:
-        retry = RetryInfo()
-        retry.retry_delay.FromMilliseconds(max(1, round(error.retry_after_s * 1000)))
-        _attach(status, retry)
+    retry_ms = None if error.retry_after_s is None else max(1, round(error.retry_after_s * 1000))
+    metadata = tuple([(key, value[:_METADATA_LIMIT_CHARS]) for key, value in error.metadata.items()])
+    known = _plain_status(code[0], error.message[:_MESSAGE_LIMIT_CHARS], error.reason, metadata, retry_ms)
+    if not error.violations:
+        return known
+    status = Status()
+    status.CopyFrom(known)
     _attach_violations(status, error.violations)
+    return status
+
+
+# Who is overloaded says the same to many.
+@lru_cache(maxsize=_STATUSES_KEPT)
+def _plain_status(
+    code: int, message: str, reason: str, metadata: tuple[tuple[str, str], ...], retry_ms: int | None
+) -> Status:
+    status = _status(code, message, reason, dict(metadata))
+    if retry_ms is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromMilliseconds(retry_ms)
+        _attach(status, retry)
     return status
 
 

@@ -7,6 +7,7 @@ sheddable requests may use 60 % of their deadline for it, ordinary ones 90 %, cr
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from services.common.criticality import Criticality
@@ -113,14 +114,24 @@ def admit(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace, now: f
         needed_s += (_CAUTION - 1.0) * behind_s
         most_s *= _SHARE_OF_DEADLINE
     if needed_s > most_s:
-        raise QueueFull(
-            f"the wait of about {wait_s * 1000:.1f} ms and {own_s * 1000:.1f} ms in the model would miss the deadline, "
-            f"{remaining_s * 1000:.1f} ms are left",
-            max(wait_s, LEAST_RETRY_S),
-            wait_ms=f"{wait_s * 1000:.1f}",
-            remaining_ms=f"{remaining_s * 1000:.1f}",
-        )
+        text, wait_ms, remaining_ms = _refusal(_about_ms(wait_s), _about_ms(own_s), _about_ms(remaining_s))
+        raise QueueFull(text, max(float(wait_ms) / 1000, LEAST_RETRY_S), wait_ms=wait_ms, remaining_ms=remaining_ms)
     return _make_room(item, queue, limits, pace)
+
+
+def _about_ms(seconds: float) -> float:
+    """Return milliseconds with two digits that count, so that those who wait about as long are told the same."""
+    ms = seconds * 1000
+    if ms < 10:
+        return round(ms, 1)
+    return int(ms + 0.5) if ms < 100 else int(ms / 10 + 0.5) * 10
+
+
+@lru_cache(maxsize=256)
+def _refusal(wait_ms: float, own_ms: float, remaining_ms: float) -> tuple[str, str, str]:
+    """Return what a refused request is told, and the wait and the time left as text."""
+    text = f"the wait of about {wait_ms} ms and {own_ms} ms in the model would miss the deadline"
+    return f"{text}, about {remaining_ms} ms are left", str(wait_ms), str(remaining_ms)
 
 
 def _make_room(item: Item, queue: BatchQueue, limits: QueueLimits, pace: Pace) -> list[Item]:

@@ -146,7 +146,8 @@ class Dispatcher:
         now = self._clock.now()
         try:
             if self._refusal is not None:
-                raise self._refusal
+                # Raised as it is, it would keep the trace, and with it the tensors, of each time that it was raised.
+                raise self._refusal.with_traceback(None)
             self._quarantine.check(item, now)
             if self._pace.out_s > _LONG_S:
                 self._pace.done_s = self._done_s(now)
@@ -159,11 +160,11 @@ class Dispatcher:
             retry_s = max(self.queue_time_s, LEAST_RETRY_S)
             self._fail(displaced, QueueFull("the queue is full and a more critical request came", retry_s), now)
 
-    def turn_away(self, item: Item, error: ServiceError) -> None:
-        """Count a request out that `arrived` has counted and that is refused before it is queued."""
+    def turn_away(self, item: Item, error: ServiceError, calls: int = 1) -> None:
+        """Count a request out, or several like it, that `arrived` has counted and that is refused before it is queued."""
         now = self._clock.now()
         item.arrived = item.arrived or now
-        self._count_out(item, error, now)
+        self._count_out(item, error, now, calls=calls)
 
     def cancel(self, item: Item) -> None:
         """Take a request back. Its batch-mates do not notice."""
@@ -461,12 +462,14 @@ class Dispatcher:
         self.statistic.answered(len(items), total_s, queue_s)
         self._observer.items_done(self.key, items, "")
 
-    def _count_out(self, item: Item, error: ServiceError | None, now: float, reason: str = "") -> None:
-        self.gone(1)
+    def _count_out(
+        self, item: Item, error: ServiceError | None, now: float, reason: str = "", *, calls: int = 1
+    ) -> None:
+        self.gone(calls)
         if not item.unwanted:
             item.stage = Stage.DONE
-        self.statistic.failed(now - item.arrived)
-        self._observer.items_done(self.key, (item,), error.reason if error is not None else reason)
+        self.statistic.failed(now - item.arrived, calls)
+        self._observer.items_done(self.key, (item,) * calls, error.reason if error is not None else reason)
 
     def _adapt(self, now: float) -> None:
         """Set the largest batch and the longest wait by policy, latency target and memory.

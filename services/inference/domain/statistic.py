@@ -64,6 +64,6 @@ class VersionStatistic:
         self.queue.add(queue_s, requests)
         self.last_inference_ms = time.time_ns() // 1_000_000
 
-    def failed(self, total_s: float) -> None:
-        """Count one request that was not."""
-        self.fail.add(total_s)
+    def failed(self, total_s: float, requests: int) -> None:
+        """Count requests that were not, each after so many seconds."""
+        self.fail.add(total_s * requests, requests)

@@ -9,10 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Final
 
+from google.rpc.status_pb2 import Status
 from interlock.inference.v1 import inference_service_pb2 as pb
 
+from services.common.criticality import Criticality
 from services.common.errors import MESSAGE_TOO_LARGE, ResourceExhausted, ServiceError, to_status
 from services.common.names import parse_id
 from services.inference.convert.coalesced import (
@@ -26,7 +29,7 @@ from services.inference.convert.coalesced import (
     size_of,
     split_by_size,
 )
-from services.inference.domain.failure import InvalidStreamMessage, InvalidTensors, ReplicaDraining
+from services.inference.domain.failure import InvalidStreamMessage, InvalidTensors, QueueFull, ReplicaDraining
 from services.inference.domain.item import BatchAnswer, Item, Place, Stage
 from services.inference.domain.replica import Replica
 from services.inference.domain.version import LoadState
@@ -40,6 +43,8 @@ _CROSSING_S: Final = 0.25
 _JOINED_SHARE: Final = 4
 # What a message has beside the values of its tensors, and more.
 _OVERHEAD_BYTES: Final = 1024
+# Deadlines that differ by less of what is left are alike to an estimate.
+_ALIKE: Final = 0.02
 
 
 class TooManyItems(ResourceExhausted):
@@ -52,6 +57,22 @@ class TooManyItems(ResourceExhausted):
             retry_after_s=_FULL_RETRY_S,
             metadata={"limit": str(MAX_IN_FLIGHT)},
         )
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """A request of a message that the queue had no room for, and what it was told: so are those like it after it."""
+
+    item: Item
+    error: QueueFull
+    status: Status
+    within_s: float
+    calls: int = 0
+    """How many those were."""
+
+    def covers(self, rows: int, deadline: float, traceparent: str) -> bool:
+        """Whether a later request of the same message and criticality is like it, or larger. Nothing leaves meanwhile."""
+        return rows >= self.item.rows and abs(deadline - self.item.deadline) < self.within_s and not traceparent
 
 
 class CoalescedStream:
@@ -130,7 +151,8 @@ class CoalescedStream:
             return
         for group in split_by_size(answer, places, limit_bytes):
             if len(group) == 1 and (size_bytes := size_of(answer, group[0])) > self._limit_bytes - _OVERHEAD_BYTES:
-                self._refuse([(group[0].item.tag, group[0].item.request_id, self._too_large(size_bytes))])
+                item = group[0].item
+                self._refuse([(item.tag, to_status(self._too_large(size_bytes), item.request_id))])
             else:
                 self._put(results_to_proto(answer, group, self._host.dispatcher.queue_time_s))
 
@@ -138,7 +160,7 @@ class CoalescedStream:
         """Take the common failure of some items."""
         for item in items:
             self._forget(item)
-        self._refuse([(item.tag, item.request_id, error) for item in items])
+        self._refuse([(item.tag, to_status(error, item.request_id)) for item in items])
 
     def _take(self, request: pb.CoalescedInferRequest) -> None:
         kind = request.WhichOneof("message")
@@ -159,14 +181,22 @@ class CoalescedStream:
         except InvalidTensors as error:
             self._host.dispatcher.gone(len(requests.ids))
             named = zip(requests.ids, requests.request_ids, strict=True)
-            self._refuse([(ident, request_id, error) for ident, request_id in named])
+            self._refuse([(ident, to_status(error, request_id)) for ident, request_id in named])
             return
         self._submit(requests, payload)
 
     def _submit(self, requests: Requests, payload: Payload) -> None:
-        first = 0
-        refused: list[tuple[int, str, ServiceError]] = []
+        after = 0
+        refused: list[tuple[int, Status]] = []
+        full: dict[Criticality, _Refusal] = {}
+        refusals: list[_Refusal] = []
         for ident, rows, deadline, criticality, traceparent, request_id in requests:
+            first, after = after, after + rows
+            known = full.get(criticality)
+            if known is not None and known.covers(rows, deadline, traceparent):
+                known.calls += 1
+                refused.append((ident, known.status))
+                continue
             item = Item(
                 rows=rows,
                 inputs=payload.rows(first, rows),
@@ -178,11 +208,19 @@ class CoalescedStream:
                 request_id=request_id,
                 trace=self._tracer.begin(self._host.key, traceparent),
             )
-            first += rows
             try:
                 self._submit_item(item)
             except ServiceError as error:
-                refused.append((ident, request_id, error))
+                status = to_status(error, request_id)
+                refused.append((ident, status))
+                if isinstance(error, QueueFull):
+                    # With its trace it would hold this frame and the frame it, tensors and all, until garbage is collected.
+                    within_s = _ALIKE * (deadline - item.arrived)
+                    full[criticality] = _Refusal(item, error.with_traceback(None), status, within_s)
+                    refusals.append(full[criticality])
+        for each in refusals:
+            if each.calls:
+                self._host.dispatcher.turn_away(each.item, each.error, each.calls)
         self._refuse(refused)
         self._host.dispatcher.pump()
 
@@ -202,10 +240,9 @@ class CoalescedStream:
                 self._host.cancel(item)
         self._look()
 
-    def _refuse(self, refused: Sequence[tuple[int, str, ServiceError]]) -> None:
+    def _refuse(self, refused: Sequence[tuple[int, Status]]) -> None:
         if refused:
-            failed = [(ident, to_status(error, request_id)) for ident, request_id, error in refused]
-            self._put(failures_to_proto(failed, self._host.dispatcher.queue_time_s))
+            self._put(failures_to_proto(refused, self._host.dispatcher.queue_time_s))
 
     def _too_large(self, size_bytes: int) -> ServiceError:
         return ResourceExhausted(

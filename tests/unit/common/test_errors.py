@@ -154,3 +154,11 @@ def test_reasons_of_common_are_in_the_contract() -> None:
         "INVALID_PAGE_TOKEN",
     }
     assert {f"ERROR_REASON_{reason}" for reason in ours} <= set(ErrorReason.keys())
+
+
+def test_what_is_said_twice_is_put_into_words_once_and_violations_stay_with_their_own() -> None:
+    plain = [to_status(ResourceExhausted("full", reason="R", retry_after_s=0.2), str(call)) for call in range(2)]
+    assert plain[0] is plain[1]
+    broken = to_status(InvalidArgument("m", reason="R", violations=[Violation("x", "want 1, got 2")]), "")
+    assert len(broken.details) == 2
+    assert len(to_status(InvalidArgument("m", reason="R"), "").details) == 1
