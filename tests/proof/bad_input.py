@@ -33,8 +33,8 @@ class Wrong:
     """A request and what is wrong with it."""
 
     fault: str
-    request: ModelInferRequest | PredictRequest | bytes
-    """Bytes: a body of POST /v1/predict."""
+    request: ModelInferRequest | PredictRequest | bytes | dict[str, Any]
+    """Bytes: a body of POST /v1/predict. An object: one of POST /v2/models/{model}/infer, with its `model_name`."""
 
 
 class Stubs(Protocol):
@@ -79,6 +79,34 @@ def wrong_features(random: random.Random) -> Wrong:
     for key, value in features.items():
         _set_value(request.features[key], value)
     return Wrong(f"feature {fault}", request)
+
+
+def wrong_lists(random: random.Random) -> Wrong:
+    """Return an OIP request in JSON that is right but for the values of one tensor."""
+    rows = random.randint(1, 4)
+    words: list[Any] = [["B6", "JFK", "LAX"] for _ in range(rows)]
+    numbers: list[Any] = [[17, 9, 5, 2475] for _ in range(rows)]
+    fault = random.choice(("ragged", "nested", "value", "length", "no list", "range"))
+    data = numbers if fault == "range" else random.choice((words, numbers))
+    row, flat = random.choice(data), [value for row in data for value in row]
+    match fault:
+        case "ragged":
+            row[:] = random.choice((row[1:], [*row, row[0]]))
+        case "nested":
+            data[:] = random.choice(([data[:]], [data[:], data[:]], [*data, row[0]], [[[value] for value in row]]))
+        case "value":
+            row[random.randrange(len(row))] = random.choice((None, True, {}, [], [row[0]], 1 if data is words else "1"))
+        case "length":
+            data[:] = random.choice((flat[1:], [*flat, flat[0]], []))
+        case "range":
+            row[random.randrange(len(row))] = random.choice((1e39, -1e300, 10**40, -(10**400)))
+    tensors: list[dict[str, Any]] = [
+        {"name": "words", "datatype": "BYTES", "shape": [rows, 3], "data": words},
+        {"name": "numbers", "datatype": "FP32", "shape": [rows, 4], "data": numbers},
+    ]
+    if fault == "no list":
+        random.choice(tensors)["data"] = random.choice((None, 1, "", "x", True, {}, {"0": 1}))
+    return Wrong(f"list {fault}", {"model_name": FLIGHT, "inputs": tensors})
 
 
 def malformed_json(count: int, seed: int = 0) -> Iterator[bytes]:
@@ -269,8 +297,11 @@ def _set_value(message: object, value: object) -> None:
 
 async def faults_of(world: World, wrong: Wrong) -> str:
     """Ask for it; return what is wrong with the answer, or nothing."""
-    if isinstance(wrong.request, bytes):
-        status, body = await world.post("/v1/predict", wrong.request)
+    if isinstance(wrong.request, bytes | dict):
+        if isinstance(wrong.request, bytes):
+            status, body = await world.post("/v1/predict", wrong.request)
+        else:
+            status, body = await world.infer(wrong.request["model_name"], wrong.request)
         return faults_of_json(status, body) or ("" if "want" in str(body) else f"want words, got {body}")
     return await faults_over_grpc(world, wrong)
 
@@ -335,7 +366,7 @@ async def faults_of_malformed(world: World, body: bytes) -> list[str]:
 
 
 def requests(count: int, seed: int) -> Iterator[Wrong]:
-    """Yield wrong requests, three of four of them tensors."""
+    """Yield wrong requests, most of them tensors."""
     draw = random.Random(seed)
     for _ in range(count):
-        yield (wrong_tensors if draw.random() < 0.75 else wrong_features)(draw)
+        yield draw.choices((wrong_tensors, wrong_features, wrong_lists), (4, 1, 1))[0](draw)

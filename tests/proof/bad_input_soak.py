@@ -69,7 +69,7 @@ async def _at(port: PublicPort, name: str, count: int, seed: int) -> list[Way]:
     over_grpc: list[str] = []
 
     async def by_grpc(wrong: Wrong) -> bool:
-        if isinstance(wrong.request, bytes):
+        if isinstance(wrong.request, bytes | dict):
             return False
         fault = await faults_over_grpc(port, wrong)
         over_grpc.extend([f"{wrong.fault} by gRPC at {port.door}: {fault}"] if fault else [])
@@ -96,7 +96,7 @@ def _report(ways: list[Way], took_s: float) -> str:
     setting = (
         f"`make soak`, {time.strftime('%Y-%m-%d', time.gmtime())}, {platform.machine()}, {os.cpu_count()} cores, load "
         f"{os.getloadavg()[1]:.1f}, Python {platform.python_version()}: {sum(way.asked for way in ways):,} requests in {took_s / 60:.0f} minutes. Each is right but for one thing "
-        "(name, missing, twice, extra, datatype, shape, rows, bytes, count, both forms, output; features by name, type, value), or is "
+        "(name, missing, twice, extra, datatype, shape, rows, bytes, count, both forms, output; features by name, type, value; lists in JSON), or is "
         "no request at all. Right is: refused as the caller's mistake, by the code that belongs to it, with the field, what was wanted "
         "and what came. Times are those of a caller in Python who asks for one at a time, its own work included."
     )

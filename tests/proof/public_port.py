@@ -43,6 +43,8 @@ def as_http(wrong: Wrong) -> Ask | None:
     request = wrong.request
     if isinstance(request, bytes):
         return Ask(_PREDICT, request)
+    if isinstance(request, dict):
+        return Ask(_infer_path(request["model_name"]), json.dumps(request).encode())
     if isinstance(request, PredictRequest):
         features = {name: _plain(value) for name, value in request.features.items()}
         return Ask(_PREDICT, json.dumps({"model": request.model, "features": features}).encode())

@@ -29,7 +29,7 @@ NOT_FINITE = {
 async def test_what_is_wrong_in_one_way_is_the_callers_mistake(world: World) -> None:
     asked, found = await ask_all(world, requests(600, seed=1))
     assert not found, found[:10]
-    assert len(asked) == 16, "every kind of fault was asked for"
+    assert len(asked) == 22, "every kind of fault was asked for"
     assert (await world.post("/v1/predict", README))[0] == 200
 
 
