@@ -45,7 +45,7 @@ test-fast: setup  ## unit and integration tests, for the inner loop
 SOAK ?=
 
 soak: setup  ## 100,000 wrong requests; a million good ones under faults, each answer judged; SOAK='--count 50000 --faults reload'
-	$(BIN)/python -m tests.proof.bad_input
+	$(BIN)/python -m tests.proof.bad_input_soak
 	$(BIN)/python -m tests.proof.soak $(SOAK)
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C

@@ -1,23 +1,20 @@
-"""Requests that are wrong in one known way, and bodies that are no request: `python -m tests.proof.bad_input --count 100000`.
+"""Requests that are wrong in one known way, and bodies that are no request.
 
 The same seed makes the same requests. Each is refused as the caller's mistake, by the right code and reason, and the message
-says what was wanted and what came; the router works on. `make test` asks a few hundred of them, `make soak` all.
+names the field, what was wanted and what came; the router works on. `make test` asks a few hundred of them, `make soak` all
+(`tests/proof/bad_input_soak.py`).
 """
 
-import argparse
 import asyncio
 import json
-import logging
 import random
 import struct
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grpc
-import structlog
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from inference.grpc_service_pb2 import ModelInferRequest
@@ -38,6 +35,13 @@ class Wrong:
     fault: str
     request: ModelInferRequest | PredictRequest | bytes
     """Bytes: a body of POST /v1/predict."""
+
+
+class Stubs(Protocol):
+    """Whoever has a router's stubs."""
+
+    oip: Any
+    router: Any
 
 
 Infer = Callable[[random.Random, ModelInferRequest], None]
@@ -265,14 +269,19 @@ def _set_value(message: object, value: object) -> None:
 
 async def faults_of(world: World, wrong: Wrong) -> str:
     """Ask for it; return what is wrong with the answer, or nothing."""
+    if isinstance(wrong.request, bytes):
+        status, body = await world.post("/v1/predict", wrong.request)
+        return faults_of_json(status, body) or ("" if "want" in str(body) else f"want words, got {body}")
+    return await faults_over_grpc(world, wrong)
+
+
+async def faults_over_grpc(stubs: Stubs, wrong: Wrong) -> str:
+    """Ask for it by gRPC, which has a message for it; return what is wrong with the answer, or nothing."""
     try:
-        if isinstance(wrong.request, bytes):
-            status, body = await world.post("/v1/predict", wrong.request)
-            return faults_of_json(status, body) or ("" if "want" in str(body) else f"want words, got {body}")
         if isinstance(wrong.request, ModelInferRequest):
-            await world.oip.ModelInfer(wrong.request, timeout=30)
+            await stubs.oip.ModelInfer(wrong.request, timeout=30)
         else:
-            await world.router.Predict(wrong.request, timeout=30)
+            await stubs.router.Predict(wrong.request, timeout=30)
     except grpc.aio.AioRpcError as error:
         # An output is asked for by its name.
         code = grpc.StatusCode.NOT_FOUND if wrong.fault == "output" else grpc.StatusCode.INVALID_ARGUMENT
@@ -330,28 +339,3 @@ def requests(count: int, seed: int) -> Iterator[Wrong]:
     draw = random.Random(seed)
     for _ in range(count):
         yield (wrong_tensors if draw.random() < 0.75 else wrong_features)(draw)
-
-
-async def _main(count: int, seed: int) -> int:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    async with World() as world:
-        await world.start_router()
-        start = time.perf_counter()
-        asked, found = await ask_all(world, requests(count, seed))
-        for body in malformed_json(count // 100, seed):
-            asked["malformed JSON"] += 1
-            found += await faults_of_malformed(world, body)
-        took = time.perf_counter() - start
-    shown = {fault.partition(":")[0]: fault for fault in found}
-    sys.stdout.write("".join(f"{fault}\n" for fault in shown.values()))
-    counts = ", ".join(f"{fault} {count:,}" for fault, count in asked.most_common())
-    sys.stdout.write(f"{asked.total():,} wrong requests in {took:.0f} s, {len(found)} answered wrongly: {counts}\n")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sys.exit(asyncio.run(_main(given.count, given.seed)))

@@ -14,7 +14,8 @@ from interlock.router.v1.router_service_pb2 import PredictRequest
 from tests.fakes.router_models import MIRROR, MIRROR_TYPES, PAIR
 from tests.fakes.router_world import README, World, error_of
 from tests.integration.router.test_oip_grpc import TWO_ELEMENTS
-from tests.proof.bad_input import ask_all, faults_of_malformed, malformed_json, requests
+from tests.proof.bad_input import Wrong, ask_all, faults_of_malformed, malformed_json, requests
+from tests.proof.public_port import public_port
 
 # Half, single, double and brain float: not a number, and both infinities.
 NOT_FINITE = {
@@ -37,6 +38,15 @@ async def test_two_hundred_bodies_that_are_no_request_get_a_status(world: World)
     assert len(bodies) == 200
     found = [fault for body in bodies for fault in await faults_of_malformed(world, body)]
     assert not found, found[:10]
+
+
+async def test_the_same_is_refused_at_a_public_port(world: World) -> None:
+    async with public_port(world, "envoy") as port:
+        await port.ask_all(requests(300, seed=2), malformed_json(80, seed=2))
+        assert not port.faults, port.faults[:10]
+        assert port.asked > 550
+        await port.ask(Wrong("nothing", json.dumps(README).encode()))
+        assert len(port.faults) == 1, "what is right would be noticed"
 
 
 @pytest.mark.parametrize("name", NOT_FINITE)

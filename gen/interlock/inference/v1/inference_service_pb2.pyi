@@ -99,7 +99,7 @@ class _InferenceErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     INFERENCE_ERROR_REASON_VERSION_NOT_READY: _InferenceErrorReason.ValueType  # 2
     """UNAVAILABLE: the version is loading, or failed to."""
     INFERENCE_ERROR_REASON_INVALID_TENSORS: _InferenceErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT: tensors do not fit the signature."""
+    """INVALID_ARGUMENT: tensors do not fit the signature, or hold NaN or an infinity where the deployment refuses them."""
     INFERENCE_ERROR_REASON_QUEUE_FULL: _InferenceErrorReason.ValueType  # 4
     """RESOURCE_EXHAUSTED with RetryInfo: the request would miss its deadline in the queue, or the queue is full."""
     INFERENCE_ERROR_REASON_WORKER_DIED: _InferenceErrorReason.ValueType  # 5
@@ -131,7 +131,7 @@ INFERENCE_ERROR_REASON_VERSION_NOT_LOADED: InferenceErrorReason.ValueType  # 1
 INFERENCE_ERROR_REASON_VERSION_NOT_READY: InferenceErrorReason.ValueType  # 2
 """UNAVAILABLE: the version is loading, or failed to."""
 INFERENCE_ERROR_REASON_INVALID_TENSORS: InferenceErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT: tensors do not fit the signature."""
+"""INVALID_ARGUMENT: tensors do not fit the signature, or hold NaN or an infinity where the deployment refuses them."""
 INFERENCE_ERROR_REASON_QUEUE_FULL: InferenceErrorReason.ValueType  # 4
 """RESOURCE_EXHAUSTED with RetryInfo: the request would miss its deadline in the queue, or the queue is full."""
 INFERENCE_ERROR_REASON_WORKER_DIED: InferenceErrorReason.ValueType  # 5

@@ -38,7 +38,7 @@ class _RouterErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rou
     ROUTER_ERROR_REASON_INVALID_FEATURES: _RouterErrorReason.ValueType  # 3
     """INVALID_ARGUMENT: features are missing, unknown or illegal; google.rpc.BadRequest lists all of them."""
     ROUTER_ERROR_REASON_INVALID_TENSORS: _RouterErrorReason.ValueType  # 4
-    """INVALID_ARGUMENT: tensors do not fit the signature."""
+    """INVALID_ARGUMENT: tensors do not fit the signature, or hold NaN or an infinity where the deployment refuses them."""
     ROUTER_ERROR_REASON_NO_FEATURES_IN_SIGNATURE: _RouterErrorReason.ValueType  # 5
     """FAILED_PRECONDITION: the signature has no features; use the Open Inference Protocol."""
     ROUTER_ERROR_REASON_NO_REPLICA_READY: _RouterErrorReason.ValueType  # 6
@@ -79,7 +79,7 @@ ROUTER_ERROR_REASON_VERSION_NOT_FOUND: RouterErrorReason.ValueType  # 2
 ROUTER_ERROR_REASON_INVALID_FEATURES: RouterErrorReason.ValueType  # 3
 """INVALID_ARGUMENT: features are missing, unknown or illegal; google.rpc.BadRequest lists all of them."""
 ROUTER_ERROR_REASON_INVALID_TENSORS: RouterErrorReason.ValueType  # 4
-"""INVALID_ARGUMENT: tensors do not fit the signature."""
+"""INVALID_ARGUMENT: tensors do not fit the signature, or hold NaN or an infinity where the deployment refuses them."""
 ROUTER_ERROR_REASON_NO_FEATURES_IN_SIGNATURE: RouterErrorReason.ValueType  # 5
 """FAILED_PRECONDITION: the signature has no features; use the Open Inference Protocol."""
 ROUTER_ERROR_REASON_NO_REPLICA_READY: RouterErrorReason.ValueType  # 6
