@@ -14,6 +14,7 @@ import asyncio
 import os
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ from inference import statistics_pb2
 from interlock.inference.v1 import inference_service_pb2 as pb
 from interlock.inference.v1 import inference_service_pb2_grpc as rpc
 
+from benchmarks.processor_time import ProcessorTime
 from services.common.frames import FrameLink
 from services.common.logs import configure_logs
 from services.common.settings import PORTS
@@ -173,24 +175,35 @@ class Cell:
     seconds: float
     tally: Tally
     executed: int
+    front_us: float
+    """Processor time of the front end for a request, answered or refused."""
+
+    @property
+    def goodput(self) -> float:
+        """Good answers a second."""
+        return sum(self.tally.good.values()) / self.seconds
+
+    @property
+    def percent(self) -> float:
+        """Goodput of the capacity, or of what was sent where that is less."""
+        return 100 * self.goodput / min(self.capacity, sum(self.tally.sent.values()) / self.seconds)
 
     def line(self) -> str:
         tally, sent = self.tally, sum(self.tally.sent.values())
-        goodput = sum(tally.good.values()) / self.seconds
         wasted = 1 - sum(tally.good.values()) / self.executed if self.executed else 0.0
         classes = " / ".join(f"{100 * tally.good[level] / max(1, tally.sent[level]):.1f}" for level in LEVELS)
         return (
-            f"| {self.ratio:g}x | {self.capacity:.0f} | {sent / self.seconds:.0f} | {goodput:.0f} "
-            f"| {100 * goodput / min(self.capacity, sent / self.seconds):.1f} | {classes} "
+            f"| {self.ratio:g}x | {self.capacity:.0f} | {sent / self.seconds:.0f} | {self.goodput:.0f} "
+            f"| {self.percent:.1f} | {classes} "
             f"| {_ms(tally.good_s, 50):.0f} / {_ms(tally.good_s, 99):.0f} | {_ms(tally.refused_s, 99):.1f} "
-            f"| {100 * (tally.late + tally.reasons['expired']) / sent:.2f} | {100 * wasted:.1f} | {tally.wrong} |"
+            f"| {100 * (tally.late + tally.reasons['expired']) / sent:.2f} | {100 * wasted:.1f} | {self.front_us:.0f} | {tally.wrong} |"
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each cell")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     psutil.Process().cpu_affinity([LOAD])
@@ -205,20 +218,28 @@ async def measure_all(seconds: float, rounds: int) -> list[Cell]:
     registry = FakeRegistry()
     cells = []
     try:
-        async with registry.listening() as address, inference(state, address) as channel:
-            frames = await deploy(registry, channel)
+        async with registry.listening() as address, inference(state, address) as process:
+            frames = await deploy(registry, process.channel)
             turns = await calibrate(frames)
             for _ in range(rounds):
                 for ratio in RATIOS:
-                    cells.append(await cell(channel, frames, turns, ratio, seconds))
+                    cells.append(await cell(process, frames, turns, ratio, seconds))
                     print(cells[-1].line(), flush=True)
     finally:
         shutil.rmtree(state, ignore_errors=True)
     return cells
 
 
+@dataclass(frozen=True)
+class Process:
+    """Inference: a channel to it and its number."""
+
+    channel: grpc.aio.Channel
+    pid: int
+
+
 @asynccontextmanager
-async def inference(state: Path, registry_address: str) -> AsyncIterator[grpc.aio.Channel]:
+async def inference(state: Path, registry_address: str) -> AsyncIterator[Process]:
     """Runs an inference process on core 0."""
     offset = free_offset()
     environment = {
@@ -234,7 +255,7 @@ async def inference(state: Path, registry_address: str) -> AsyncIterator[grpc.ai
         process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log, cwd=ROOT)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{PORTS['inference'] + offset}") as channel:
-            yield channel
+            yield Process(channel, process.pid)
     finally:
         process.terminate()
         await process.wait()
@@ -294,10 +315,10 @@ async def closed_loop(client: Client, in_flight: int, seconds: float) -> float:
     return sum(client.tally.good.values()) / seconds
 
 
-async def cell(channel: grpc.aio.Channel, frames: str, turns: int, ratio: float, seconds: float) -> Cell:
+async def cell(process: Process, frames: str, turns: int, ratio: float, seconds: float) -> Cell:
     async with stream(frames, turns) as client:
         capacity = await closed_loop(client, IN_FLIGHT, 4.0)
-    before = await executed(channel)
+    before, front_before = await executed(process.channel), ProcessorTime([process.pid])
     chance = random.Random(7)
     async with stream(frames, turns) as client:
         started = time.perf_counter()
@@ -312,7 +333,8 @@ async def cell(channel: grpc.aio.Channel, frames: str, turns: int, ratio: float,
             await asyncio.sleep(TICK_S)
         await client.settle()
         tally = client.tally
-    return Cell(ratio, capacity, seconds, tally, await executed(channel) - before)
+    front_us, _ = ProcessorTime([process.pid]).since(front_before, sum(tally.sent.values()))
+    return Cell(ratio, capacity, seconds, tally, await executed(process.channel) - before, front_us["inference"])
 
 
 async def executed(channel: grpc.aio.Channel) -> int:
@@ -328,6 +350,16 @@ def _ms(seconds: Sequence[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] * 1000
 
 
+def summary(cells: Sequence[Cell], ratio: float) -> str:
+    """Gives the line of one load over all rounds."""
+    percents = sorted(cell.percent for cell in cells if cell.ratio == ratio)
+    refusals_ms = sorted(_ms(cell.tally.refused_s, 99) for cell in cells if cell.ratio == ratio)
+    return (
+        f"| {ratio:g}x | {statistics.median(percents):.1f} | {percents[0]:.1f} "
+        f"| {statistics.median(refusals_ms):.1f} | {refusals_ms[-1]:.1f} |"
+    )
+
+
 def write(cells: Sequence[Cell], arguments: argparse.Namespace, load_before: float) -> None:
     arguments.output.write_text(
         f"""# Overload of inference alone
@@ -338,9 +370,13 @@ load average {load_before:.1f} before it began. {(__doc__ or "").split("Read the
 Goodput in percent is of the capacity, or of what was sent where that is less. Unanswered in time: refused too late or
 answered after the deadline, of all sent. Wasted: rows that the model ran for nobody, of all that it ran.
 
-| load | capacity /s | sent /s | good /s | goodput % | good of critical / default / sheddable % | good p50 / p99 ms | refusal p99 ms | not in time % | wasted % | wrong |
-|---|---|---|---|---|---|---|---|---|---|---|
+| load | capacity /s | sent /s | good /s | goodput % | good of critical / default / sheddable % | good p50 / p99 ms | refusal p99 ms | not in time % | wasted % | front end us a request | wrong |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(each.line() for each in cells)}
+
+| load | goodput %, median | least | refusal p99 ms, median | most |
+|---|---|---|---|---|
+{chr(10).join(summary(cells, ratio) for ratio in RATIOS)}
 """,
         encoding="utf-8",
     )

@@ -222,7 +222,8 @@ class CoalescedStream:
             if each.calls:
                 self._host.dispatcher.turn_away(each.item, each.error, each.calls)
         self._refuse(refused)
-        self._host.dispatcher.pump()
+        if len(refused) < len(requests.ids):
+            self._host.dispatcher.pump()
 
     def _submit_item(self, item: Item) -> None:
         if len(self._items) >= MAX_IN_FLIGHT or self._closed_to_new:
