@@ -20,7 +20,7 @@ import psutil
 from benchmarks.serving.loading import Loader, LoadFailed
 from benchmarks.serving.models import CNN, MLP, MODELS, TABULAR
 from benchmarks.serving.report import FORMS, PROCESSES, ROUTER, WORKLOADS, Measured, Run, Workload, report
-from benchmarks.serving.servers import OURS, RIVALS, SEVERAL, TEST_CORE, Server, all_servers
+from benchmarks.serving.servers import OURS, PLACEMENTS, RIVALS, SEVERAL, TEST_CORE, Server, all_servers
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "serving.md"
 _WARM_UP_S = 0.25
@@ -41,9 +41,13 @@ def main() -> None:
             workloads,
             _floors(arguments.seconds),
             arguments.scheduling,
+            arguments.placement,
         )
         loader = Loader(folder, arguments.connections)
-        with all_servers(folder, arguments.servers, arguments.cores, arguments.scheduling) as (servers, run.missing):
+        with all_servers(folder, arguments.servers, arguments.cores, arguments.scheduling, arguments.placement) as (
+            servers,
+            run.missing,
+        ):
             for name, why in run.missing.items():
                 print(f"{name}: skipped: {why}", flush=True)
             cells = len(_plan(workloads, servers, 0)) * arguments.rounds
@@ -135,6 +139,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--scheduling", default="normal", choices=["normal", "batch"], help="INTERLOCK_SCHEDULING of ours"
+    )
+    parser.add_argument(
+        "--placement",
+        default="process",
+        choices=list(PLACEMENTS),
+        help="where models run that ours serve, if short enough",
     )
     parser.add_argument("--cores", default=str(TEST_CORE), help="cores under test, as taskset takes them: 0 or 0,1")
     parser.add_argument("--output", type=Path, default=RESULT)

@@ -18,6 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from interlock.registry.v1.deployment_pb2 import (
+    MODEL_PLACEMENT_INLINE,
+    MODEL_PLACEMENT_SHARED,
+    MODEL_PLACEMENT_UNSPECIFIED,
+    BatchingPolicy,
+)
 from interlock.registry.v1.model_version_pb2 import RUNTIME_ONNX, ModelFile, ModelVersion
 from interlock.types.v1.signature_pb2 import (
     FEATURE_TYPE_DOUBLE,
@@ -38,6 +44,9 @@ from tests.fakes.ports import free_offset
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 TEST_CORE = 0
+PLACEMENTS = {
+    "process": MODEL_PLACEMENT_UNSPECIFIED, "shared": MODEL_PLACEMENT_SHARED, "inline": MODEL_PLACEMENT_INLINE,
+}  # fmt: skip
 _READY_S = 180.0
 # prometheus_client's parser takes a counter without "_total", such as Triton's, for no counter at all.
 _SAMPLE = re.compile(r"(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)")
@@ -129,13 +138,14 @@ def all_servers(
     wanted: Sequence[str],
     cores: str,
     scheduling: str = "normal",
+    placement: str = "process",
     *,
     models: Sequence[Model] = MODELS,
     entries: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[dict[str, Server], dict[str, str]]]:
     """Give the servers by name, and why those that are missing do not run.
 
-    Ours hold `models`; `entries` names what runs instead of a service's own module, and its arguments.
+    Ours hold `models`, each at `placement`; `entries` names what runs instead of a service's own module, and its arguments.
     """
     servers: dict[str, Server] = {}
     missing: dict[str, str] = {}
@@ -143,7 +153,7 @@ def all_servers(
         machine = Machine(folder, cores)
         opened.callback(machine.close)
         if any(name in (*OURS, *SEVERAL) for name in wanted):
-            ours = _ours(machine, folder, wanted, scheduling, models=models, entries=entries or {})
+            ours = _ours(machine, folder, wanted, scheduling, placement, models=models, entries=entries or {})
             servers |= {name: one for name, one in ours.items() if name in wanted}
         for name, start in RIVALS.items():
             if name not in wanted:
@@ -164,6 +174,7 @@ def _ours(
     folder: Path,
     wanted: Sequence[str],
     scheduling: str,
+    placement: str,
     *,
     models: Sequence[Model],
     entries: Mapping[str, Sequence[str]],
@@ -197,7 +208,7 @@ def _ours(
         two = run("inference-2", "inference", "envoy", offsets[4], INTERLOCK_INFERENCE_PROCESSES="2")
         replicas[SEVERAL[1]] = (two, offsets[4])
     _wait_for_port("registry", machine, registry)
-    asyncio.run(_publish(registry, len(replicas), models))
+    asyncio.run(_publish(registry, len(replicas), models, placement))
     pools = {"INTERLOCK_POOLS": json.dumps({"default": [f"127.0.0.1:{PORTS['inference'] + offsets[0]}"]})}
     found = {
         name: Server(
@@ -230,13 +241,14 @@ def _ours(
     return found
 
 
-async def _publish(registry: str, replicas: int, models: Sequence[Model]) -> None:
+async def _publish(registry: str, replicas: int, models: Sequence[Model], placement: str) -> None:
+    batching = BatchingPolicy(placement=PLACEMENTS[placement])
     async with connect(registry, timeout_s=60) as client:
         for model in models:
-            await _deploy(client, model, replicas)
+            await _deploy(client, model, replicas, batching)
 
 
-async def _deploy(client: Client, model: Model, replicas: int) -> None:
+async def _deploy(client: Client, model: Model, replicas: int, batching: BatchingPolicy) -> None:
     await client.models.ensure(model.name)
     artifact = await client.artifacts.upload(model.path)
     digest = artifact.name.removeprefix("artifacts/")
@@ -252,7 +264,9 @@ async def _deploy(client: Client, model: Model, replicas: int) -> None:
     )
     files = [ModelFile(path="model.onnx", digest=digest, size_bytes=model.path.stat().st_size)]
     await client.models.register(model.name, ModelVersion(runtime=RUNTIME_ONNX, files=files, signature=signature))
-    deployment = await client.deployments.create(model.name, "1", replicas=replicas, traffic_percent=100)
+    deployment = await client.deployments.create(
+        model.name, "1", replicas=replicas, traffic_percent=100, batching=batching
+    )
     await client.deployments.wait_until_ready(deployment.name, timeout_s=_READY_S)
 
 
