@@ -172,6 +172,9 @@ class Cell:
 
     ratio: float
     capacity: float
+    """Good answers a second in the closed loop before it."""
+    drift: float
+    """Processor time of a batch in this cell, as a multiple of that in the closed loop before it."""
     seconds: float
     tally: Tally
     executed: int
@@ -185,15 +188,15 @@ class Cell:
 
     @property
     def percent(self) -> float:
-        """Goodput of the capacity, or of what was sent where that is less."""
-        return 100 * self.goodput / min(self.capacity, sum(self.tally.sent.values()) / self.seconds)
+        """Goodput of the capacity at the core's speed in this cell, or of what was sent where that is less."""
+        return 100 * self.goodput / min(self.capacity / self.drift, sum(self.tally.sent.values()) / self.seconds)
 
     def line(self) -> str:
         tally, sent = self.tally, sum(self.tally.sent.values())
         wasted = 1 - sum(tally.good.values()) / self.executed if self.executed else 0.0
         classes = " / ".join(f"{100 * tally.good[level] / max(1, tally.sent[level]):.1f}" for level in LEVELS)
         return (
-            f"| {self.ratio:g}x | {self.capacity:.0f} | {sent / self.seconds:.0f} | {self.goodput:.0f} "
+            f"| {self.ratio:g}x | {self.capacity:.0f} | {self.drift:.2f} | {sent / self.seconds:.0f} | {self.goodput:.0f} "
             f"| {self.percent:.1f} | {classes} "
             f"| {_ms(tally.good_s, 50):.0f} / {_ms(tally.good_s, 99):.0f} | {_ms(tally.refused_s, 99):.1f} "
             f"| {100 * (tally.late + tally.reasons['expired']) / sent:.2f} | {100 * wasted:.1f} | {self.front_us:.0f} | {tally.wrong} |"
@@ -202,8 +205,8 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each cell")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each cell")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     psutil.Process().cpu_affinity([LOAD])
@@ -316,9 +319,10 @@ async def closed_loop(client: Client, in_flight: int, seconds: float) -> float:
 
 
 async def cell(process: Process, frames: str, turns: int, ratio: float, seconds: float) -> Cell:
+    start = await Work.of(process)
     async with stream(frames, turns) as client:
         capacity = await closed_loop(client, IN_FLIGHT, 4.0)
-    before, front_before = await executed(process.channel), ProcessorTime([process.pid])
+    before = await Work.of(process)
     chance = random.Random(7)
     async with stream(frames, turns) as client:
         started = time.perf_counter()
@@ -333,16 +337,30 @@ async def cell(process: Process, frames: str, turns: int, ratio: float, seconds:
             await asyncio.sleep(TICK_S)
         await client.settle()
         tally = client.tally
-    front_us, _ = ProcessorTime([process.pid]).since(front_before, sum(tally.sent.values()))
-    return Cell(ratio, capacity, seconds, tally, await executed(process.channel) - before, front_us["inference"])
+    after = await Work.of(process)
+    front_us, _ = after.processor.since(before.processor, sum(tally.sent.values()))
+    drift = after.batch_us(before) / before.batch_us(start)
+    return Cell(ratio, capacity, drift, seconds, tally, after.rows - before.rows, front_us["inference"])
 
 
-async def executed(channel: grpc.aio.Channel) -> int:
-    """Gives the rows that the model has run."""
-    stub = oip_rpc.GRPCInferenceServiceStub(channel)
-    (found,) = (await stub.ModelStatistics(statistics_pb2.ModelStatisticsRequest(name="looper"))).model_stats
-    count: int = found.inference_count
-    return count
+@dataclass(frozen=True)
+class Work:
+    """What inference has done since its start."""
+
+    rows: int
+    """That the model ran."""
+    batches: int
+    processor: ProcessorTime
+
+    @classmethod
+    async def of(cls, process: Process) -> "Work":
+        stub = oip_rpc.GRPCInferenceServiceStub(process.channel)
+        (found,) = (await stub.ModelStatistics(statistics_pb2.ModelStatisticsRequest(name="looper"))).model_stats
+        return cls(found.inference_count, found.execution_count, ProcessorTime([process.pid]))
+
+    def batch_us(self, before: "Work") -> float:
+        """Gives the processor time of the model's process for a batch: all take the same, by the core's speed."""
+        return self.processor.since(before.processor, self.batches - before.batches)[0]["model worker"]
 
 
 def _ms(seconds: Sequence[float], percent: float) -> float:
@@ -367,11 +385,13 @@ def write(cells: Sequence[Cell], arguments: argparse.Namespace, load_before: flo
 `python -m benchmarks.overload --seconds {arguments.seconds:g} --rounds {arguments.rounds}`, {time.strftime("%Y-%m-%d")}, {os.cpu_count()} processors,
 load average {load_before:.1f} before it began. {(__doc__ or "").split("Read the ratios")[0].split("result", maxsplit=1)[-1].partition(chr(10))[2].strip()}
 
-Goodput in percent is of the capacity, or of what was sent where that is less. Unanswered in time: refused too late or
+The core's speed changes by tens of percent within a minute: "batch" is the processor time of a batch in the cell, as a
+multiple of that in the closed loop before. Goodput in percent is of the capacity at the speed of the cell (capacity divided
+by that), or of what was sent where that is less. Unanswered in time: refused too late or
 answered after the deadline, of all sent. Wasted: rows that the model ran for nobody, of all that it ran.
 
-| load | capacity /s | sent /s | good /s | goodput % | good of critical / default / sheddable % | good p50 / p99 ms | refusal p99 ms | not in time % | wasted % | front end us a request | wrong |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| load | capacity /s | batch | sent /s | good /s | goodput % | good of critical / default / sheddable % | good p50 / p99 ms | refusal p99 ms | not in time % | wasted % | front end us a request | wrong |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(each.line() for each in cells)}
 
 | load | goodput %, median | least | refusal p99 ms, median | most |
