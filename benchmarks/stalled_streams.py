@@ -1,0 +1,135 @@
+"""Callers that open streams, send all that they may, and never read: what does a server hold for them?
+
+    python -m benchmarks.stalled_streams            writes benchmarks/results/stalled_streams.md
+
+500 streams of ModelStreamInfer over 10 connections, each eager to send 64 messages of 64 KiB whose answers are as large,
+to each of our doors and paths. The callers' own windows are 64 KiB a stream. Resident memory is read while they stall;
+another caller's unary calls go on meanwhile. Then every stream is read to its end, and each answer is compared.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+from inference import grpc_service_pb2 as oip
+from inference import grpc_service_pb2_grpc as oip_rpc
+from onnx import TensorProto, helper
+
+from benchmarks.serving.models import Model
+from benchmarks.serving.servers import OURS, Server, all_servers
+
+RESULT = Path(__file__).resolve().parent / "results" / "stalled_streams.md"
+STREAMS, CONNECTIONS, MESSAGES = 500, 10, 64
+FLOATS = 16_384
+LOOKS_S = (5, 15, 30, 45)
+_OPTIONS = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def _echo() -> bytes:
+    shape = [None, FLOATS]
+    tensors = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", *tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+ECHO = Model("echo", (FLOATS,), FLOATS, _echo)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--servers", nargs="+", default=OURS, choices=OURS)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="il-"))
+    lines = []
+    try:
+        ECHO.write(folder)
+        for name in arguments.servers:
+            state = Path(tempfile.mkdtemp(dir=folder))
+            with all_servers(state, [name], "0,1", models=[ECHO]) as (servers, _):
+                lines.append(asyncio.run(_measure(servers[name])))
+                print(lines[-1], flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    arguments.output.write_text(_report(lines), "utf-8")
+
+
+async def _measure(server: Server) -> str:
+    channels = [grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=_OPTIONS) for _ in range(CONNECTIONS + 1)]
+    *stubs, other = [oip_rpc.GRPCInferenceServiceStub(channel) for channel in channels]
+    await other.ModelInfer(_request(0, 0), timeout=30)
+    before = _resident_mib(server)
+    calls = [stubs[at % CONNECTIONS].ModelStreamInfer(_requests(at)) for at in range(STREAMS)]
+    # A call of grpc.aio sends from its own task; nobody reads.
+    begun, held, asked, slowest_s = time.monotonic(), [], 0, 0.0
+    for look_s in LOOKS_S:
+        while time.monotonic() < begun + look_s:
+            started = time.monotonic()
+            await other.ModelInfer(_request(STREAMS, asked), timeout=30)
+            slowest_s, asked = max(slowest_s, time.monotonic() - started), asked + 1
+            await asyncio.sleep(0.25)
+        held.append(_resident_mib(server))
+    right = sum(await asyncio.gather(*(_read(call, at) for at, call in enumerate(calls))))
+    for channel in channels:
+        await channel.close()
+    await asyncio.sleep(2)
+    cells = [f"{mib:,.0f}" for mib in (before, *held, _resident_mib(server))]
+    return f"| {server.name} | {' | '.join(cells)} | {asked} of {asked}, slowest {slowest_s * 1e3:.0f} ms | {right:,} of {STREAMS * MESSAGES:,} |"
+
+
+async def _requests(stream: int) -> AsyncIterator[oip.ModelInferRequest]:
+    for number in range(MESSAGES):
+        yield _request(stream, number)
+
+
+def _request(stream: int, number: int) -> oip.ModelInferRequest:
+    request = oip.ModelInferRequest(model_name=ECHO.name, id=f"{stream}-{number}")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, FLOATS])
+    request.raw_input_contents.append(np.full(FLOATS, stream * MESSAGES + number, "<f4").tobytes())
+    return request
+
+
+async def _read(call: "grpc.aio.StreamStreamCall", stream: int) -> int:
+    """Read a stream to its end; returns how many of its messages were answered rightly, each counted once."""
+    seen = set()
+    async for response in call:
+        answer = response.infer_response
+        wanted = np.full(FLOATS, stream * MESSAGES + int(answer.id.partition("-")[2] or -1), "<f4").tobytes()
+        if answer.id.startswith(f"{stream}-") and list(answer.raw_output_contents) == [wanted]:
+            seen.add(answer.id)
+    return len(seen)
+
+
+def _resident_mib(server: Server) -> float:
+    """Return the memory of what it runs, children included, in MiB."""
+    total = 0
+    for process in server.processes:
+        parent = psutil.Process(process.pid)
+        total += sum(each.memory_info().rss for each in (parent, *parent.children(recursive=True)))
+    return total / 2**20
+
+
+def _report(lines: Sequence[str]) -> str:
+    looks = " | ".join(f"{look_s} s" for look_s in LOOKS_S)
+    return f"""# Stalled streams
+
+`python -m benchmarks.stalled_streams`, {time.strftime("%Y-%m-%d", time.gmtime())}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.
+{(__doc__ or "").partition("stalled_streams.md")[2].strip()}
+
+| resident memory, MiB | before | {looks} | after they were read | another caller's calls meanwhile | right answers |
+|---|---{"|---" * len(LOOKS_S)}|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+if __name__ == "__main__":
+    main()
