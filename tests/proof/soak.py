@@ -21,7 +21,7 @@ import psutil
 from services.common.tasks import spawn
 from tests.proof.fault import FAULTS
 from tests.proof.fleet import ROOT, Fleet, Service, new_fleet
-from tests.proof.history import Event, Verdict
+from tests.proof.history import Event, Verdict, Violation
 from tests.proof.load import Load
 from tests.proof.run import prove
 
@@ -69,6 +69,7 @@ def _resident(service: Service) -> int:
 
 async def _soak(arguments: argparse.Namespace) -> int:
     begun, memory = time.monotonic(), Memory()
+    told: list[Violation] = []
     async with AsyncExitStack() as opened:
         record = None
         if arguments.history:
@@ -86,6 +87,9 @@ async def _soak(arguments: argparse.Namespace) -> int:
             sys.stdout.write(
                 f"{took:7.0f} s  {load.sent:>9,} sent  {load.judge.verdict.ok_count:>9,} OK  {found} violations\n"
             )
+            for one in load.judge.verdict.violations[len(told) :]:
+                sys.stdout.write(f"          {one.kind}: request {one.request}: {one.text}\n")
+                told.append(one)
             sys.stdout.flush()
 
         verdict, load = await prove(
