@@ -34,6 +34,7 @@ from benchmarks.other_rules import FILE, INFERENCE, ROUTER, WINDOWS_S, Rule, ope
 from benchmarks.serving.asks import oip_grpc
 from benchmarks.serving.loading import Loader, LoadFailed
 from benchmarks.serving.models import TABULAR
+from benchmarks.serving.report import Measured as Figures
 from benchmarks.serving.servers import CannotStart, Server, all_servers
 
 RESULT = Path(__file__).resolve().parent / "results" / "gather_rules.md"
@@ -73,14 +74,9 @@ LOADS = (Load(64), Load(16), Load(1), Load(share=0.3), Load(share=0.6), Load(sha
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Figures):
     """A cell of one round."""
 
-    per_second: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: float
-    """Processor time of everything under test for a request."""
     rows: float
     """Mean rows of a batch at the model."""
     joined: float

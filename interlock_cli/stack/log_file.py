@@ -87,17 +87,19 @@ class OutputPump:
 
 def tail(path: Path, line_count: int) -> list[str]:
     """Return the last lines of a log, oldest first, from as many of its files as they take; none when there is no log."""
+    if not line_count:
+        return []
     data = b""
     for number in count():
         # One break more than lines: the first piece may be the end of a line that an older file began.
-        if line_count == 0 or data.count(b"\n") > line_count:
+        if data.count(b"\n") > line_count:
             break
         try:
             data = _numbered(path, number).read_bytes() + data
         except FileNotFoundError:
             break
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    return [line.decode("utf-8", "replace") for line in lines[-line_count:]] if line_count else []
+    return [line.decode("utf-8", "replace") for line in lines[-line_count:]]
 
 
 class Follower:
