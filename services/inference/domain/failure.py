@@ -19,21 +19,17 @@ from services.inference.domain.version import VersionKey
 class InvalidTensors(InvalidArgument):
     """Tensors that do not fit the signature; each violation names the tensor, what was wanted and what came."""
 
+    what = "the tensors do not fit the signature"
+
     def __init__(self, violations: Sequence[Violation]) -> None:
         text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        super().__init__(
-            f"the tensors do not fit the signature: {text}", reason="INVALID_TENSORS", violations=violations
-        )
+        super().__init__(f"{self.what}: {text}", reason="INVALID_TENSORS", violations=violations)
 
 
-class NonFiniteTensors(InvalidArgument):
+class NonFiniteTensors(InvalidTensors):
     """Numbers that are not finite, where the version's policy refuses them; each violation names the first of a tensor."""
 
-    def __init__(self, violations: Sequence[Violation]) -> None:
-        text = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        super().__init__(
-            f"the model takes finite numbers only: {text}", reason="INVALID_TENSORS", violations=violations
-        )
+    what = "the model takes finite numbers only"
 
 
 class OutputNotFound(NotFound):
