@@ -2,7 +2,7 @@
 
     python -m benchmarks.stalled_streams            writes benchmarks/results/stalled_streams.md
 
-500 streams of ModelStreamInfer over 10 connections, each eager to send 64 messages of 64 KiB whose answers are as large,
+500 streams of ModelStreamInfer over 10 connections, each eager to send 128 messages of 64 KiB whose answers are as large,
 to each of our doors and paths. The callers' own windows are 64 KiB a stream. Resident memory is read while they stall;
 another caller's unary calls go on meanwhile. Then every stream is read to its end, and each answer is compared.
 """
@@ -28,7 +28,7 @@ from benchmarks.serving.models import Model
 from benchmarks.serving.servers import OURS, Server, all_servers
 
 RESULT = Path(__file__).resolve().parent / "results" / "stalled_streams.md"
-STREAMS, CONNECTIONS, MESSAGES = 500, 10, 64
+STREAMS, CONNECTIONS, MESSAGES = 500, 10, 128
 FLOATS = 16_384
 LOOKS_S = (5, 15, 30, 45)
 _OPTIONS = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536), ("grpc.use_local_subchannel_pool", 1)]
@@ -73,8 +73,13 @@ async def _measure(server: Server) -> str:
     begun, held, asked, slowest_s = time.monotonic(), [], 0, 0.0
     for look_s in LOOKS_S:
         while time.monotonic() < begun + look_s:
+            # In turn over a connection of its own and over one whose streams stall, as a call and as a stream of one.
+            stub, request = (other, stubs[0])[asked % 2], _request(STREAMS, asked)
             started = time.monotonic()
-            await other.ModelInfer(_request(STREAMS, asked), timeout=30)
+            if asked % 4 < 2:
+                await stub.ModelInfer(request, timeout=30)
+            else:
+                [_] = [answer async for answer in stub.ModelStreamInfer(_once(request), timeout=30)]
             slowest_s, asked = max(slowest_s, time.monotonic() - started), asked + 1
             await asyncio.sleep(0.25)
         held.append(_resident_mib(server))
@@ -83,12 +88,16 @@ async def _measure(server: Server) -> str:
         await channel.close()
     await asyncio.sleep(2)
     cells = [f"{mib:,.0f}" for mib in (before, *held, _resident_mib(server))]
-    return f"| {server.name} | {' | '.join(cells)} | {asked} of {asked}, slowest {slowest_s * 1e3:.0f} ms | {right:,} of {STREAMS * MESSAGES:,} |"
+    return f"| {server.name} | {' | '.join(cells)} | {asked} of {asked}: slowest {slowest_s * 1e3:.0f} ms | {right:,} of {STREAMS * MESSAGES:,} |"
 
 
 async def _requests(stream: int) -> AsyncIterator[oip.ModelInferRequest]:
     for number in range(MESSAGES):
         yield _request(stream, number)
+
+
+async def _once(request: oip.ModelInferRequest) -> AsyncIterator[oip.ModelInferRequest]:
+    yield request
 
 
 def _request(stream: int, number: int) -> oip.ModelInferRequest:

@@ -56,6 +56,10 @@ class DoorProfile:
             # retries; refusing is admission's business, with a reason and a delay.
             ("grpc.server.max_pending_requests", 16_384),
             ("grpc.server.max_pending_requests_hard_limit", 32_768),
+            # Windows that grow with the traffic grow to 16 MiB a stream, and are held for a caller that does not read.
+            # For a message that is being received grpcio widens the window to the message's size anyway.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", 65_536),
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 5_000),

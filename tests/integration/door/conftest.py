@@ -198,10 +198,10 @@ class Client:
         requests = [message("EchoRequest")(id=number) for number in ids]
         return self._method(self.channel.stream_unary, "Collect")(iter(requests), timeout=10)
 
-    def chat(self, ids: list[int] | None = None) -> Any:
+    def chat(self, ids: list[int] | None = None, timeout_s: float = 30) -> Any:
         """Send these and nothing more, or give a stream to write into."""
         requests = None if ids is None else iter([message("EchoRequest")(id=number) for number in ids])
-        return self._method(self.channel.stream_stream, "Chat")(requests, timeout=30)
+        return self._method(self.channel.stream_stream, "Chat")(requests, timeout=timeout_s)
 
     async def raw(self, path: str, payload: bytes) -> bytes:
         """Send bytes as they are and return the answer's."""

@@ -1,0 +1,58 @@
+"""Callers that converse and never read: each stalls its own stream alone, and little is held for it."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from tests.integration.door.conftest import Client, Running
+from tests.integration.door.probe_service import message
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+STREAMS, MESSAGES, PAYLOAD_BYTES = 48, 512, 64 * 1024
+LEAST_SENT = 8
+"""Messages of a stream that go out before anything may hold it back."""
+# A stream may hold 1 MiB in the service and as much again in Envoy, beside its windows; all of them send 1.5 GiB.
+MOST_HELD_BYTES = STREAMS * 6 * 1024 * 1024
+
+
+async def test_a_caller_that_does_not_read_stalls_its_own_stream_alone(door: Running) -> None:
+    # Windows of the caller that grew with its traffic would take in what the service must hold back.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with grpc.aio.insecure_channel(door.target, options=options) as channel:
+        client, sent = Client(channel), [0] * STREAMS
+        before_bytes = resident_bytes(door)
+        calls = [client.chat(timeout_s=170) for _ in range(STREAMS)]
+        writers = [asyncio.create_task(write_all(call, sent, at)) for at, call in enumerate(calls)]
+        try:
+            told: list[int] = []
+            while told != sent or min(sent) < LEAST_SENT:
+                told = list(sent)
+                await asyncio.sleep(1)
+            assert max(sent) < MESSAGES
+            assert resident_bytes(door) - before_bytes < MOST_HELD_BYTES
+            for number in range(4):
+                assert (await client.echo(id=number, cold=number % 2 == 1, timeout=60)).id == number
+            assert [answer.id async for answer in client.chat([5, 6, 7])] == [5, 6, 7]
+        finally:
+            for call, writer in zip(calls, writers, strict=True):
+                call.cancel()
+                writer.cancel()
+            await asyncio.gather(*writers, return_exceptions=True)
+
+
+async def write_all(call: Any, sent: list[int], number: int) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        for ident in range(MESSAGES):
+            await call.write(message("EchoRequest")(id=ident, payload=bytes(PAYLOAD_BYTES)))
+            sent[number] += 1
+
+
+def resident_bytes(door: Running) -> int:
+    """The memory of the processes that are the door, children included."""
+    trees = [psutil.Process(process.pid) for process in door.processes]
+    return sum(each.memory_info().rss for tree in trees for each in (tree, *tree.children(recursive=True)))
