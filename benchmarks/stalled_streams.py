@@ -4,7 +4,8 @@
 
 500 streams of ModelStreamInfer over 10 connections, each eager to send 128 messages of 64 KiB whose answers are as large,
 to each of our doors and paths. The callers' own windows are 64 KiB a stream. Resident memory is read while they stall;
-another caller's unary calls go on meanwhile. Then every stream is read to its end, and each answer is compared.
+other calls and streams go on meanwhile, over a connection of their own and over one that stalls. Then every stream is
+read to its end, and each answer is compared.
 """
 
 import argparse
@@ -134,7 +135,7 @@ def _report(lines: Sequence[str]) -> str:
 `python -m benchmarks.stalled_streams`, {time.strftime("%Y-%m-%d", time.gmtime())}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.
 {(__doc__ or "").partition("stalled_streams.md")[2].strip()}
 
-| resident memory, MiB | before | {looks} | after they were read | another caller's calls meanwhile | right answers |
+| resident memory, MiB | before | {looks} | after they were read | other calls and streams meanwhile | right answers |
 |---|---{"|---" * len(LOOKS_S)}|---|---|---|
 {chr(10).join(lines)}
 """
