@@ -348,7 +348,7 @@ class CoalescedInferResponse(_message.Message):
 
     @_builtins.property
     def draining(self) -> Global___InferDraining:
-        """The replica shuts down: send nothing more; what was accepted will be answered."""
+        """The version is unloaded or the replica shuts down: send nothing more; what was accepted will be answered."""
 
     @_builtins.property
     def ended(self) -> _status_pb2.Status:
@@ -492,7 +492,7 @@ Global___InferFailure: _TypeAlias = InferFailure  # noqa: Y015
 
 @_typing.final
 class InferDraining(_message.Message):
-    """Says that the replica shuts down."""
+    """Says that the version is unloaded or the replica shuts down; WatchReplica tells which."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
