@@ -141,7 +141,7 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
         opened = inference_pb.InferOpened(replica_id=self.replica_id, max_batch_size=64)
         yield inference_pb.CoalescedInferResponse(opened=opened)
         reading = asyncio.ensure_future(self._read(requests, opening.model, answers))
-        draining = asyncio.ensure_future(self._tell_drain(answers))
+        draining = asyncio.ensure_future(self._tell_drain((opening.model, opening.version), answers))
         try:
             while (answer := await answers.get()) is not None:
                 if not self.silent:
@@ -152,8 +152,8 @@ class FakeReplica(inference_rpc.InferenceServiceServicer):
             reading.cancel()
             draining.cancel()
 
-    async def _tell_drain(self, answers: "asyncio.Queue[Any]") -> None:
-        while not self.draining:
+    async def _tell_drain(self, key: tuple[str, str], answers: "asyncio.Queue[Any]") -> None:
+        while not self.draining and key in self.ready:
             await self._changed.wait()
         await answers.put(inference_pb.CoalescedInferResponse(draining=inference_pb.InferDraining()))
 

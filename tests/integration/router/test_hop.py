@@ -306,7 +306,7 @@ async def test_frames_that_lead_nowhere_or_elsewhere_are_not_used(idle_world: Wo
 
 
 async def test_a_replica_that_takes_no_more_is_left_for_one_that_does() -> None:
-    stream = InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda: None)
+    stream = InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda _: None)
     opened = inference_pb.InferOpened(replica_id="r", max_in_flight=3)
     stream.take(inference_pb.CoalescedInferResponse(opened=opened))
     job = Job((Tensor("x", "FP64", (1, 2), bytes(16)),), 1)
@@ -318,7 +318,7 @@ async def test_a_replica_that_takes_no_more_is_left_for_one_that_does() -> None:
         sent += len(message.batch.ids)
         stream.has_sent()
     assert sent == 3, "no more than it may have in flight"
-    assert stream.load > InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda: None).load
+    assert stream.load > InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda _: None).load
     stream.ended()
     failed = await asyncio.gather(*asking, return_exceptions=True)
     assert [error.ran for error in failed if isinstance(error, HopFailed)] == [True] * 3 + [False] * 2
@@ -368,6 +368,30 @@ async def eventually_async(work: Callable[[], Awaitable[object]], condition: Cal
 
 def _more_than(count: Callable[[], int], limit: int) -> bool:
     return count() > limit
+
+
+async def test_a_version_that_is_unloaded_takes_no_other_with_it() -> None:
+    """A router that took its stream's end for the replica's dialled anew, and all else waited, or timed out, meanwhile."""
+    leaves, stays = (PAIR, "1"), (PAIR, "2")
+    fake, lost = FakeReplica(ready={leaves, stays}), []
+    server, port = await serve_replica(fake)
+    options = StreamOptions("test", 0.0, 1 << 20, lambda _: None)
+    replica = Replica(
+        f"127.0.0.1:{port}", open_stream_channel, options, lambda: lost.append(replica.stream(stays) is None)
+    )
+    running = spawn(replica.run(), "replica")
+    await eventually(lambda: fake.streams == 2)
+    kept = replica.stream(stays)
+    lost.clear()
+    fake.set_ready([stays])
+    await eventually(lambda: replica.stream(leaves) is None and fake.streams == 1)
+    fake.set_ready([leaves, stays])
+    await eventually(lambda: replica.stream(leaves) is not None and fake.streams == 2)
+    assert replica.stream(stays) is kept is not None
+    assert not any(lost)
+    running.cancel()
+    await asyncio.gather(running, replica.close(), return_exceptions=True)
+    await server.stop(0)
 
 
 @pytest.mark.parametrize("what", ["replica drains", "version leaves", "replica dies"])

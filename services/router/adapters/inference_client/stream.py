@@ -64,7 +64,9 @@ class StreamOptions:
 class InferStream:
     """A stream that lives as long as the replica holds the version; whoever runs it opens the next one."""
 
-    def __init__(self, model: str, version: str, options: StreamOptions, on_draining: Callable[[], None]) -> None:
+    def __init__(
+        self, model: str, version: str, options: StreamOptions, on_draining: Callable[["InferStream"], None]
+    ) -> None:
         self.model = model
         self.version = version
         self._options = options
@@ -180,7 +182,7 @@ class InferStream:
             self._leave_when_due()
         elif kind == "draining":
             self.close()
-            self._on_draining()
+            self._on_draining(self)
 
     def close(self) -> None:
         """Send nothing more and fail what has not left, so that it goes elsewhere."""
