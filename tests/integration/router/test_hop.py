@@ -318,7 +318,9 @@ async def test_a_replica_that_takes_no_more_is_left_for_one_that_does() -> None:
         sent += len(message.batch.ids)
         stream.has_sent()
     assert sent == 3, "no more than it may have in flight"
-    assert stream.load > InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda _: None).load
+    assert (
+        stream.load > InferStream(PAIR, "1", StreamOptions("test", 0.0, 1 << 20, lambda _: None), lambda _: None).load
+    )
     stream.ended()
     failed = await asyncio.gather(*asking, return_exceptions=True)
     assert [error.ran for error in failed if isinstance(error, HopFailed)] == [True] * 3 + [False] * 2
