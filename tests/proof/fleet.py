@@ -231,10 +231,10 @@ class Fleet:
 
 
 @asynccontextmanager
-async def new_fleet(*, shared: bool = False, processes: int = 1) -> AsyncIterator[Fleet]:
+async def new_fleet(*, shared: bool = False, processes: int = 1, more_replicas: int = 0) -> AsyncIterator[Fleet]:
     """Give a fleet that is ready, and end it; routers, and inference in Envoy, are so many processes on a port."""
     folder = Path(tempfile.mkdtemp(prefix="il-"))
-    offsets = _offsets(4)
+    offsets = _offsets(4 + more_replicas)
     common = {key: value for key, value in os.environ.items() if not key.startswith("INTERLOCK_")} | {
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen"))),
         "INTERLOCK_REGISTRY_ADDRESS": f"127.0.0.1:{PORTS['registry'] + offsets[0]}",
@@ -255,6 +255,7 @@ async def new_fleet(*, shared: bool = False, processes: int = 1) -> AsyncIterato
     replicas = [
         service("inference-a", "inference", "grpcio", offsets[0]),
         service("inference-b", "inference", "envoy", offsets[1], INTERLOCK_INFERENCE_PROCESSES=str(processes)),
+        *(service(f"inference-{at}", "inference", "grpcio", offset) for at, offset in enumerate(offsets[4:], 3)),
     ]
     pools = {
         "INTERLOCK_POOLS": json.dumps({"default": [one.address for one in replicas]}),

@@ -83,8 +83,9 @@ async def test_versions_come_and_go_in_one_process_while_others_serve(
             await asyncio.sleep(0.02)
 
 
-async def test_a_killed_process_costs_its_versions_only_unavailable_and_all_come_back(
-    running: Running, share: Callable[..., None]
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crashed"])
+async def test_a_dead_process_costs_its_versions_only_unavailable_and_all_come_back(
+    running: Running, share: Callable[..., None], number: signal.Signals
 ) -> None:
     versions = ("a/1", "b/1", "c/1")
     share(*versions)
@@ -94,7 +95,7 @@ async def test_a_killed_process_costs_its_versions_only_unavailable_and_all_come
     async with _caller(running, "a") as a, _caller(running, "b") as b, _caller(running, "c") as c:
         callers = (a, b, c)
         await asyncio.gather(*(each.more(30) for each in callers))
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
         for version in versions:
             await running.wait_state(version, pb.LOAD_STATE_READY)
         await asyncio.gather(*(each.more(30) for each in callers))
@@ -104,7 +105,7 @@ async def test_a_killed_process_costs_its_versions_only_unavailable_and_all_come
     for version in versions:
         state = await running.ready(version)
         assert list(state.worker_pids) == [successor]
-        assert (state.last_exit.pid, state.last_exit.signal) == (pid, signal.SIGKILL)
+        assert (state.last_exit.pid, state.last_exit.signal) == (pid, number)
 
 
 async def test_a_load_that_does_not_end_holds_nobody_up(folder: Path) -> None:
