@@ -135,7 +135,7 @@ def payload_from_proto(batch: pb.InferBatch, rows: int, version: VersionSpec) ->
     for spec in version.inputs:
         tensor = given.get(spec.name)
         if tensor is None:
-            violations.add(spec.name, "want this tensor, got none of that name")
+            violations.add(f"inputs.{spec.name}", "want this tensor, got none of that name")
         else:
             _check_tensor(spec, tensor, rows, violations)
     violations.raise_if_any()
@@ -172,14 +172,16 @@ def _at_first_sight(batch: pb.InferBatch, rows: int, version: VersionSpec) -> Pa
 def _check_tensor(spec: TensorSpec, tensor: types_pb.Tensor, rows: int, violations: Violations) -> None:
     datatype = datatype_from_proto(tensor.data_type)
     if datatype != spec.datatype:
-        violations.add(spec.name, f"want {spec.datatype}, got {datatype or f'data type {tensor.data_type}'}")
+        violations.add(
+            f"inputs.{spec.name}", f"want {spec.datatype}, got {datatype or f'data type {tensor.data_type}'}"
+        )
         return
     defect = shape_defect(spec, tensor.shape)
     if not defect and tensor.shape[0] != rows:
         defect = f"want the {rows} rows of the items, got {tensor.shape[0]}"
     defect = defect or data_defect(spec, tensor.shape, tensor.data)
     if defect:
-        violations.add(spec.name, defect)
+        violations.add(f"inputs.{spec.name}", defect)
 
 
 def results_to_proto(answer: BatchAnswer, places: Sequence[Place], queue_time_s: float) -> pb.InferResults:

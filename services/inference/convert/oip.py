@@ -232,25 +232,25 @@ def _by_name(
         if wanted is None:
             violations.add("inputs", f"want one of {names(version.inputs)}, got {echo(tensor.name)}")
         elif tensor.name in given:
-            violations.add(tensor.name, "want it once, got it again")
+            violations.add(f"inputs.{tensor.name}", "want it once, got it again")
         else:
             given[tensor.name] = (position, tensor)
             _check_form(wanted, tensor, bool(raw), violations)
     for name, spec in specs.items():
         if name not in given:
-            violations.add(name, f"want {spec.datatype} {shown(spec.shape)}, got no tensor of that name")
+            violations.add(f"inputs.{name}", f"want {spec.datatype} {shown(spec.shape)}, got no tensor of that name")
     return given
 
 
 def _check_form(spec: TensorSpec, tensor: Any, raw: bool, violations: Violations) -> None:
     if tensor.datatype != spec.datatype:
-        violations.add(spec.name, f"want {spec.datatype}, got {echo(tensor.datatype)}")
+        violations.add(f"inputs.{spec.name}", f"want {spec.datatype}, got {echo(tensor.datatype)}")
         return
     defect = shape_defect(spec, tensor.shape)
     if not defect and raw and tensor.HasField("contents"):
         defect = "want values in raw_input_contents only, got contents too"
     if defect:
-        violations.add(spec.name, defect)
+        violations.add(f"inputs.{spec.name}", defect)
 
 
 def _data(spec: TensorSpec, position: int, tensor: Any, raw: Sequence[bytes], violations: Violations) -> bytes:
@@ -259,7 +259,7 @@ def _data(spec: TensorSpec, position: int, tensor: Any, raw: Sequence[bytes], vi
     else:
         data, defect = _typed(spec, tensor)
     if defect:
-        violations.add(spec.name, defect)
+        violations.add(f"inputs.{spec.name}", defect)
     return data
 
 
@@ -277,5 +277,5 @@ def _rows(version: VersionSpec, given: dict[str, tuple[int, Any]], violations: V
     for spec in version.inputs[1:]:
         other = given[spec.name][1].shape[0]
         if other != rows:
-            violations.add(spec.name, f"want {rows} rows as {first.name!r} has, got {other}")
+            violations.add(f"inputs.{spec.name}", f"want {rows} rows as {first.name!r} has, got {other}")
     return rows

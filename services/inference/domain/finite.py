@@ -18,7 +18,7 @@ def non_finite(item: Item, inputs: Sequence[TensorSpec]) -> list[Violation]:
         if spec.datatype in _EXPONENT:
             text = _first(spec.datatype, (item.rows, *trailing), data)
             if text:
-                found.append(Violation(spec.name, f"want finite numbers, got {text}"))
+                found.append(Violation(f"inputs.{spec.name}", f"want finite numbers, got {text}"))
     return found
 
 

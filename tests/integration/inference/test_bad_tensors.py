@@ -192,7 +192,7 @@ async def test_numbers_that_are_none_are_refused_where_the_policy_says_so(
             await running.infer(bad)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert details(refused.value)[1:] == ("INVALID_TENSORS", [text])
-        assert refused.value.details() == f"the model takes finite numbers only: x: {text}"
+        assert refused.value.details() == f"the model takes finite numbers only: inputs.x: {text}"
     async with open_stream(running.own, "oracle", "1") as stream:
         before, failed, after = await stream.infer(rows[:2], rows[4:], rows[:1])
     assert (before, after) == (np.full((2, 2), 3, "<f4").tobytes(), np.full((1, 2), 3, "<f4").tobytes())

@@ -34,7 +34,7 @@ def test_each_is_named(datatype: str) -> None:
     assert found([(spec, struct.pack(f"<4{code}", *[largest] * 4))], rows=2) == []
     for value, name in zip(wrong, ("NaN", "NaN", "infinity", "-infinity"), strict=True):
         data = struct.pack(f"<4{code}", largest, largest, value, wrong[0])
-        assert found([(spec, data)], rows=2) == [("x", f"want finite numbers, got {name} at [1, 0]")]
+        assert found([(spec, data)], rows=2) == [("inputs.x", f"want finite numbers, got {name} at [1, 0]")]
 
 
 def test_the_first_of_each_tensor_counts_and_other_types_have_none() -> None:
@@ -45,6 +45,6 @@ def test_the_first_of_each_tensor_counts_and_other_types_have_none() -> None:
         (TensorSpec("b", "FP64", (-1,)), struct.pack("<d", float("-inf"))),
     ]
     assert found(inputs, rows=1) == [
-        ("a", "want finite numbers, got NaN at [0, 1, 1]"),
-        ("b", "want finite numbers, got -infinity at [0]"),
+        ("inputs.a", "want finite numbers, got NaN at [0, 1, 1]"),
+        ("inputs.b", "want finite numbers, got -infinity at [0]"),
     ]
