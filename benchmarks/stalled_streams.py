@@ -20,13 +20,13 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import psutil
 from inference import grpc_service_pb2 as oip
 from inference import grpc_service_pb2_grpc as oip_rpc
 from onnx import TensorProto, helper
 
 from benchmarks.serving.models import Model
 from benchmarks.serving.servers import OURS, Server, all_servers
+from tests.proof.memory import resident_bytes
 
 RESULT = Path(__file__).resolve().parent / "results" / "stalled_streams.md"
 STREAMS, CONNECTIONS, MESSAGES = 500, 10, 128
@@ -120,12 +120,7 @@ async def _read(call: "grpc.aio.StreamStreamCall", stream: int) -> int:
 
 
 def _resident_mib(server: Server) -> float:
-    """Return the memory of what it runs, children included, in MiB."""
-    total = 0
-    for process in server.processes:
-        parent = psutil.Process(process.pid)
-        total += sum(each.memory_info().rss for each in (parent, *parent.children(recursive=True)))
-    return total / 2**20
+    return resident_bytes(process.pid for process in server.processes) / 2**20
 
 
 def _report(lines: Sequence[str]) -> str:

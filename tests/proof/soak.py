@@ -6,7 +6,6 @@ good request was refused without cause, or when memory grew. With `--history` ev
 
 import argparse
 import asyncio
-import contextlib
 import os
 import platform
 import statistics
@@ -16,13 +15,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from services.common.tasks import spawn
 from tests.proof.fault import FAULTS
-from tests.proof.fleet import ROOT, Fleet, Service, new_fleet
+from tests.proof.fleet import ROOT, Fleet, new_fleet
 from tests.proof.history import Event, Verdict, Violation
 from tests.proof.load import Load
+from tests.proof.memory import resident_bytes
 from tests.proof.run import prove
 
 _RESULT = ROOT / "benchmarks" / "results" / "soak.md"
@@ -41,7 +39,9 @@ class Memory:
         """Take samples until cancelled."""
         while True:
             for service in fleet.services:
-                self.samples.setdefault(service.name, []).append(await asyncio.to_thread(_resident, service))
+                self.samples.setdefault(service.name, []).append(
+                    await asyncio.to_thread(resident_bytes, [service.process.pid])
+                )
             await asyncio.sleep(_SAMPLE_S)
 
     def growth(self) -> dict[str, tuple[float, float]]:
@@ -57,14 +57,6 @@ class Memory:
         """Return the services whose memory is not flat."""
         slack = _GROWTH_BYTES / 2**20
         return [name for name, (early, late) in self.growth().items() if late > early * (1 + _GROWTH_SHARE) + slack]
-
-
-def _resident(service: Service) -> int:
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in service.processes():
-            total += process.memory_info().rss
-    return total
 
 
 async def _soak(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,11 @@ import contextlib
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 
 from tests.integration.door.conftest import Client, Running
 from tests.integration.door.probe_service import message
+from tests.proof.memory import resident_bytes
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -24,8 +24,8 @@ async def test_a_caller_that_does_not_read_stalls_its_own_stream_alone(door: Run
     # Windows of the caller that grew with its traffic would take in what the service must hold back.
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
     async with grpc.aio.insecure_channel(door.target, options=options) as channel:
-        client, sent = Client(channel), [0] * STREAMS
-        before_bytes = resident_bytes(door)
+        client, sent, pids = Client(channel), [0] * STREAMS, [process.pid for process in door.processes]
+        before_bytes = resident_bytes(pids)
         calls = [client.chat(timeout_s=170) for _ in range(STREAMS)]
         writers = [asyncio.create_task(write_all(call, sent, at)) for at, call in enumerate(calls)]
         try:
@@ -34,7 +34,7 @@ async def test_a_caller_that_does_not_read_stalls_its_own_stream_alone(door: Run
                 told = list(sent)
                 await asyncio.sleep(1)
             assert max(sent) < MESSAGES
-            assert resident_bytes(door) - before_bytes < MOST_HELD_BYTES
+            assert resident_bytes(pids) - before_bytes < MOST_HELD_BYTES
             for number in range(4):
                 assert (await client.echo(id=number, cold=number % 2 == 1, timeout=60)).id == number
             assert [answer.id async for answer in client.chat([5, 6, 7])] == [5, 6, 7]
@@ -50,9 +50,3 @@ async def write_all(call: Any, sent: list[int], number: int) -> None:
         for ident in range(MESSAGES):
             await call.write(message("EchoRequest")(id=ident, payload=bytes(PAYLOAD_BYTES)))
             sent[number] += 1
-
-
-def resident_bytes(door: Running) -> int:
-    """The memory of the processes that are the door, children included."""
-    trees = [psutil.Process(process.pid) for process in door.processes]
-    return sum(each.memory_info().rss for tree in trees for each in (tree, *tree.children(recursive=True)))
