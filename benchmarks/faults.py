@@ -13,30 +13,25 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import psutil
 
-from tests.proof.fleet import Fleet, Service, new_fleet
+from tests.proof.fleet import Service, new_fleet
 from tests.proof.history import OK, Answered, Asked, Event, FaultBegan, Verdict
-from tests.proof.load import PREDICT, Load, Mix, Surface
-from tests.proof.wire import Wires
+from tests.proof.load import PREDICT, Load, Mix
+from tests.proof.processes import standing_still
+from tests.proof.run import surfaces_of
 
 RESULT = Path(__file__).resolve().parent / "results" / "faults.md"
-LASTS_S, BETWEEN_S, TIMES = 10.0, 4.0, 3
+LASTS_S, BETWEEN_S = 10.0, 4.0
 _PLAIN: Final = Mix(cancelled=0, hurried=0, poisoned=0, slow=0, pinned=0)
 
-Fault = Callable[[Service], AbstractAsyncContextManager[None]]
-
-
-@asynccontextmanager
-async def _nothing(replica: Service) -> AsyncIterator[None]:
-    yield
+Fault = Callable[[Service], AbstractAsyncContextManager[object]]
 
 
 @asynccontextmanager
@@ -57,14 +52,14 @@ async def _replica_killed(replica: Service) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _replica_frozen(replica: Service) -> AsyncIterator[None]:
-    with _standing_still(replica.processes()):
+    with standing_still(replica.processes()):
         yield
 
 
 @asynccontextmanager
 async def _front_frozen(replica: Service) -> AsyncIterator[None]:
     workers = {worker.pid for worker in replica.workers()}
-    with _standing_still([process for process in replica.processes() if process.pid not in workers]):
+    with standing_still([process for process in replica.processes() if process.pid not in workers]):
         yield
 
 
@@ -75,18 +70,8 @@ async def _replica_restarted(replica: Service) -> AsyncIterator[None]:
     await restarting
 
 
-@contextmanager
-def _standing_still(processes: Sequence[psutil.Process]) -> Iterator[None]:
-    for process in processes:
-        process.suspend()
-    yield
-    for process in reversed(processes):
-        if process.is_running():
-            process.resume()
-
-
 FAULTS: Final[dict[str, Fault]] = {
-    "nothing": _nothing,
+    "nothing": nullcontext,
     "a model process is killed": _worker_killed,
     "a replica is killed": _replica_killed,
     "a replica stands still": _replica_frozen,
@@ -120,34 +105,25 @@ def main() -> None:
 async def _measure(rate: float) -> str:
     ends = _Ends()
     begun_at: dict[str, list[float]] = {name: [] for name in FAULTS}
-    async with new_fleet(more_replicas=1) as fleet:
-        wires = [Wires(edge.address, 2) for edge in fleet.edges]
-        for each in wires:
-            await each.open()
-        surfaces = [Surface(edge.name, PREDICT, each) for edge, each in zip(fleet.edges, wires, strict=True)]
-        load, over = Load(surfaces, _PLAIN, 1, record=ends.take), asyncio.Event()
+    async with new_fleet(more_replicas=1) as fleet, surfaces_of(fleet, 2) as surfaces:
+        asked = [surface for surface in surfaces if surface.form is PREDICT]
+        load, over = Load(asked, _PLAIN, 1, record=ends.take), asyncio.Event()
         # Here everything is broken all the time, as far as the judge knows: only answers can be to blame.
         load.tell(FaultBegan(load.now(), "any", "UNAVAILABLE"))
         running = asyncio.create_task(load.run(rate, over.is_set))
         for name, fault in FAULTS.items():
-            for replica in fleet.replicas[:TIMES]:
-                await _settled(fleet)
+            print(name, flush=True)
+            for replica in fleet.replicas:
+                await fleet.until_whole()
+                await asyncio.sleep(BETWEEN_S)
                 begun_at[name].append(load.now())
                 async with fault(replica):
                     await asyncio.sleep(LASTS_S)
-            print(_row(name, begun_at[name], ends), flush=True)
         over.set()
         await running
         await load.settle(30)
         verdict = load.judge.finish()
-        for each in wires:
-            await each.close()
     return _report([_row(name, begun_at[name], ends) for name in FAULTS], verdict, rate)
-
-
-async def _settled(fleet: Fleet) -> None:
-    await fleet.until_whole()
-    await asyncio.sleep(BETWEEN_S)
 
 
 def _row(name: str, begun: Sequence[float], ends: _Ends) -> str:

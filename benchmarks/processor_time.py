@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.proof.processes import process_tree
+
 # The first that matches a command line names the process.
 _ROLES = {
     "model worker": r"services\.inference\.worker",
@@ -33,7 +35,7 @@ class ProcessorTime:
         self.ns: Counter[str] = Counter()
         self.switches: Counter[str] = Counter()
         for root in roots:
-            for process in _tree(root):
+            for process in process_tree(root):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self._add(process.pid, _role(" ".join(process.cmdline())))
 
@@ -53,14 +55,6 @@ class ProcessorTime:
                 self.ns[part] += int((thread / "schedstat").read_text().split()[0])
                 status = (thread / "status").read_text()
                 self.switches[part] += sum(map(int, re.findall(r"ctxt_switches:\s*(\d+)", status)))
-
-
-def _tree(root: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(root)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _role(command: str) -> str:

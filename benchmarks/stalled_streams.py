@@ -15,7 +15,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -26,7 +26,7 @@ from onnx import TensorProto, helper
 
 from benchmarks.serving.models import Model
 from benchmarks.serving.servers import OURS, Server, all_servers
-from tests.proof.memory import resident_bytes
+from tests.proof.processes import resident_bytes
 
 RESULT = Path(__file__).resolve().parent / "results" / "stalled_streams.md"
 STREAMS, CONNECTIONS, MESSAGES = 500, 10, 128
@@ -80,7 +80,7 @@ async def _measure(server: Server) -> str:
             if asked % 4 < 2:
                 await stub.ModelInfer(request, timeout=30)
             else:
-                [_] = [answer async for answer in stub.ModelStreamInfer(_once(request), timeout=30)]
+                [_] = [answer async for answer in stub.ModelStreamInfer(iter([request]), timeout=30)]
             slowest_s, asked = max(slowest_s, time.monotonic() - started), asked + 1
             await asyncio.sleep(0.25)
         held.append(_resident_mib(server))
@@ -92,13 +92,8 @@ async def _measure(server: Server) -> str:
     return f"| {server.name} | {' | '.join(cells)} | {asked} of {asked}: slowest {slowest_s * 1e3:.0f} ms | {right:,} of {STREAMS * MESSAGES:,} |"
 
 
-async def _requests(stream: int) -> AsyncIterator[oip.ModelInferRequest]:
-    for number in range(MESSAGES):
-        yield _request(stream, number)
-
-
-async def _once(request: oip.ModelInferRequest) -> AsyncIterator[oip.ModelInferRequest]:
-    yield request
+def _requests(stream: int) -> Iterator[oip.ModelInferRequest]:
+    return (_request(stream, number) for number in range(MESSAGES))
 
 
 def _request(stream: int, number: int) -> oip.ModelInferRequest:

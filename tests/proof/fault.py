@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-import psutil
-
 from tests.proof.fleet import Fleet, Service
 from tests.proof.history import OK, FaultBegan, FaultEnded
 from tests.proof.load import Load
+from tests.proof.processes import standing_still
 
 Fault = Callable[[Fleet, Load], Awaitable[None]]
 
@@ -37,13 +36,9 @@ async def freeze_worker(fleet: Fleet, load: Load) -> None:
     replica = _next(fleet.replicas, load)
     victim = replica.workers()[-1]
     async with _window(fleet, load, "worker frozen"):
-        victim.suspend()
-        load.clear()
-        await _until(lambda: load.ended_since >= _FROZEN_COUNT or not victim.is_running())
-        try:
-            victim.resume()
-        except psutil.NoSuchProcess:
-            return
+        with standing_still([victim]):
+            load.clear()
+            await _until(lambda: load.ended_since >= _FROZEN_COUNT or not victim.is_running())
 
 
 async def freeze_replica(fleet: Fleet, load: Load) -> None:
@@ -51,13 +46,9 @@ async def freeze_replica(fleet: Fleet, load: Load) -> None:
     replica = _next(fleet.replicas, load)
     frozen = replica.processes()
     async with _window(fleet, load, "replica frozen"):
-        for process in frozen:
-            process.suspend()
-        load.clear()
-        await _until(lambda: load.ended_since >= _FROZEN_COUNT)
-        for process in reversed(frozen):
-            if process.is_running():
-                process.resume()
+        with standing_still(frozen):
+            load.clear()
+            await _until(lambda: load.ended_since >= _FROZEN_COUNT)
 
 
 async def reload_version(fleet: Fleet, load: Load) -> None:

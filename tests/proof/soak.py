@@ -18,9 +18,9 @@ from pathlib import Path
 from services.common.tasks import spawn
 from tests.proof.fault import FAULTS
 from tests.proof.fleet import ROOT, Fleet, new_fleet
-from tests.proof.history import Event, Verdict, Violation
+from tests.proof.history import Event, Verdict
 from tests.proof.load import Load
-from tests.proof.memory import resident_bytes
+from tests.proof.processes import resident_bytes
 from tests.proof.run import prove
 
 _RESULT = ROOT / "benchmarks" / "results" / "soak.md"
@@ -61,7 +61,7 @@ class Memory:
 
 async def _soak(arguments: argparse.Namespace) -> int:
     begun, memory = time.monotonic(), Memory()
-    told: list[Violation] = []
+    told = 0
     async with AsyncExitStack() as opened:
         record = None
         if arguments.history:
@@ -74,14 +74,16 @@ async def _soak(arguments: argparse.Namespace) -> int:
         watching = spawn(memory.watch(fleet), "watch-memory")
 
         def between(load: Load) -> None:
+            nonlocal told
             took = time.monotonic() - begun
             found = sum(load.judge.verdict.found.values())
             sys.stdout.write(
                 f"{took:7.0f} s  {load.sent:>9,} sent  {load.judge.verdict.ok_count:>9,} OK  {found} violations\n"
             )
-            for one in load.judge.verdict.violations[len(told) :]:
+            violations = load.judge.verdict.violations
+            for one in violations[told:]:
                 sys.stdout.write(f"          {one.kind}: request {one.request}: {one.text}\n")
-                told.append(one)
+            told = len(violations)
             sys.stdout.flush()
 
         verdict, load = await prove(

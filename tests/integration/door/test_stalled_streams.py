@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.door.conftest import Client, Running
 from tests.integration.door.probe_service import message
-from tests.proof.memory import resident_bytes
+from tests.proof.processes import resident_bytes
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 

@@ -8,7 +8,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -164,14 +163,15 @@ class Connection:
     def _stream_of(self, key: VersionKey, state: inference_pb.WatchReplicaResponse) -> InferStream:
         stream = self.streams.get(key)
         if stream is None or stream.closed:
-            stream = self.streams[key] = InferStream(*key, self._options, partial(self._drains, key))
+            stream = self.streams[key] = InferStream(*key, self._options, self._drains)
             task = spawn(self._run(key, stream, state), f"infer-stream {key[0]}/{key[1]}")
             self._work.add(task)
             task.add_done_callback(self._work.discard)
         return stream
 
-    def _drains(self, key: VersionKey, stream: InferStream) -> None:
+    def _drains(self, stream: InferStream) -> None:
         """Send a version nothing more until the process says that it is READY; its other versions may stay as they are."""
+        key = stream.model, stream.version
         if self.streams.get(key) is stream:
             self._on_lost(key)
             del self.streams[key]
