@@ -39,6 +39,7 @@ from services.common.errors import (
     to_status,
 )
 from services.common.metrics import MethodMetrics, RequestMetrics
+from services.common.part_count import check_part_count
 from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
 from services.common.tracing import OpenSpan, Tracing
 
@@ -371,7 +372,8 @@ def _parse(method: Method, payload: bytes) -> Any:
 
 
 def parse_message(kind: type[Message], payload: bytes) -> Any:
-    """Return a message; raises InvalidArgument for what is none."""
+    """Return a message; raises InvalidArgument for what is none, or has more parts than anybody needs."""
+    check_part_count(payload)
     try:
         return kind.FromString(payload)
     except DecodeError:

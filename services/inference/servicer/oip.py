@@ -14,7 +14,7 @@ from inference import statistics_pb2 as statistics_pb
 from services.common.call import Call, answers_many, raw
 from services.common.chain import parse_message
 from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
-from services.common.infer_sketch import InferSketch
+from services.common.infer_sketch import InferSketch, parse_closely
 from services.common.names import is_id, parse_id
 from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
@@ -104,7 +104,7 @@ class OipServicer(SharedMemoryMethods):
             host.dispatcher.arrived(1)
             answer, place = await self._run(host, wanted, call)
             return self._answers.encode(host.key, sketch.id, answer, place)
-        request = parse_message(oip.ModelInferRequest, payload)
+        request = parse_closely(sketch, payload)
         encoded = await self._infer_closely(host, request, call)
         self._forms.learn(sketch, host.spec, request)
         return encoded
