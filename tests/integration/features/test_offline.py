@@ -90,7 +90,7 @@ async def world(tmp_path: Path, redis: RedisProcess) -> AsyncIterator[OfflineWor
         yield OfflineWorld(features, tmp_path)
 
 
-def arrivals_view() -> FeatureView:
+def arrivals_view(*, lateness: Duration) -> FeatureView:
     """Return a view of windows of three hours."""
     arrivals = AggregateSource(
         fields=[EventField(name="delay", type=FEATURE_TYPE_DOUBLE)],
@@ -105,7 +105,7 @@ def arrivals_view() -> FeatureView:
         Feature(name="mean", type=FEATURE_TYPE_DOUBLE),
         Feature(name="last", type=FEATURE_TYPE_DOUBLE, is_list=True),
     ]
-    return a_view("arrivals", features=arrival_features, aggregate_source=arrivals, allowed_lateness=hours(2))
+    return a_view("arrivals", features=arrival_features, aggregate_source=arrivals, allowed_lateness=lateness)
 
 
 @pytest.mark.rpc(f"{OFFLINE}/JoinFeatures", "happy")
@@ -116,7 +116,7 @@ async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_wer
     await world.features.apply(
         an_entity(),
         a_view(),
-        arrivals_view(),
+        arrivals_view(lateness=hours(2)),
         a_view(
             "now", entities=[], features=[Feature(name="twice", type=FEATURE_TYPE_DOUBLE)], on_demand_source=computed
         ),
@@ -151,7 +151,7 @@ async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_wer
 
 async def test_random_histories_come_out_of_the_service_by_the_rule(world: OfflineWorld) -> None:
     """Rows and events of 200 carriers: late, too late, out of order, known early, some sent again; times are hours."""
-    await world.features.apply(an_entity(), a_view(), arrivals_view())
+    await world.features.apply(an_entity(), a_view(), arrivals_view(lateness=hours(1)))
     draw = random.Random("through the service")
     names = [f"c{number}" for number in range(200)]
     values, events = [], []
@@ -172,7 +172,7 @@ async def test_random_histories_come_out_of_the_service_by_the_rule(world: Offli
             )
     asked = [(draw.choice([*names, "none"]), draw.randrange(-10, 40)) for _ in range(1_000)]
     found = await world.join(labels(*asked), ["carrier_delays.delay_mean", "arrivals.*"])
-    counted = [one for one in events if one[2] - one[1] <= 2]
+    counted = [one for one in events if one[2] - one[1] <= 1]
     for got, (name, at) in zip(found, asked, strict=True):
         newest = max(
             ((when, known, value) for one, when, known, value in values if one == name and known <= at >= when),

@@ -74,6 +74,8 @@ async def running(parity: ParityWorld, folder: Path, redis: RedisProcess) -> Asy
             "registry_address": address,
             "monitor_address": address,
             "job_poll_s": 0.05,
+            # A machine that runs tests may be busy.
+            "redis_read_deadline_s": 5,
         }
         async with (
             serve_parity_world(parity, address),
