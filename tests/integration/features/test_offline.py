@@ -85,6 +85,8 @@ async def world(tmp_path: Path, redis: RedisProcess) -> AsyncIterator[OfflineWor
         "redis_url": f"unix://{redis.socket}",
         "features_connections": {"delays": f"sqlite:///{database}"},
         "job_poll_s": 0.05,
+        # A machine that runs tests may be busy.
+        "redis_write_deadline_s": 10,
     }
     async with running_features(tmp_path / "state", **settings) as features:
         yield OfflineWorld(features, tmp_path)

@@ -76,6 +76,7 @@ async def running(parity: ParityWorld, folder: Path, redis: RedisProcess) -> Asy
             "job_poll_s": 0.05,
             # A machine that runs tests may be busy.
             "redis_read_deadline_s": 5,
+            "redis_write_deadline_s": 10,
         }
         async with (
             serve_parity_world(parity, address),
@@ -162,8 +163,8 @@ async def test_parity_finds_a_wrong_zone_a_window_off_by_one_and_late_arrivals(
         FeatureSpec(name="hour", source="request", type=FEATURE_TYPE_DOUBLE),
     ]
     for number, at in enumerate(TIMES):
-        shifted = {"right": at, "zoned": at - 4, "shifted": at - 1.5}
-        values = {name: mean(window(then)) for name, then in shifted.items()} | {"empty": -1.0, "hour": 1.0}
+        read_at = {"right": at, "zoned": at - 4, "shifted": at - 1.5}
+        values = {name: mean(window(then)) for name, then in read_at.items()} | {"empty": -1.0, "hour": 1.0}
         parity.rows.append(logged(number, values | {"late": last(at, known_early=True)}))
     # What was kept back is no difference, whatever stands in its place.
     parity.rows.append(logged(0, {"right": None, "empty": 7.0}, redacted=["right", "carrier"]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from interlock.monitor.v1 import analysis_pb2, monitoring_policy_pb2
 from interlock.monitor.v1 import analysis_service_pb2 as pb
 from interlock.monitor.v1 import monitoring_policy_service_pb2 as policy_pb
@@ -22,7 +23,6 @@ from interlock_cli.errors import CommandFailed
 from interlock_cli.main import app
 from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import HOUR_S, hour_times
-from tests.integration.monitor.asking import until
 from tests.integration.monitor.conftest import Monitor, running_monitor
 from tests.integration.monitor.test_analysis import NAME, analysis, scope_of, trained_version
 from tests.integration.monitor.test_reports import Page, seen
@@ -72,20 +72,21 @@ async def _check_commands(monitor: Monitor, folder: Path) -> None:
     await seen(monitor, shift=60.0, illegal_count=100)
     scope = scope_of(start_s=commands.start_s, end_s=commands.end_s)
 
-    async def labelled() -> analysis_pb2.QualityReport | None:
-        answer = await analysis(monitor).GetQualityReport(pb.GetQualityReportRequest(scope=scope))
-        return answer.quality_report if answer.quality_report.labelled_count == 1200 else None
+    async def labelled() -> analysis_pb2.QualityReport:
+        return (await analysis(monitor).GetQualityReport(pb.GetQualityReportRequest(scope=scope))).quality_report
 
-    quality = await until(labelled)
+    while (quality := await labelled()).labelled_count < 1200:
+        await asyncio.sleep(0.02)
     drift = (await analysis(monitor).GetDriftReport(pb.GetDriftReportRequest(scope=scope))).drift_report
     checks = await analysis(monitor).GetDataQualityReport(pb.GetDataQualityReportRequest(scope=scope))
     fairness = await analysis(monitor).GetFairnessReport(pb.GetFairnessReportRequest(scope=scope))
-    for command, found in (
-        ("drift", drift),
-        ("data-quality", checks.data_quality_report),
-        ("quality", quality),
-        ("fairness", fairness.fairness_report),
-    ):
+    reports: dict[str, Message] = {
+        "drift": drift,
+        "data-quality": checks.data_quality_report,
+        "quality": quality,
+        "fairness": fairness.fairness_report,
+    }
+    for command, found in reports.items():
         said = ParseDict(json.loads(await commands.run(command, "--json")), type(found)())
         assert said == found, command
     await _check_drift(commands, drift)

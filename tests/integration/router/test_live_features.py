@@ -167,7 +167,7 @@ async def test_redis_that_takes_two_seconds_is_not_waited_for(
             answers = await asyncio.gather(*(predict(world, entities=ENTITIES | {"carrier": one}) for one in carriers))
             return [(answer.prediction.double_value, list(answer.degraded)) for answer in answers]
 
-        live = [(9_00_34_18.0 + 1_00_00.0 * at, []) for at in range(len(carriers))]
+        live: list[tuple[float, list[str]]] = [(9_00_34_18.0 + 1_00_00.0 * at, []) for at in range(len(carriers))]
         assert await ask_all() == live
         late.delay_s = 2.0
         for _ in range(40):
