@@ -51,9 +51,8 @@ class Sut:
 
     @staticmethod
     def _values(spec: dict[str, Any]) -> "np.ndarray[Any, Any]":
-        if "file" in spec:
-            return np.load(spec["file"])
-        return np.array(spec["data"], dtype=triton_to_np_dtype(spec["datatype"])).reshape(spec["shape"])
+        values = np.load(spec["file"]) if "file" in spec else np.array(spec["data"])
+        return values.astype(triton_to_np_dtype(spec["datatype"])).reshape(spec["shape"])
 
     @staticmethod
     def _row(spec: dict[str, Any], values: "np.ndarray[Any, Any]") -> Any:
