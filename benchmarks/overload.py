@@ -5,165 +5,54 @@
 One inference process and its model process on core 0, the load on core 1, over the stream of frames that a router uses.
 The model takes the same time whatever the rows (a loop of ONNX, about 20 ms), batches of at most 8, deadline 300 ms, one
 row a request, Poisson arrivals that never wait for an answer. A tenth of the requests is critical, three tenths are
-sheddable. Capacity is measured before each cell, closed loop with 64 in flight. Good means: the right answer, inside the
-deadline by the client's clock. Read the ratios.
+sheddable: at ten times the capacity the critical ones alone are all that it can do. Capacity is measured before each cell,
+closed loop with 64 in flight. Good means: the right answer, inside the deadline by the client's clock.
+
+Last, ten times the capacity for a minute, of which the critical requests are half of what the model can do: are they all
+served, does memory stand still, and how soon is an ordinary load as fast again as it was before?
+
+Read the ratios.
 """
 
 import argparse
 import asyncio
 import os
-import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-import numpy as np
 import psutil
 import uvloop
 from inference import grpc_service_pb2_grpc as oip_rpc
 from inference import statistics_pb2
-from interlock.inference.v1 import inference_service_pb2 as pb
-from interlock.inference.v1 import inference_service_pb2_grpc as rpc
 
+from benchmarks.inference_load import LEVELS, ROOT, Process, Tally, calibrate, deploy, inference, ms, stream
 from benchmarks.processor_time import ProcessorTime
-from services.common.frames import FrameLink
 from services.common.logs import configure_logs
-from services.common.settings import PORTS
-from tests.fakes import inference_models as models
-from tests.fakes.inference_registry import FakeRegistry, spec
-from tests.fakes.ports import free_offset
+from services.common.tasks import spawn
+from tests.fakes.inference_registry import FakeRegistry
+from tests.fakes.model_workers import model_workers
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "overload.md"
 UNDER_TEST, LOAD = 0, 1
+MODEL = "looper"
 DEADLINE_S = 0.3
 BATCH_S = 0.02
 MAX_BATCH = 8
 IN_FLIGHT = 64
-# A router gathers for so long.
-TICK_S = 0.002
-LIMIT_BYTES = 32 << 20
 RATIOS = (0.8, 2.0, 10.0)
-LEVELS = {"critical": pb.CRITICALITY_CRITICAL, "default": pb.CRITICALITY_DEFAULT, "sheddable": pb.CRITICALITY_SHEDDABLE}
-MIX = ("critical", *("default",) * 6, *("sheddable",) * 3)
-
-
-@dataclass
-class Tally:
-    """What came of the requests of one cell."""
-
-    sent: Counter[str] = field(default_factory=Counter)
-    good: Counter[str] = field(default_factory=Counter)
-    late: int = 0
-    wrong: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    good_s: list[float] = field(default_factory=list)
-    refused_s: list[float] = field(default_factory=list)
-
-
-class Client:
-    """One stream as frames; requests are told apart by their id, answers by their value."""
-
-    def __init__(self, turns: int) -> None:
-        self.link = FrameLink(self, LIMIT_BYTES)
-        self.ready = asyncio.Event()
-        """Set once the stream is open."""
-        self.over = asyncio.Event()
-        self._turns = turns
-        self._waiting: dict[int, tuple[float, str, asyncio.Future[None] | None]] = {}
-        self._next = 1
-        self._changed = asyncio.Event()
-        self.tally = Tally()
-
-    def opened(self) -> None:
-        """Open the stream."""
-        opening = pb.InferOpen(model="looper", version="1", client_id="overload")
-        self.link.send(pb.CoalescedInferRequest(open=opening).SerializeToString())
-
-    def received(self, message: bytes) -> None:
-        """Take what came of some requests."""
-        response = pb.CoalescedInferResponse.FromString(message)
-        if response.HasField("results"):
-            self._take(response.results)
-        elif response.HasField("opened"):
-            self.ready.set()
-        else:
-            raise SystemExit(f"the stream ends: {response}")
-
-    def read_all(self) -> None:
-        """Nothing more comes."""
-        self.link.close()
-
-    def room(self) -> None:
-        """The server reads again; this load does not ask whether it does."""
-
-    def ended(self, error: Exception | None) -> None:
-        """The connection is gone."""
-        self.over.set()
-
-    def send(self, levels: Sequence[str], done: Sequence["asyncio.Future[None] | None"]) -> None:
-        """Send requests in one message. Each asks for another number of turns, so that each answer is its own."""
-        batch, now, values = pb.InferBatch(), time.perf_counter(), []
-        for level, future in zip(levels, done, strict=True):
-            ident, self._next = self._next, self._next + 1
-            batch.ids.append(ident)
-            batch.rows.append(1)
-            batch.timeouts_us.append(int(DEADLINE_S * 1e6))
-            batch.criticalities.append(LEVELS[level])
-            self._waiting[ident] = (now, level, future)
-            self.tally.sent[level] += 1
-            values.append(self._turns + ident % 16)
-        data = np.array(values, "<i8").tobytes()
-        batch.tensors.add(name="x", data_type=9, shape=[len(values), 1], data=data)
-        self.link.send(pb.CoalescedInferRequest(batch=batch).SerializeToString())
-
-    def _take(self, results: pb.InferResults) -> None:
-        now = time.perf_counter()
-        for failure in results.failures:
-            sent, level, future = self._waiting.pop(failure.id)
-            self._refused(failure.error, now - sent)
-            _settle(future)
-        values = np.frombuffer(results.tensors[0].data, "<i8").tolist() if results.tensors else []
-        for ident, value in zip(results.ids, values, strict=True):
-            sent, level, future = self._waiting.pop(ident)
-            self._answered(level, value == self._turns + ident % 16, now - sent)
-            _settle(future)
-        self._changed.set()
-
-    def _refused(self, status: Any, seconds: float) -> None:
-        name = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        self.tally.reasons["refused" if status.code == name else "expired"] += 1
-        if status.code == name:
-            self.tally.refused_s.append(seconds)
-
-    def _answered(self, level: str, right: bool, seconds: float) -> None:
-        if not right:
-            self.tally.wrong += 1
-        elif seconds > DEADLINE_S:
-            self.tally.late += 1
-        else:
-            self.tally.good[level] += 1
-            self.tally.good_s.append(seconds)
-
-    async def settle(self) -> None:
-        """Wait until everything is answered."""
-        while self._waiting:
-            self._changed.clear()
-            await self._changed.wait()
-
-
-def _settle(future: "asyncio.Future[None] | None") -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
+MIX = (("critical", 0.1), ("default", 0.6), ("sheddable", 0.3))
+# The long overload: critical requests for half of the capacity.
+LONG_RATIO = 10.0
+LONG_MIX = (("critical", 0.05), ("default", 0.65), ("sheddable", 0.3))
+# An ordinary load, before it and after it, and when it has to be as fast as before.
+USUAL_RATIO, USUAL_S, RECOVERED_S = 0.5, 10.0, 5.0
 
 
 @dataclass
@@ -198,149 +87,167 @@ class Cell:
         return (
             f"| {self.ratio:g}x | {self.capacity:.0f} | {self.drift:.2f} | {sent / self.seconds:.0f} | {self.goodput:.0f} "
             f"| {self.percent:.1f} | {classes} "
-            f"| {_ms(tally.good_s, 50):.0f} / {_ms(tally.good_s, 99):.0f} | {_ms(tally.refused_s, 99):.1f} "
+            f"| {ms(tally.good_s, 50):.0f} / {ms(tally.good_s, 99):.0f} | {ms(tally.refused_s, 99):.1f} "
             f"| {100 * (tally.late + tally.reasons['expired']) / sent:.2f} | {100 * wasted:.1f} | {self.front_us:.0f} | {tally.wrong} |"
         )
 
 
+@dataclass
+class Long:
+    """Ten times the capacity for a minute, between two ordinary loads."""
+
+    capacity: float
+    seconds: float
+    before: Tally
+    during: Tally
+    after: Tally
+    ended: float
+    """When the overload was over, by time.perf_counter()."""
+    memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Resident MiB of the front end and of the model's process: the most under the ordinary load, and in the overload."""
+
+    def kept(self, level: str) -> float:
+        """Give the percent of a level's requests that were answered in time."""
+        return 100 * self.during.good[level] / max(1, self.during.sent[level])
+
+    def after_ms(self, start_s: float, end_s: float) -> float:
+        """Give the p99 of what was asked so long after the overload."""
+        asked = zip(self.after.asked_at, self.after.good_s, strict=True)
+        return ms([took for at, took in asked if start_s <= at - self.ended < end_s], 99)
+
+    @property
+    def usual_ms(self) -> float:
+        """Give the p99 of the ordinary load before."""
+        return ms(self.before.good_s, 99)
+
+    def text(self) -> str:
+        """Give the section of the report."""
+        during = self.during
+        classes = "".join(
+            f"| {level} | {during.sent[level]:,} | {during.sent[level] / self.seconds / self.capacity:.2f}x "
+            f"| {self.kept(level):.2f} |\n"
+            for level in LEVELS
+        )
+        memory = "".join(
+            f"| {name} | {usual:.0f} | {most:.0f} | {most / usual:.2f}x |\n"
+            for name, (usual, most) in self.memory.items()
+        )
+        after = " | ".join(f"{self.after_ms(at, at + 1):.0f}" for at in range(int(USUAL_S)))
+        refused = f"refusal p99 {ms(during.refused_s, 99):.1f} ms" if during.refused_s else "nothing refused"
+        lost = {
+            name: tally.wrong + tally.late + tally.reasons.total()
+            for name, tally in (("before", self.before), ("after", self.after))
+        }
+        return f"""## {LONG_RATIO:g} times the capacity for {self.seconds:g} s
+
+Capacity {self.capacity:.0f}/s, sent {during.sent.total() / self.seconds:.0f}/s, good {during.good.total() / self.seconds:.0f}/s, {refused}, wrong {during.wrong}.
+
+| class | sent | of the capacity | answered in time % |
+|---|---|---|---|
+{classes}
+| resident MiB | ordinary load before, most | overload, most | ratio |
+|---|---|---|---|
+{memory}
+An ordinary load, {USUAL_RATIO:g} of the capacity, {USUAL_S:g} s before ({lost["before"]} of {self.before.sent.total():,} not answered in time) and as long after
+({lost["after"]} of {self.after.sent.total():,}); the second one begins when the overload ends. p99 before {self.usual_ms:.0f} ms, from {RECOVERED_S:g} s after the overload on
+{self.after_ms(RECOVERED_S, USUAL_S):.0f} ms; second by second:
+
+| {" | ".join(f"{at}-{at + 1} s" for at in range(int(USUAL_S)))} |
+|{"---|" * int(USUAL_S)}
+| {after} |
+"""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="for each cell")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--long-seconds", type=float, default=60.0, help="for the long overload; 0 leaves it out")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     psutil.Process().cpu_affinity([LOAD])
     configure_logs("overload", form="console", level="warning")
     load_before = os.getloadavg()[0]
-    cells = uvloop.run(measure_all(arguments.seconds, arguments.rounds))
-    write(cells, arguments, load_before)
+    cells, found = uvloop.run(measure_all(arguments))
+    write(cells, found, arguments, load_before)
 
 
-async def measure_all(seconds: float, rounds: int) -> list[Cell]:
+async def measure_all(arguments: argparse.Namespace) -> tuple[list[Cell], Long | None]:
     state = Path(tempfile.mkdtemp(prefix="il-"))
     registry = FakeRegistry()
-    cells = []
+    cells, found = [], None
     try:
-        async with registry.listening() as address, inference(state, address) as process:
-            frames = await deploy(registry, process.channel)
-            turns = await calibrate(frames)
-            for _ in range(rounds):
+        async with registry.listening() as address, inference(state, address, UNDER_TEST) as process:
+            frames = await deploy(registry, process, MODEL, MAX_BATCH)
+            turns = await calibrate(frames, MODEL, BATCH_S)
+            for _ in range(arguments.rounds):
                 for ratio in RATIOS:
-                    cells.append(await cell(process, frames, turns, ratio, seconds))
+                    cells.append(await cell(process, frames, turns, ratio, arguments.seconds))
                     print(cells[-1].line(), flush=True)
+            if arguments.long_seconds:
+                found = await long_overload(process, frames, turns, arguments.long_seconds)
+                print(found.text())
     finally:
         shutil.rmtree(state, ignore_errors=True)
-    return cells
+    return cells, found
 
 
-@dataclass(frozen=True)
-class Process:
-    """Inference: a channel to it and its number."""
-
-    channel: grpc.aio.Channel
-    pid: int
-
-
-@asynccontextmanager
-async def inference(state: Path, registry_address: str) -> AsyncIterator[Process]:
-    """Runs an inference process on core 0."""
-    offset = free_offset()
-    environment = {
-        **os.environ,
-        "INTERLOCK_STATE_DIR": str(state),
-        "INTERLOCK_PORT_OFFSET": str(offset),
-        "INTERLOCK_REGISTRY_ADDRESS": registry_address,
-        "INTERLOCK_LOG_LEVEL": "warning",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
-    }
-    command = ["taskset", "-c", str(UNDER_TEST), sys.executable, "-m", "services.inference"]
-    with (state / "inference.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log, cwd=ROOT)
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{PORTS['inference'] + offset}") as channel:
-            yield Process(channel, process.pid)
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def deploy(registry: FakeRegistry, channel: grpc.aio.Channel) -> str:
-    """Deploys the model and gives the path of the socket for frames."""
-    integers = [spec("x", "INT64", 1)], [spec("y", "INT64", 1)]
-    registry.put_version("looper/1", {"model.onnx": models.looper()}, *integers)
-    registry.deploy("looper", "looper/1", max_batch_size=MAX_BATCH)
-    states = rpc.InferenceServiceStub(channel).WatchReplica(pb.WatchReplicaRequest(), wait_for_ready=True)
-    async for message in states:
-        if any(version.state == pb.LOAD_STATE_READY for version in message.versions):
-            break
-    states.cancel()
-    return str(message.frames_address.removeprefix("unix:"))
-
-
-async def calibrate(frames: str) -> int:
-    """Gives the turns of the model's loop that take about 20 ms."""
-    turns = 1_000
-    for _ in range(5):
-        async with stream(frames, turns) as client:
-            rate = await closed_loop(client, 1, 0.5)
-        turns = int(turns * BATCH_S * rate) or 1
-    return turns
-
-
-@asynccontextmanager
-async def stream(frames: str, turns: int) -> AsyncIterator[Client]:
-    client = Client(turns)
-    await asyncio.get_running_loop().create_unix_connection(lambda: client.link, frames)
-    try:
-        await client.ready.wait()
-        yield client
-        await client.settle()
-    finally:
-        client.link.abort()
-        await client.over.wait()
-
-
-async def closed_loop(client: Client, in_flight: int, seconds: float) -> float:
-    """Gives good answers a second with so many requests always in flight."""
-    ends, loop = time.perf_counter() + seconds, asyncio.get_running_loop()
-    free: asyncio.Queue[None] = asyncio.Queue()
-    for _ in range(in_flight):
-        free.put_nowait(None)
-    while time.perf_counter() < ends:
-        await free.get()
-        count = 1 + free.qsize()
-        for _ in range(count - 1):
-            free.get_nowait()
-        futures = [loop.create_future() for _ in range(count)]
-        for future in futures:
-            future.add_done_callback(lambda _: free.put_nowait(None))
-        client.send(["critical"] * count, futures)
-    return sum(client.tally.good.values()) / seconds
+async def capacity_of(frames: str, turns: int) -> float:
+    async with stream(frames, MODEL, turns, DEADLINE_S) as client:
+        return await client.closed_loop(IN_FLIGHT, 4.0)
 
 
 async def cell(process: Process, frames: str, turns: int, ratio: float, seconds: float) -> Cell:
     start = await Work.of(process)
-    async with stream(frames, turns) as client:
-        capacity = await closed_loop(client, IN_FLIGHT, 4.0)
+    capacity = await capacity_of(frames, turns)
     before = await Work.of(process)
-    chance = random.Random(7)
-    async with stream(frames, turns) as client:
-        started = time.perf_counter()
-        due = started
-        while (now := time.perf_counter()) < started + seconds:
-            levels = []
-            while due <= now:
-                levels.append(chance.choice(MIX))
-                due += chance.expovariate(ratio * capacity)
-            if levels:
-                client.send(levels, [None] * len(levels))
-            await asyncio.sleep(TICK_S)
+    async with stream(frames, MODEL, turns, DEADLINE_S) as client:
+        await client.open_loop(ratio * capacity, seconds, MIX)
         await client.settle()
         tally = client.tally
     after = await Work.of(process)
     front_us, _ = after.processor.since(before.processor, sum(tally.sent.values()))
     drift = after.batch_us(before) / before.batch_us(start)
     return Cell(ratio, capacity, drift, seconds, tally, after.rows - before.rows, front_us["inference"])
+
+
+async def long_overload(process: Process, frames: str, turns: int, seconds: float) -> Long:
+    def streams() -> Any:
+        return stream(frames, MODEL, turns, DEADLINE_S)
+
+    capacity = await capacity_of(frames, turns)
+    usual, overload = Memory(process.pid), Memory(process.pid)
+    async with streams() as before, streams() as during, streams() as after:
+        async with usual:
+            await before.open_loop(USUAL_RATIO * capacity, USUAL_S, MIX)
+            await before.settle()
+        async with overload:
+            await during.open_loop(LONG_RATIO * capacity, seconds, LONG_MIX)
+            ended = time.perf_counter()
+            await after.open_loop(USUAL_RATIO * capacity, USUAL_S, MIX)
+    memory = {name: (usual.most[name], overload.most[name]) for name in usual.most}
+    return Long(capacity, seconds, before.tally, during.tally, after.tally, ended, memory)
+
+
+class Memory:
+    """The most that the front end and the model's process hold while the block runs, in resident MiB."""
+
+    def __init__(self, pid: int) -> None:
+        self.most: Counter[str] = Counter()
+        self._front = psutil.Process(pid)
+        (self._model,) = model_workers(self._front)
+
+    async def __aenter__(self) -> None:
+        self._watching = spawn(self._watch(), "watch-memory")
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            for name, process in (("front end", self._front), ("model process", self._model)):
+                self.most[name] = max(self.most[name], process.memory_info().rss / 2**20)
+            await asyncio.sleep(0.25)
 
 
 @dataclass(frozen=True)
@@ -355,7 +262,7 @@ class Work:
     @classmethod
     async def of(cls, process: Process) -> "Work":
         stub = oip_rpc.GRPCInferenceServiceStub(process.channel)
-        (found,) = (await stub.ModelStatistics(statistics_pb2.ModelStatisticsRequest(name="looper"))).model_stats
+        (found,) = (await stub.ModelStatistics(statistics_pb2.ModelStatisticsRequest(name=MODEL))).model_stats
         return cls(found.inference_count, found.execution_count, ProcessorTime([process.pid]))
 
     def batch_us(self, before: "Work") -> float:
@@ -363,22 +270,17 @@ class Work:
         return self.processor.since(before.processor, self.batches - before.batches)[0]["model worker"]
 
 
-def _ms(seconds: Sequence[float], percent: float) -> float:
-    ordered = sorted(seconds) or [0.0]
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] * 1000
-
-
 def summary(cells: Sequence[Cell], ratio: float) -> str:
     """Gives the line of one load over all rounds."""
     percents = sorted(cell.percent for cell in cells if cell.ratio == ratio)
-    refusals_ms = sorted(_ms(cell.tally.refused_s, 99) for cell in cells if cell.ratio == ratio)
+    refusals_ms = sorted(ms(cell.tally.refused_s, 99) for cell in cells if cell.ratio == ratio)
     return (
         f"| {ratio:g}x | {statistics.median(percents):.1f} | {percents[0]:.1f} "
         f"| {statistics.median(refusals_ms):.1f} | {refusals_ms[-1]:.1f} |"
     )
 
 
-def write(cells: Sequence[Cell], arguments: argparse.Namespace, load_before: float) -> None:
+def write(cells: Sequence[Cell], found: Long | None, arguments: argparse.Namespace, load_before: float) -> None:
     arguments.output.write_text(
         f"""# Overload of inference alone
 
@@ -397,7 +299,8 @@ answered after the deadline, of all sent. Wasted: rows that the model ran for no
 | load | goodput %, median | least | refusal p99 ms, median | most |
 |---|---|---|---|---|
 {chr(10).join(summary(cells, ratio) for ratio in RATIOS)}
-""",
+
+{found.text() if found else ""}""",
         encoding="utf-8",
     )
 

@@ -109,7 +109,7 @@ class AsgiDoor:
         async def read(watched: Watched) -> bytes:
             if refusal is not None or b"trailers" not in headers.raw.get(b"te", b""):
                 raise refusal or _no_trailers()
-            body = await read_body(receive, chain, watched, limit_bytes + FRAME_HEADER_BYTES)
+            body = await read_body(receive, chain, watched, limit_bytes, FRAME_HEADER_BYTES)
             return unframe(body, headers.text(b"grpc-encoding"), limit_bytes)
 
         return chain.unary(method, read, call)

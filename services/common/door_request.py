@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from services.common.chain import CLIENT_TIMEOUT_KEY, PRINCIPAL_KEY, Chain
 from services.common.deadlines import ClientGone, Receive, Watched
-from services.common.grpc_wire import Header, too_large
+from services.common.grpc_wire import Header, said_bytes, too_large
 from services.common.http_rules import HttpRule
 
 # What the transport and the edge say about themselves; everything else is the caller's metadata.
@@ -52,11 +52,13 @@ class Headers(Mapping[str, str]):
         return self.raw.get(name, b"").decode("latin-1")
 
 
-async def read_body(receive: Receive, chain: Chain, watched: Watched, limit_bytes: int) -> bytes:
+async def read_body(
+    receive: Receive, chain: Chain, watched: Watched, limit_bytes: int, frame_header_bytes: int = 0
+) -> bytes:
     """Return the whole body of a request; from then on its client is watched.
 
-    Raises ResourceExhausted as soon as it passes `limit_bytes` or does not fit the process's budget, `ClientGone` when the
-    client hung up.
+    Raises ResourceExhausted as soon as it passes `limit_bytes` and a header, or does not fit the process's budget,
+    `ClientGone` when the client hung up.
     """
     before, watched.before = watched.before, "the request was complete"
     chain.arrivals.begin(watched)
@@ -64,10 +66,11 @@ async def read_body(receive: Receive, chain: Chain, watched: Watched, limit_byte
         body, more = _chunk(await _uncancelled(receive()))
     finally:
         chain.arrivals.end(watched)
-    if len(body) > limit_bytes:
-        raise too_large("the request", limit_bytes)
-    if more:
-        body = await _collect(receive, chain, limit_bytes, body)
+    held_bytes = limit_bytes + frame_header_bytes
+    if len(body) <= held_bytes and more:
+        body = await _collect(receive, chain, held_bytes, body)
+    if len(body) > held_bytes:
+        raise too_large("the request", limit_bytes, said_bytes(body, limit_bytes) if frame_header_bytes else None)
     watched.before = before
     watched.receive = receive
     return body
@@ -91,15 +94,14 @@ def twin_request(
 
 
 async def _collect(receive: Receive, chain: Chain, limit_bytes: int, first: bytes) -> bytes:
+    """Return the whole body, or what came of it when it passed the limit."""
     chunks, size_bytes, more = [first], len(first), True
     # The chain counts the whole request once it is there; until then the parts that wait count here.
     with ExitStack() as held:
-        while more:
+        while more and size_bytes <= limit_bytes:
             held.enter_context(chain.budget.hold(len(chunks[-1])))
             chunk, more = _chunk(await _uncancelled(receive()))
             size_bytes += len(chunk)
-            if size_bytes > limit_bytes:
-                raise too_large("the request", limit_bytes)
             chunks.append(chunk)
         return b"".join(chunks)
 

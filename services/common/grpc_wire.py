@@ -68,6 +68,12 @@ def unframe(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     return _decompress(message, encoding, limit_bytes) if flag else message
 
 
+def said_bytes(body: bytes, limit_bytes: int) -> int | None:
+    """Return what the first header of a body past the limit says that its message has; None if that is not past it."""
+    size_bytes = int.from_bytes(body[1:FRAME_HEADER_BYTES], "big")
+    return size_bytes if size_bytes > limit_bytes else None
+
+
 def frame(message: bytes) -> bytes:
     """Return a message with its header, uncompressed: the transcoder does not decompress answers."""
     return b"\x00" + len(message).to_bytes(4, "big") + message
@@ -92,12 +98,16 @@ def percent_encode(text: str) -> bytes:
     )
 
 
-def too_large(what: str, limit_bytes: int) -> ResourceExhausted:
-    """Return the error for a message past the limit; no retry delay, for it will never fit."""
+def too_large(what: str, limit_bytes: int, size_bytes: int | None = None) -> ResourceExhausted:
+    """Return the error for a message past the limit; no retry delay, for it will never fit.
+
+    `size_bytes` is None where nobody reads on to find out.
+    """
+    size = f"more than {limit_bytes}" if size_bytes is None else str(size_bytes)
     return ResourceExhausted(
-        f"{what} is larger than the limit of {limit_bytes} bytes",
+        f"{what} has {size} bytes, the limit is {limit_bytes}",
         reason=MESSAGE_TOO_LARGE,
-        metadata={"limit_bytes": str(limit_bytes)},
+        metadata={"limit_bytes": str(limit_bytes)} | ({} if size_bytes is None else {"size_bytes": str(size_bytes)}),
     )
 
 

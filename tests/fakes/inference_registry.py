@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from interlock.registry.v1 import artifact_service_pb2 as artifact_pb
 from interlock.registry.v1 import control_service_pb2 as pb
-from interlock.registry.v1.deployment_pb2 import BatchingPolicy, Deployment
+from interlock.registry.v1.deployment_pb2 import DEVICE_CLASS_CPU, BatchingPolicy, Deployment, DeviceClass
 from interlock.registry.v1.model_version_pb2 import RUNTIME_ONNX, GoldenRow, ModelFile, ModelVersion
 from interlock.types.v1.signature_pb2 import Signature
 from interlock.types.v1.tensor_pb2 import DataType, TensorSpec
@@ -71,7 +71,13 @@ class FakeRegistry:
         self._push()
 
     def deploy(
-        self, name: str, version: str, max_batch_size: int = 8, max_delay_ms: float = 2, **policy_fields: Any
+        self,
+        name: str,
+        version: str,
+        max_batch_size: int = 8,
+        max_delay_ms: float = 2,
+        device_class: DeviceClass.ValueType = DEVICE_CLASS_CPU,
+        **policy_fields: Any,
     ) -> None:
         model, number = version.split("/")
         delay = Duration(nanos=int(max_delay_ms * 1e6))
@@ -82,6 +88,7 @@ class FakeRegistry:
             environment="production",
             pool="default",
             replicas=1,
+            device_class=device_class,
             batching=policy,
         )
         self._resources[deployment.name] = pb.WatchedResource(deployment=deployment)

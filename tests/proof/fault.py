@@ -7,6 +7,7 @@ from typing import Final
 
 from tests.proof.fleet import Fleet, Service
 from tests.proof.history import OK, FaultBegan, FaultEnded
+from tests.proof.large import send_everywhere
 from tests.proof.load import Load
 from tests.proof.processes import standing_still
 
@@ -76,6 +77,11 @@ async def restart_replica(fleet: Fleet, load: Load) -> None:
         await _next(fleet.replicas, load).restart()
 
 
+async def send_large_tensors(fleet: Fleet, load: Load) -> None:
+    """20 MB through every door, half sent and then half answered while every surface answers others."""
+    await send_everywhere(fleet, lambda: _until_answers(load, 1))
+
+
 FAULTS: Final[dict[str, Fault]] = {
     "worker-kill": kill_worker,
     "worker-freeze": freeze_worker,
@@ -83,6 +89,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "reload": reload_version,
     "router-restart": restart_router,
     "replica-restart": restart_replica,
+    "large-tensors": send_large_tensors,
 }
 
 

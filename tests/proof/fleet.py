@@ -180,7 +180,11 @@ class Fleet:
 
     async def undeploy(self, version: str) -> None:
         """Delete a version's deployment; it must have no traffic."""
-        await self._stub.DeleteDeployment(registry_pb.DeleteDeploymentRequest(name=self.deployments.pop(version)))
+        await self.remove(self.deployments.pop(version))
+
+    async def remove(self, deployment: str) -> None:
+        """Delete a deployment of any model."""
+        await self._stub.DeleteDeployment(registry_pb.DeleteDeploymentRequest(name=deployment))
 
     async def split(self, *weights: int) -> None:
         """Give versions 1 and 2 these weights, in basis points."""
@@ -198,8 +202,16 @@ class Fleet:
             for replica in self.replicas:
                 while len(replica.workers()) < least:
                     await asyncio.sleep(_POLL_S)
+            for version in sorted(self.deployments):
+                await self.until_ready(MODEL, version)
+
+    async def until_ready(self, model: str, version: str) -> None:
+        """Return when every replica answers for a version, and every router can run it."""
+        request = oip_pb.ModelReadyRequest(name=model, version=version)
+        async with asyncio.timeout(_START_TIMEOUT_S):
             for service in (*self.replicas, *self.edges):
-                await self._until_ready(service)
+                async with open_channel(service.address) as channel:
+                    await _until_ready(GRPCInferenceServiceStub(channel), request)
 
     def story(self) -> str:
         return "\n".join(service.story() for service in self.services)
@@ -217,17 +229,13 @@ class Fleet:
                 await asyncio.sleep(_POLL_S)
             return route
 
-    async def _until_ready(self, service: Service) -> None:
-        async with open_channel(service.address) as channel:
-            stub = GRPCInferenceServiceStub(channel)
-            for version in sorted(self.deployments):
-                ready = False
-                while not ready:
-                    with contextlib.suppress(grpc.aio.AioRpcError):
-                        request = oip_pb.ModelReadyRequest(name=MODEL, version=version)
-                        ready = (await stub.ModelReady(request, timeout=5)).ready
-                    if not ready:
-                        await asyncio.sleep(_POLL_S)
+
+async def _until_ready(stub: Any, request: oip_pb.ModelReadyRequest) -> None:
+    while True:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            if (await stub.ModelReady(request, timeout=5)).ready:
+                return
+        await asyncio.sleep(_POLL_S)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Any, Final
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from jinja2 import Environment, StrictUndefined
 
-from services.common.edge.local_replies import LOCAL_REPLIES
+from services.common.edge.local_replies import local_replies
 from services.common.edge.routes import PublicArea, Route, route_table
 from services.common.http_rules import rules_of_set
 
@@ -112,6 +112,7 @@ class EdgeConfig:
 def render(config: EdgeConfig) -> str:
     """Return Envoy's bootstrap as YAML."""
     descriptors = config.descriptors
+    max_rest_bytes = config.max_message_bytes - _ENVELOPE_BYTES
     template = _environment().from_string(files(__package__).joinpath("envoy.yaml.j2").read_text("utf-8"))
     return template.render(
         config=config,
@@ -120,13 +121,13 @@ def render(config: EdgeConfig) -> str:
         upstreams=[area.upstream for area in config.areas],
         door_filter=_door_filter(config.door),
         origin_regex=origin_regex(config.origins),
-        local_replies=LOCAL_REPLIES,
+        local_replies=local_replies(max_rest_bytes),
         cap_s=duration(config.unary_cap_s + _BACKSTOP_S),
         unary_idle_s=duration(config.unary_cap_s + 2 * _BACKSTOP_S),
         stream_idle_s=duration(config.stream_idle_s),
         connection_idle_s=duration(config.connection_idle_s),
         max_connection_age_s=duration(config.max_connection_age_s),
-        max_rest_bytes=config.max_message_bytes - _ENVELOPE_BYTES,
+        max_rest_bytes=max_rest_bytes,
     )
 
 

@@ -11,7 +11,13 @@ from interlock.registry.v1 import artifact_service_pb2 as artifact_pb
 from interlock.registry.v1 import artifact_service_pb2_grpc as artifact_rpc
 from interlock.registry.v1 import control_service_pb2 as control_pb
 from interlock.registry.v1 import control_service_pb2_grpc as control_rpc
-from interlock.registry.v1.deployment_pb2 import Deployment, DeploymentState
+from interlock.registry.v1.deployment_pb2 import (
+    DEVICE_CLASS_CPU,
+    DEVICE_CLASS_UNSPECIFIED,
+    Deployment,
+    DeploymentState,
+    DeviceClass,
+)
 from interlock.registry.v1.model_version_pb2 import RUNTIME_ONNX, ModelVersion
 from interlock.registry.v1.model_version_pb2 import GoldenRow as GoldenRowMessage
 
@@ -37,6 +43,7 @@ _REPORT_TIMEOUT_S: Final = 2.0
 _MESSAGE_LIMIT_CHARS: Final = 2_000
 _ABSOLUTE_TOLERANCE: Final = 1e-5
 _RELATIVE_TOLERANCE: Final = 1e-4
+_OUR_DEVICES: Final = (DEVICE_CLASS_UNSPECIFIED, DEVICE_CLASS_CPU)
 _STATES: Final[Mapping[LoadState, DeploymentState.ValueType]] = {
     LoadState.FETCHING: DeploymentState.DEPLOYMENT_STATE_LOADING,
     LoadState.LOADING: DeploymentState.DEPLOYMENT_STATE_LOADING,
@@ -142,7 +149,15 @@ def _deployment_spec(deployment: Deployment) -> DeploymentSpec | None:
     key = _key(deployment.model_version)
     if key is None:
         return None
-    return DeploymentSpec(deployment.name, key, batching_from_proto(deployment.batching))
+    return DeploymentSpec(deployment.name, key, batching_from_proto(deployment.batching), _device_defect(deployment))
+
+
+def _device_defect(deployment: Deployment) -> str:
+    wanted = deployment.device_class
+    if wanted in _OUR_DEVICES:
+        return ""
+    name = DeviceClass.Name(wanted) if wanted in DeviceClass.values() else f"device class {wanted}"
+    return f"the deployment wants {name}, this replica has DEVICE_CLASS_CPU only"
 
 
 def _version_spec(key: VersionKey, version: ModelVersion) -> VersionSpec:

@@ -10,7 +10,7 @@ from services.common.tasks import spawn
 from services.inference.domain.failure import VersionNotLoaded
 from services.inference.domain.instance import HostParts
 from services.inference.domain.model_host import ModelHost
-from services.inference.domain.version import BatchingPolicy, Desired, LoadState, VersionKey
+from services.inference.domain.version import BatchingPolicy, DeploymentSpec, Desired, LoadState, VersionKey
 
 _NOTHING: Final = Desired({}, {}, 0)
 
@@ -108,7 +108,7 @@ class Replica:
 
     def statuses(self) -> list[DeploymentStatus]:
         """Return what to report of each deployment of the pool."""
-        return [self._status(name, self._desired.deployments[name].key) for name in sorted(self._desired.deployments)]
+        return [self._status(self._desired.deployments[name]) for name in sorted(self._desired.deployments)]
 
     def drain(self) -> None:
         """Begin to leave: streams end once their items are answered, watchers are told.
@@ -167,11 +167,13 @@ class Replica:
         host = self.hosts.get(key)
         return host is not None and host.ready
 
-    def _status(self, deployment: str, key: VersionKey) -> DeploymentStatus:
-        host = self.hosts.get(key)
+    def _status(self, deployment: DeploymentSpec) -> DeploymentStatus:
+        if deployment.defect:
+            return DeploymentStatus(deployment.name, LoadState.FAILED, deployment.defect)
+        host = self.hosts.get(deployment.key)
         if host is None:
-            return DeploymentStatus(deployment, LoadState.FETCHING, "the version is not known here yet")
-        return DeploymentStatus(deployment, host.state, host.message)
+            return DeploymentStatus(deployment.name, LoadState.FETCHING, "the version is not known here yet")
+        return DeploymentStatus(deployment.name, host.state, host.message)
 
     def _notify(self) -> None:
         self._newest_of.clear()
@@ -186,7 +188,7 @@ def _wanted(desired: Desired) -> Mapping[VersionKey, BatchingPolicy]:
     wanted: dict[VersionKey, BatchingPolicy] = {}
     for name in sorted(desired.deployments):
         deployment = desired.deployments[name]
-        if deployment.key in desired.versions:
+        if deployment.key in desired.versions and not deployment.defect:
             wanted.setdefault(deployment.key, deployment.batching)
     return wanted
 

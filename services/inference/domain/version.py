@@ -125,6 +125,8 @@ class DeploymentSpec:
     name: str
     key: VersionKey
     batching: BatchingPolicy = field(default_factory=BatchingPolicy)
+    defect: str = ""
+    """Why this replica cannot load it, for people; empty when it can."""
 
 
 @dataclass(frozen=True, slots=True)

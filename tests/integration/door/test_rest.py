@@ -122,14 +122,33 @@ async def test_a_rest_call_without_a_deadline_gets_the_default(both: dict[str, h
         assert DEFAULT_DEADLINE_S <= answer.elapsed.total_seconds() < 9
 
 
-async def test_an_oversize_body_is_413(both: dict[str, httpx.AsyncClient]) -> None:
+async def test_an_oversize_body_is_413_and_says_size_and_limit(both: dict[str, httpx.AsyncClient]) -> None:
+    async def in_parts() -> AsyncIterator[bytes]:
+        for _ in range(2):
+            yield bytes(MESSAGE_BYTES)
+
+    limit = MESSAGE_BYTES - 8192  # what else is in the message has room
     for path in HOT_AND_COLD:
         answer = await same(both, "POST", path, content=bytes(MESSAGE_BYTES + 1), headers=SAME_ID)
-        assert answer.status_code == 413
-        if path.startswith("/v2"):
-            assert answer.json() == {"error": "Payload Too Large"}
-        else:
-            assert answer.json()["code"] == 8
+        text = f"the body has {MESSAGE_BYTES + 1} bytes, the limit is {limit}"
+        told = {"limit_bytes": str(limit), "size_bytes": str(MESSAGE_BYTES + 1)}
+        check_too_large(answer, path, text, told)
+        for kind in DOORS:
+            answer = await both[kind].post(path, content=in_parts(), headers=SAME_ID)
+            text = f"the body has more than {limit} bytes, the limit is {limit}"
+            check_too_large(answer, path, text, {"limit_bytes": str(limit)})
+
+
+def check_too_large(answer: httpx.Response, path: str, text: str, metadata: dict[str, str]) -> None:
+    assert answer.status_code == 413
+    if path.startswith("/v2"):
+        assert answer.json() == {"error": text}
+    else:
+        status = json_format.Parse(answer.content, status_pb2.Status())
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        assert (status.code, status.message, info.reason) == (8, text, "MESSAGE_TOO_LARGE")
+        assert dict(info.metadata) == metadata
 
 
 async def test_a_body_just_under_the_limit_passes(both: dict[str, httpx.AsyncClient]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from inference import grpc_service_pb2 as oip
 from interlock.inference.v1 import inference_service_pb2 as pb
 
+from tests.fakes import inference_models as models
+from tests.fakes.inference_registry import FakeRegistry, spec
 from tests.integration.inference.conftest import Running
 from tests.integration.inference.stream import ItemFailed, StreamClient, open_stream, row
 
@@ -92,6 +94,32 @@ async def test_thousands_of_items_with_cancels_are_never_mixed_up(
     assert state.queued_rows == 0
     statistics = await running.statistics("oracle")
     assert statistics.inference_count > statistics.execution_count
+
+
+async def test_a_slow_model_with_a_full_queue_holds_nobody_else_up(
+    running: Running, registry: FakeRegistry, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle()
+    registry.put_version("looper/1", {"model.onnx": models.looper()}, [spec("x", "INT64", 1)], [spec("y", "INT64", 1)])
+    registry.deploy("looper", "looper/1", max_batch_size=1, max_queue_rows=4)
+    await asyncio.gather(running.ready("oracle/1"), running.ready("looper/1"))
+    endless = oip.ModelInferRequest(model_name="looper", raw_input_contents=[np.array([10**15], "<i8").tobytes()])
+    endless.inputs.add(name="x", datatype="INT64", shape=[1, 1])
+    asked = [asyncio.ensure_future(running.infer(endless, limit_s=30)) for _ in range(40)]
+    done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    crowd = Crowd(running)
+    for refused in done:
+        crowd.judge(b"", await settled(refused))
+    assert crowd.outcomes["refused"]
+
+    await asyncio.gather(*(crowd.one_caller(number) for number in range(10)))
+    assert crowd.outcomes["right"] + crowd.outcomes["cancelled"] == 10 * 25, crowd.outcomes
+    # Meanwhile its batch goes on, as do those that wait for it.
+    going_on = [call for call in asked if not call.done()]
+    assert len(going_on) >= 4
+    for call in going_on:
+        call.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def test_a_request_of_more_rows_than_a_batch_is_answered_whole(

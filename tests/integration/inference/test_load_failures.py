@@ -1,11 +1,13 @@
 """Versions that must not become READY, and the live version that does not notice."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from interlock.inference.v1 import inference_service_pb2 as pb
+from interlock.registry.v1.deployment_pb2 import DEPLOYMENT_STATE_FAILED, DEPLOYMENT_STATE_READY, DEVICE_CLASS_GPU
 from interlock.registry.v1.model_version_pb2 import GoldenRow
 from interlock.types.v1.tensor_pb2 import DataType, Tensor
 
@@ -74,6 +76,23 @@ async def test_a_version_that_cannot_be_loaded_is_failed_and_disturbs_nobody(
         assert await stream.infer(row(4)) == [(row(4) * 2 + 1).tobytes()]
     health = running.serving.runtime.health.serving
     assert (health["model/bad/1"], health["model/oracle/1"], health[""]) == (False, True, True)
+
+
+async def test_a_deployment_that_wants_a_device_which_is_not_here_is_failed_by_name(
+    running: Running, registry: FakeRegistry, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle("oracle/1", device_class=DEVICE_CLASS_GPU)
+    put_oracle("oracle/2")
+    await running.ready("oracle/2")
+    async with asyncio.timeout(10):
+        while len(registry.reports) < 2 or registry.reports["oracle-2"].state != DEPLOYMENT_STATE_READY:
+            await asyncio.sleep(0.02)
+    told = registry.reports["oracle-1"]
+    assert told.state == DEPLOYMENT_STATE_FAILED
+    assert told.message == "the deployment wants DEVICE_CLASS_GPU, this replica has DEVICE_CLASS_CPU only"
+    assert await running.state("oracle/1") is None
+    registry.deploy("on-cpu", "oracle/1")
+    await running.ready("oracle/1")
 
 
 async def test_golden_rows_that_come_out_right_let_a_version_serve(running: Running, registry: FakeRegistry) -> None:

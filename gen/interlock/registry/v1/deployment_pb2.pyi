@@ -202,7 +202,7 @@ class Deployment(_message.Message):
     replicas: _builtins.int
     """Inference processes wanted in the pool, 1 to 1,000. Drives the supervisor or Kubernetes."""
     device_class: Global___DeviceClass.ValueType
-    """Kind of device it should run on."""
+    """Kind of device it should run on. A replica that has none of the kind says FAILED and loads nothing."""
     pending_weight_basis_points: _builtins.int
     """Share of the route's traffic, in hundredths of a percent, that the deployment gets when its first replica is
     READY. Absent: none, or it has been given.
