@@ -98,11 +98,13 @@ def oip_binary(model: Model) -> Asks:
 
 
 @cache
-def mosec_json(model: Model) -> Asks:
-    """What mosec takes."""
+def mosec(model: Model) -> Asks:
+    """What our server on mosec takes: features as JSON; more than that as they are in memory, after a zero byte."""
     picks = _picks(model, 1)
-    bodies = [json.dumps({"x": model.rows[pick].ravel().tolist()}).encode() for pick in picks]
-    return _rest("/inference", bodies, _check(model, picks, lambda body: np.array(json.loads(body)["y"])))
+    rows = [model.rows[pick].ravel() for pick in picks]
+    as_json = bool(model.feature)
+    bodies = [json.dumps({"x": row.tolist()}).encode() if as_json else b"\0" + row.tobytes() for row in rows]
+    return _rest(f"/{model.name}", bodies, _check(model, picks, lambda body: np.array(json.loads(body)["y"])))
 
 
 def _rest(path: str, bodies: Sequence[bytes], check: Callable[[int, bytes], bool]) -> Asks:
@@ -118,7 +120,7 @@ def _picks(model: Model, rows: int) -> list[np.ndarray]:
 
 def _features(model: Model, pick: np.ndarray) -> dict[str, float]:
     (row,) = model.rows[pick]
-    return {f"f{at}": float(value) for at, value in enumerate(row)}
+    return {name: float(value) for name, value in zip(model.feature_names, row, strict=True)}
 
 
 def _check(

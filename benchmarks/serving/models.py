@@ -4,6 +4,7 @@ tabular   100 trees of depth 3 on 30 floats        one number
 mlp       256-1024-1024-10
 cnn       three convolutions on [3, 64, 64]        10 numbers
 mean2k, mean1m   the mean of 512 and of 262,144 floats: bodies of 2 KB and 1 MB with hardly a model behind them
+named2k, named1m   the mean of 64 and of 10,000 named features, as many as a signature may have: as JSON 2 KB and 1 MB
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +30,18 @@ class Model:
     outputs: int
     build: Callable[[], bytes]
     row_count: int = 2_000
+    feature: str = ""
+    """Name of its features, before the number of the column; empty where it takes tensors only."""
     files: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> np.ndarray:
         return np.random.default_rng(_SEED).standard_normal((self.row_count, *self.row_shape), np.float32)
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of its features, by column."""
+        return [f"{self.feature}{at}" for at in range(*self.row_shape)] if self.feature else []
 
     @cached_property
     def wanted(self) -> np.ndarray:
@@ -147,10 +155,13 @@ def _model(nodes: Sequence[object], row_shape: Sequence[int], outputs: int, weig
     return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 
 
-TABULAR = Model("tabular", (30,), 1, tabular)
+TABULAR = Model("tabular", (30,), 1, tabular, feature="f")
 MLP = Model("mlp", (256,), 10, mlp)
 CNN = Model("cnn", (3, 64, 64), 10, cnn, row_count=1_000)
 MEAN_2K = Model("mean2k", (512,), 1, mean(512))
-# Distinct all the same, and 64 MB of them rather than a gigabyte.
-MEAN_1M = Model("mean1m", (262_144,), 1, mean(262_144), row_count=64)
-MODELS = (TABULAR, MLP, CNN, MEAN_2K, MEAN_1M)
+# Distinct all the same, and not a gigabyte of them; as JSON each is 5 MB.
+MEAN_1M = Model("mean1m", (262_144,), 1, mean(262_144), row_count=32)
+NAMED_2K = Model("named2k", (64,), 1, mean(64), feature="f")
+_LONG_NAME = "turbine_bearing_temperature.mean_over_the_last_five_minutes_of_sensor_"
+NAMED_1M = Model("named1m", (10_000,), 1, mean(10_000), row_count=64, feature=_LONG_NAME)
+MODELS = (TABULAR, MLP, CNN, MEAN_2K, MEAN_1M, NAMED_2K, NAMED_1M)

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.serving import asks
 from benchmarks.serving.loading import Asks
-from benchmarks.serving.models import CNN, MEAN_1M, MEAN_2K, MLP, TABULAR, Model
+from benchmarks.serving.models import CNN, MEAN_1M, MEAN_2K, MLP, NAMED_1M, NAMED_2K, TABULAR, Model
 from benchmarks.serving.servers import OURS, RIVALS, SEVERAL
 
 ROUTER, ROUTER_GRPCIO, INFERENCE, INFERENCE_GRPCIO = OURS
@@ -38,7 +38,7 @@ class Workload:
 def _oip(model: Model, rows: int = 1) -> Callable[[str], Asks | None]:
     def ask(server: str) -> Asks | None:
         if server == MOSEC:
-            return asks.mosec_json(model) if model is TABULAR and rows == 1 else None
+            return asks.mosec(model) if rows == 1 else None
         return asks.oip_grpc(model, rows)
 
     return ask
@@ -58,18 +58,25 @@ def _form(model: Model) -> Callable[[str], Asks | None]:
     return lambda form: FORMS[form](model)
 
 
+_LEVELS = (1, 16, 64, 256)
 WORKLOADS = {
-    "tabular": Workload("Tabular: 100 trees, 30 floats", (1, 16, 64, 256), _oip(TABULAR), (*OIP_SERVERS, MOSEC), model=TABULAR),
-    "mlp": Workload("MLP 256-1024-1024-10", (1, 16, 64), _oip(MLP), OIP_SERVERS, model=MLP),
-    "cnn": Workload("CNN on [3, 64, 64]", (1, 16, 64), _oip(CNN), OIP_SERVERS, model=CNN),
+    "tabular": Workload("Tabular: 100 trees, 30 floats", _LEVELS, _oip(TABULAR), (*OIP_SERVERS, MOSEC), model=TABULAR),
+    "mlp": Workload("MLP 256-1024-1024-10", _LEVELS, _oip(MLP), (*OIP_SERVERS, MOSEC), model=MLP),
+    "cnn": Workload("CNN on [3, 64, 64]", _LEVELS, _oip(CNN), (*OIP_SERVERS, MOSEC), model=CNN),
     "tabular-64": Workload("Tabular, 64 rows a request", (4,), _oip(TABULAR, 64), OIP_SERVERS, model=TABULAR, rows=64),
     "mlp-64": Workload("MLP, 64 rows a request", (4,), _oip(MLP, 64), OIP_SERVERS, model=MLP, rows=64),
     "forms": Workload("Forms, whole path, tabular", (1, 64), _form(TABULAR), tuple(FORMS), base="gRPC Predict"),
-    "2 KB": Workload("Bodies of 2 KB, whole path", (16,), _form(MEAN_2K), _TENSOR_FORMS, base="gRPC OIP"),
-    "1 MB": Workload("Bodies of 1 MB, whole path", (4,), _form(MEAN_1M), ("gRPC OIP", "REST /v2 binary"), base="gRPC OIP"),
+    "2 KB": Workload("Bodies of 2 KB, as JSON 10 KB, whole path", (16,), _form(MEAN_2K), _TENSOR_FORMS, base="gRPC OIP"),
+    "1 MB": Workload("Bodies of 1 MB, as JSON 5 MB, whole path", (4,), _form(MEAN_1M), _TENSOR_FORMS, base="gRPC OIP"),
+    "features, 2 KB": Workload(
+        "64 features, with their names 2 KB, whole path", (16,), _form(NAMED_2K), tuple(FORMS), base="gRPC Predict",
+    ),
+    "features, 1 MB": Workload(
+        "10,000 features, with their names 1 MB, whole path", (4,), _form(NAMED_1M), tuple(FORMS), base="gRPC Predict",
+    ),
     PROCESSES: Workload(
         "One and two processes on a port, tabular", (16, 64, 256), _oip(TABULAR),
-        (ROUTER, SEVERAL[0], INFERENCE, SEVERAL[1]), base=ROUTER, model=TABULAR,
+        (ROUTER, SEVERAL[0], INFERENCE, SEVERAL[1], TRITON, MOSEC, BY_HAND), base=ROUTER, model=TABULAR,
     ),
 }  # fmt: skip
 

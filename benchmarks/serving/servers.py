@@ -35,7 +35,7 @@ from interlock.types.v1.signature_pb2 import (
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_FP32, TensorSpec
 
 from benchmarks.serving.loading import Cell, LoadFailed
-from benchmarks.serving.models import MODELS, TABULAR, Model
+from benchmarks.serving.models import CNN, MLP, MODELS, TABULAR, Model
 from benchmarks.serving.rivals.install import environment
 from interlock_sdk.client import Client, connect
 from services.common.settings import METRICS_PORT_STEP, PORTS
@@ -107,6 +107,11 @@ class Machine:
         self._folder = folder
         self._cores = cores
         self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def core_count(self) -> int:
+        """Cores under test."""
+        return self._cores.count(",") + 1
 
     def start(self, name: str, command: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith("INTERLOCK_")}
@@ -253,8 +258,8 @@ async def _deploy(client: Client, model: Model, replicas: int, batching: Batchin
     artifact = await client.artifacts.upload(model.path)
     digest = artifact.name.removeprefix("artifacts/")
     features = [
-        FeatureSpec(name=f"f{at}", type=FEATURE_TYPE_DOUBLE, tensor="x", column=at)
-        for at in (range(*model.row_shape) if model is TABULAR else ())
+        FeatureSpec(name=name, type=FEATURE_TYPE_DOUBLE, tensor="x", column=at)
+        for at, name in enumerate(model.feature_names)
     ]
     signature = Signature(
         inputs=[TensorSpec(name="x", data_type=DATA_TYPE_FP32, shape=[-1, *model.row_shape])],
@@ -305,7 +310,7 @@ def _triton(machine: Machine, folder: Path) -> Server:
         version.mkdir(parents=True)
         shutil.copy(HERE / "rivals" / "triton_model.py", version / "model.py")
         shutil.copy(model.path, version / "model.onnx")
-        (repository / model.name / "config.pbtxt").write_text(_triton_config(model))
+        (repository / model.name / "config.pbtxt").write_text(_triton_config(model, machine.core_count))
     offset = free_offset()
     http, port, metrics = (base_port + offset for base_port in (9001, 9002, 9101))
     libraries = [package.parent / "nvidia_pytriton.libs", base / "lib"]
@@ -330,7 +335,7 @@ def _triton(machine: Machine, folder: Path) -> Server:
     return Server("triton", port, count, [process])
 
 
-def _triton_config(model: Model) -> str:
+def _triton_config(model: Model, processes: int) -> str:
     shape = ", ".join(map(str, model.row_shape))
     return f"""
         name: "{model.name}"
@@ -338,7 +343,7 @@ def _triton_config(model: Model) -> str:
         max_batch_size: 64
         input [{{ name: "x", data_type: TYPE_FP32, dims: [{shape}] }}]
         output [{{ name: "y", data_type: TYPE_FP32, dims: [{model.outputs}] }}]
-        instance_group [{{ count: 1, kind: KIND_CPU }}]
+        instance_group [{{ count: {processes}, kind: KIND_CPU }}]
         dynamic_batching {{ }}
     """
 
@@ -349,7 +354,8 @@ def _mosec(machine: Machine, _folder: Path) -> Server:
         raise CannotStart("its environment is not installed")
     port = 9001 + free_offset()
     command = [str(python), str(HERE / "rivals" / "mosec_server.py"), "--port", str(port), "--address", "127.0.0.1"]
-    process = machine.start("mosec", command, RIVAL_MODEL=str(TABULAR.path))
+    files = " ".join(f"{model.name}={model.path}" for model in (TABULAR, MLP, CNN))
+    process = machine.start("mosec", command, RIVAL_MODELS=files, RIVAL_PROCESSES=str(machine.core_count))
     _wait_for_http("mosec", f"http://127.0.0.1:{port}/metrics", process, machine)
     return Server("mosec", port, None, [process])
 

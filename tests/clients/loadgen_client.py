@@ -1,12 +1,14 @@
 """MLPerf LoadGen's Server scenario over Triton's gRPC client, both unchanged: a job on stdin, LoadGen's verdict on stdout.
 
-Runs in `.venv-clients`. The job is that of `triton_more.py`, and `qps`, `seconds`, `latency_ms` (the bound of the 99th
-percentile), `queries` (at least so many). LoadGen decides when each query is sent; it says VALID or why not.
+Runs in `.venv-clients`. The job is that of `triton_more.py`, where a tensor may stand in a `file` of NumPy's instead of as `data`,
+and `qps`, `seconds`, `latency_ms` (the bound of the 99th percentile), `queries` (at least so many). LoadGen decides when each
+query is sent; it says VALID or why not.
 """
 
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ class Sut:
         channel = [("grpc.use_local_subchannel_pool", 1)]
         self._clients = [triton.InferenceServerClient(asked["grpc"], channel_args=channel) for _ in range(CONNECTIONS)]
         self._name = {"model_name": asked["model"], "model_version": asked["version"]}
-        self._samples = [self._inputs(row, asked["inputs"]) for row in range(asked["rows"])]
+        tensors = [(spec, self._values(spec)) for spec in asked["inputs"]]
+        self._samples = [
+            [self._row(spec, values[row : row + 1]) for spec, values in tensors] for row in range(asked["rows"])
+        ]
         self.failures: list[str] = []
 
     def issue(self, queries: list[loadgen.QuerySample]) -> None:
@@ -45,15 +50,15 @@ class Sut:
         """Nothing is held back."""
 
     @staticmethod
-    def _inputs(row: int, specs: list[dict[str, Any]]) -> list[Any]:
-        """One row of each tensor."""
-        found = []
-        for spec in specs:
-            values = np.array(spec["data"], dtype=triton_to_np_dtype(spec["datatype"])).reshape(spec["shape"])
-            one = triton.InferInput(spec["name"], [1, *spec["shape"][1:]], spec["datatype"])
-            one.set_data_from_numpy(values[row : row + 1])
-            found.append(one)
-        return found
+    def _values(spec: dict[str, Any]) -> "np.ndarray[Any, Any]":
+        values = np.load(spec["file"]) if "file" in spec else np.array(spec["data"])
+        return values.astype(triton_to_np_dtype(spec["datatype"])).reshape(spec["shape"])
+
+    @staticmethod
+    def _row(spec: dict[str, Any], values: "np.ndarray[Any, Any]") -> Any:
+        one = triton.InferInput(spec["name"], list(values.shape), spec["datatype"])
+        one.set_data_from_numpy(values)
+        return one
 
 
 def run(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -73,6 +78,7 @@ def run(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     logs.log_output = output
     sut = loadgen.ConstructSUT(system.issue, system.flush)
     library = loadgen.ConstructQSL(asked["rows"], asked["rows"], lambda _: None, lambda _: None)
+    before_s = time.process_time()
     loadgen.StartTestWithLogSettings(sut, library, settings, logs, "")
     loadgen.DestroyQSL(library)
     loadgen.DestroySUT(sut)
@@ -80,6 +86,7 @@ def run(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     fields = dict(line.split(":", 1) for line in summary.splitlines() if ":" in line)
     return {
         "verdict": next(value.strip() for name, value in fields.items() if name.startswith("Result is")),
+        "processor_s": time.process_time() - before_s,
         "failures": system.failures[:5],
         "failure_count": len(system.failures),
         "summary": summary,
