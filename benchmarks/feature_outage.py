@@ -31,6 +31,7 @@ from interlock.types.v1.feature_value_pb2 import FeatureValue
 from services.common.tasks import spawn
 from tests.e2e.live_model import ENTITIES, LIVE_ANSWER, SCHEDULE_ANSWER, Live
 from tests.e2e.stack import Stack, new_stack
+from tests.fakes.late_redis import LateReplies
 from tests.fakes.redis_server import RedisServer, redis_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,7 @@ OUTAGE_S = 2.5
 CALM_S, LONGEST_CALM_S = 1.5, 10.0
 """A fault is over when no answer was degraded for so long; it is given up after the other."""
 SLOW_STOPPED_S, SLOW_RUNNING_S = 0.09, 0.01
+LATE_S = 2.0
 GOAL_ADDED_MS, GOAL_CLEAN_S = 50.0, 5.0
 
 
@@ -110,6 +112,8 @@ class Parts:
 
     stack: Stack
     redis: RedisServer
+    late: LateReplies
+    """In the way to Redis where a fault is one of `LATE`."""
 
     async def features_ready(self, not_pid: int) -> None:
         """Return when a features process other than this one is ready."""
@@ -148,6 +152,13 @@ async def redis_slow(parts: Parts) -> None:
         await asyncio.sleep(SLOW_RUNNING_S)
 
 
+async def redis_late(parts: Parts) -> None:
+    """Redis answers all that it is asked, two seconds later."""
+    parts.late.delay_s = LATE_S
+    await asyncio.sleep(OUTAGE_S)
+    parts.late.delay_s = 0.0
+
+
 async def features_killed(parts: Parts) -> None:
     """The supervisor starts it again."""
     pid = await asyncio.to_thread(parts.stack.pid_of, "features")
@@ -178,10 +189,14 @@ FAULTS: dict[str, Break] = {
     "Redis killed": redis_killed,
     "Redis frozen": redis_frozen,
     "Redis slow (runs 10 ms of 100)": redis_slow,
+    "Redis slow (answers after 2 s)": redis_late,
     "features killed": features_killed,
     "features frozen": features_frozen,
     "features replaced (`interlock restart`)": features_replaced,
 }
+
+
+LATE = ("Redis slow (answers after 2 s)",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,21 +260,32 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 async def measure(door: str, faults: Sequence[str]) -> list[Outcome]:
-    """Run every fault on one stack."""
+    """Run every fault; those of LATE on a stack of their own, which is a little farther from Redis."""
     outcomes = []
-    async with redis_server() as redis:
-        with new_stack(door, INTERLOCK_REDIS_URL=redis.url) as stack, tempfile.TemporaryDirectory() as folder:
-            await asyncio.to_thread(stack.start)
-            live = Live(stack, Path(folder))
-            await asyncio.to_thread(live.set_up)
-            await asyncio.to_thread(live.fall_back)
-            async with grpc.aio.insecure_channel(stack.edge) as channel:
-                load = Load(live, RouterServiceStub(channel))
-                async with load.running():
-                    await asyncio.sleep(1)
-                    for fault in faults:
-                        outcomes.append(await suffer(fault, FAULTS[fault], Parts(stack, redis), load))
-                        print(door, outcomes[-1], flush=True)
+    async with redis_server() as redis, LateReplies(redis).listening() as late:
+        for url, chosen in ((redis.url, [one for one in faults if one not in LATE]), (late.url, LATE)):
+            if named := [one for one in chosen if one in faults]:
+                outcomes += await on_a_stack(door, url, named, redis, late)
+    return outcomes
+
+
+async def on_a_stack(
+    door: str, url: str, faults: Sequence[str], redis: RedisServer, late: LateReplies
+) -> list[Outcome]:
+    """Run faults on one stack that finds Redis at this address."""
+    outcomes = []
+    with new_stack(door, INTERLOCK_REDIS_URL=url) as stack, tempfile.TemporaryDirectory() as folder:
+        await asyncio.to_thread(stack.start)
+        live = Live(stack, Path(folder))
+        await asyncio.to_thread(live.set_up)
+        await asyncio.to_thread(live.fall_back)
+        async with grpc.aio.insecure_channel(stack.edge) as channel:
+            load = Load(live, RouterServiceStub(channel))
+            async with load.running():
+                await asyncio.sleep(1)
+                for fault in faults:
+                    outcomes.append(await suffer(fault, FAULTS[fault], Parts(stack, redis, late), load))
+                    print(door, outcomes[-1], flush=True)
     return outcomes
 
 

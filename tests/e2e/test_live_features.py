@@ -22,9 +22,9 @@ from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.timeout(300)
 
-# What a request may take longer while features are away, and how soon the first answer is whole again after they are back:
-# five seconds, as the benchmark shows; a machine that is busy with other tests may be late for the breaker's probes.
-ADDED_MS, CLEAN_S, PATIENCE_S = 50.0, 10.0, 30.0
+# What a request may take longer while features are away (its 99th percentile: benchmarks.feature_outage), and how soon
+# answers are whole again after they are back. Single ones that a busy machine makes late may take more patience.
+ADDED_MS, CLEAN_S, PATIENCE_S = 50.0, 5.0, 30.0
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from interlock.features.v1.feature_view_pb2 import (
     BatchSource,
     EventField,
     Feature,
+    FeatureView,
     FileLocation,
     OnDemandSource,
     SqlLocation,
@@ -82,13 +85,15 @@ async def world(tmp_path: Path, redis: RedisProcess) -> AsyncIterator[OfflineWor
         "redis_url": f"unix://{redis.socket}",
         "features_connections": {"delays": f"sqlite:///{database}"},
         "job_poll_s": 0.05,
+        # A machine that runs tests may be busy.
+        "redis_write_deadline_s": 10,
     }
     async with running_features(tmp_path / "state", **settings) as features:
         yield OfflineWorld(features, tmp_path)
 
 
-@pytest.mark.rpc(f"{OFFLINE}/JoinFeatures", "happy")
-async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_were_known(world: OfflineWorld) -> None:
+def arrivals_view(*, lateness: Duration) -> FeatureView:
+    """Return a view of windows of three hours."""
     arrivals = AggregateSource(
         fields=[EventField(name="delay", type=FEATURE_TYPE_DOUBLE)],
         aggregates=[
@@ -102,13 +107,18 @@ async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_wer
         Feature(name="mean", type=FEATURE_TYPE_DOUBLE),
         Feature(name="last", type=FEATURE_TYPE_DOUBLE, is_list=True),
     ]
+    return a_view("arrivals", features=arrival_features, aggregate_source=arrivals, allowed_lateness=lateness)
+
+
+@pytest.mark.rpc(f"{OFFLINE}/JoinFeatures", "happy")
+async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_were_known(world: OfflineWorld) -> None:
     computed = OnDemandSource(
         inputs=[EventField(name="late", type=FEATURE_TYPE_DOUBLE)], expressions={"twice": "late * 2"}
     )
     await world.features.apply(
         an_entity(),
         a_view(),
-        a_view("arrivals", features=arrival_features, aggregate_source=arrivals, allowed_lateness=hours(2)),
+        arrivals_view(lateness=hours(2)),
         a_view(
             "now", entities=[], features=[Feature(name="twice", type=FEATURE_TYPE_DOUBLE)], on_demand_source=computed
         ),
@@ -139,6 +149,48 @@ async def test_rows_get_pushed_values_aggregates_and_computed_values_as_they_wer
     leaking = await world.join(rows, features[:2], clock=jobs.JOIN_CLOCK_EVENT_TIME)
     assert [each["carrier_delays__delay_mean"] for each in leaking] == [1, 2, 2, None, None, 2]
     assert [each["arrivals__count"] for each in leaking] == [1, 2, 1, 0, 0, 2]
+
+
+async def test_random_histories_come_out_of_the_service_by_the_rule(world: OfflineWorld) -> None:
+    """Rows and events of 200 carriers: late, too late, out of order, known early, some sent again; times are hours."""
+    await world.features.apply(an_entity(), a_view(), arrivals_view(lateness=hours(1)))
+    draw = random.Random("through the service")
+    names = [f"c{number}" for number in range(200)]
+    values, events = [], []
+    for number in range(2_000):
+        at = draw.randrange(-30, 30)
+        values.append((draw.choice(names), at, at + draw.choice(LATE), draw.randrange(40) / 4))
+        at = draw.randrange(-6, 30)
+        events.append((draw.choice(names), at, at + draw.choice(LATE), draw.randrange(40) / 4, f"{number}"))
+    again = [(name, at, known + 1, value + 1, event_id) for name, at, known, value, event_id in events[::5]]
+    for start in range(0, 2_000, 500):
+        part = slice(start, start + 500)
+        await world.push(
+            "carrier_delays", *(row(name, at, known, {"delay_mean": value}) for name, at, known, value in values[part])
+        )
+        for sent in (events[part], again[start // 5 : start // 5 + 100]):
+            await world.push(
+                "arrivals", *(row(name, at, known, {"delay": value}, one) for name, at, known, value, one in sent)
+            )
+    asked = [(draw.choice([*names, "none"]), draw.randrange(-10, 40)) for _ in range(1_000)]
+    found = await world.join(labels(*asked), ["carrier_delays.delay_mean", "arrivals.*"])
+    counted = [one for one in events if one[2] - one[1] <= 1]
+    for got, (name, at) in zip(found, asked, strict=True):
+        newest = max(
+            ((when, known, value) for one, when, known, value in values if one == name and known <= at >= when),
+            default=None,
+        )
+        fresh = newest is not None and at - newest[0] <= 36
+        assert got["carrier_delays__delay_mean"] == (newest[2] if newest is not None and fresh else None), (name, at)
+        held = [one for one in counted if one[0] == name and at - 3 < one[1] <= at and one[2] <= at]
+        held.sort(key=lambda one: (one[1], one[2], sha256(one[4].encode()).digest()))
+        delays = [one[3] for one in held]
+        assert got["arrivals__count"] == len(held), (name, at)
+        assert got["arrivals__mean"] == (sum(delays) / len(delays) if delays else None), (name, at)
+        assert got["arrivals__last"] == (delays[:-3:-1] or None), (name, at)
+
+
+LATE = (0, 0, 1, 2, 3, -1)
 
 
 @pytest.mark.rpc(f"{OFFLINE}/JoinFeatures", "error")

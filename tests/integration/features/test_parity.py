@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +11,10 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from interlock.features.v1 import feature_job_pb2 as jobs
 from interlock.features.v1 import feature_job_service_pb2 as job_pb
+from interlock.features.v1 import feature_service_pb2 as online_pb
 from interlock.features.v1.feature_view_pb2 import (
     AGGREGATE_FUNCTION_LAST_N,
     AGGREGATE_FUNCTION_MEAN,
@@ -34,9 +37,13 @@ from interlock.types.v1.signature_pb2 import (
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_FP32, TensorSpec
 from redis import Redis
 
+from services.features.domain import view_kind
+from services.features.domain.aggregate_view import AggregateReader, AggregateWriter
+from services.features.domain.catalog import CompiledFeature, CompiledView
+from services.features.domain.ports import Column, Outcome, ReadRow, Reply, Row, ScriptCall
 from tests.fakes.aggregate_world import RedisProcess, redis_process
 from tests.fakes.features_service import a_view, an_entity, hours, running_features
-from tests.fakes.offline_world import NOON, OfflineWorld, refuses, row
+from tests.fakes.offline_world import NOON, OfflineWorld, refuses, row, stamp
 from tests.fakes.parity_world import ParityWorld, serve_parity_world
 from tests.fakes.registry_service import refused, short_folder
 
@@ -67,6 +74,9 @@ async def running(parity: ParityWorld, folder: Path, redis: RedisProcess) -> Asy
             "registry_address": address,
             "monitor_address": address,
             "job_poll_s": 0.05,
+            # A machine that runs tests may be busy.
+            "redis_read_deadline_s": 5,
+            "redis_write_deadline_s": 10,
         }
         async with (
             serve_parity_world(parity, address),
@@ -75,11 +85,14 @@ async def running(parity: ParityWorld, folder: Path, redis: RedisProcess) -> Asy
             yield OfflineWorld(features, folder)
 
 
-def logged(number: int, values: dict[str, float | None], redacted: Sequence[str] = ()) -> dict[str, Any]:
+def logged(
+    number: int, values: dict[str, float | None], redacted: Sequence[str] = (), *, at: float | None = None
+) -> dict[str, Any]:
     """Return a logged prediction."""
+    at = TIMES[number] if at is None else at
     return {
         "prediction_id": f"id-{number}",
-        "feature_read_time": (NOON + timedelta(hours=TIMES[number])).replace(tzinfo=None),
+        "feature_read_time": (NOON + timedelta(hours=at)).replace(tzinfo=None),
         "entities": [("carrier", "AA")],
         "feature_event_times": [],
         "redacted_features": list(redacted),
@@ -98,7 +111,17 @@ def window(at: float) -> list[float]:
     return [value for event, known, value in DELAYS if at - 1.5 < event <= at and known <= at][::-1]
 
 
-def arrivals(function: Any, names: Sequence[str], **fields: Any) -> FeatureView:
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def arrivals(
+    function: Any,
+    names: Sequence[str],
+    view: str = "arrivals",
+    allowed_lateness: Duration | None = None,
+    **fields: Any,
+) -> FeatureView:
     """Return a view of aggregates over the same window, one for each name."""
     source = AggregateSource(
         fields=[EventField(name="delay", type=FEATURE_TYPE_DOUBLE)],
@@ -108,7 +131,7 @@ def arrivals(function: Any, names: Sequence[str], **fields: Any) -> FeatureView:
     )
     is_list = function == AGGREGATE_FUNCTION_LAST_N
     features = [Feature(name=name, type=FEATURE_TYPE_DOUBLE, is_list=is_list) for name in names]
-    return a_view("arrivals", features=features, aggregate_source=source)
+    return a_view(view, features=features, aggregate_source=source, allowed_lateness=allowed_lateness)
 
 
 async def push_delays(world: OfflineWorld) -> None:
@@ -125,11 +148,6 @@ async def test_parity_finds_a_wrong_zone_a_window_off_by_one_and_late_arrivals(
     tmp_path: Path, redis: RedisProcess
 ) -> None:
     """Online read `zoned` 4 hours ago, `shifted` a window ago, and `late` before history says that it could."""
-
-    def mean(at: float) -> float | None:
-        seen = window(at)
-        return sum(seen) / len(seen) if seen else None
-
     names = ("right", "zoned", "shifted")
     parity = ParityWorld()
     parity.specs = [FeatureSpec(name=name, source=f"arrivals.{name}", type=FEATURE_TYPE_DOUBLE) for name in names]
@@ -145,7 +163,8 @@ async def test_parity_finds_a_wrong_zone_a_window_off_by_one_and_late_arrivals(
         FeatureSpec(name="hour", source="request", type=FEATURE_TYPE_DOUBLE),
     ]
     for number, at in enumerate(TIMES):
-        values = {"right": mean(at), "zoned": mean(at - 4), "shifted": mean(at - 1.5), "empty": -1.0, "hour": 1.0}
+        read_at = {"right": at, "zoned": at - 4, "shifted": at - 1.5}
+        values = {name: mean(window(then)) for name, then in read_at.items()} | {"empty": -1.0, "hour": 1.0}
         parity.rows.append(logged(number, values | {"late": last(at, known_early=True)}))
     # What was kept back is no difference, whatever stands in its place.
     parity.rows.append(logged(0, {"right": None, "empty": 7.0}, redacted=["right", "carrier"]))
@@ -173,6 +192,79 @@ async def test_parity_finds_a_wrong_zone_a_window_off_by_one_and_late_arrivals(
         (each.different_count for each in job.features), reverse=True
     )
     assert parity.asked[0].model == "flight-delay"
+
+
+class _WrongReader(AggregateReader):
+    """Takes local time for UTC in one view; in another its window holds the event at which it begins."""
+
+    def __init__(self, view: CompiledView, features: Sequence[CompiledFeature]) -> None:
+        super().__init__(view, features)
+        self._late_us = 4 * 3_600_000_000 * (view.definition.id == "zoned")
+        if view.definition.id == "boundary":
+            for each in self._computations:
+                each.window_us += 1
+            self._longest_us += 1
+
+    def ask(self, rows: Sequence[ReadRow], as_of_us: int) -> Sequence[ScriptCall]:
+        return super().ask(rows, as_of_us - self._late_us)
+
+    def answer(self, rows: Sequence[ReadRow], replies: Sequence[Reply], as_of_us: int) -> Sequence[Column]:
+        return super().answer(rows, replies, as_of_us - self._late_us)
+
+
+class _WrongWriter(AggregateWriter):
+    """Forgets in one view when an event became known."""
+
+    def write(self, row: Row, now_us: int) -> ScriptCall | Outcome:
+        known_at_us = row.event_time_us if self.view.definition.id == "early" else row.known_at_us
+        return super().write(replace(row, known_at_us=known_at_us), now_us)
+
+
+async def test_parity_finds_what_is_wrong_in_the_online_code_from_what_it_served(
+    tmp_path: Path, redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same events in four views; the log holds what the service itself read from Redis at each time."""
+    monkeypatch.setattr(view_kind, "AggregateReader", _WrongReader)
+    monkeypatch.setattr(view_kind, "AggregateWriter", _WrongWriter)
+    views = ("right", "zoned", "boundary", "early")
+    # An event is exactly a window old at every other one.
+    times = [number / 6 for number in range(60)]
+    parity = ParityWorld()
+    parity.specs = [FeatureSpec(name=view, source=f"{view}.mean", type=FEATURE_TYPE_DOUBLE) for view in views]
+    async with running(parity, tmp_path, redis) as world:
+        made = [arrivals(AGGREGATE_FUNCTION_MEAN, ["mean"], view, allowed_lateness=hours(24)) for view in views]
+        await world.features.apply(an_entity(), *made)
+        for view in views:
+            await world.push(view, *(row("AA", at, known, {"delay": value}, f"{at}") for at, known, value in DELAYS))
+        for number, at in enumerate(times):
+            read = online_pb.ReadFeaturesRequest(
+                features=[f"{view}.mean" for view in views],
+                rows=[online_pb.ReadRow(entities={"carrier": "AA"})],
+                as_of_time=stamp(at),
+            )
+            columns = (await world.online.ReadFeatures(read)).columns
+            served = {view: column.values[0].double_value for view, column in zip(views, columns, strict=True)}
+            parity.rows.append(logged(number, dict(served), at=at))
+        job = await world.compared(await world.start_parity())
+    assert job.status.state == jobs.JOB_STATE_SUCCEEDED, job
+    found = {each.feature.removesuffix(".mean"): each for each in job.features}
+    assert {each.compared_count for each in job.features} == {60}
+    assert found["right"].different_count == 0
+    assert found["zoned"].suspected_shift.ToTimedelta() == timedelta(hours=-4)
+    minutes = [(round(event * 60), round(known * 60), value) for event, known, value in DELAYS]
+    for view in ("boundary", "early"):
+        wrong = []
+        for number in range(60):
+            end = number * 10
+            held = [
+                value
+                for event, known, value in minutes
+                if end - 90 - (view == "boundary") < event <= end and (known <= end or view == "early")
+            ]
+            right = [value for event, known, value in minutes if end - 90 < event <= end and known <= end]
+            wrong += [f"id-{number}"] * (mean(held) != pytest.approx(mean(right), rel=1e-9))
+        assert found[view].different_count == len(wrong) >= 28, view
+        assert list(found[view].example_prediction_ids) == wrong[:20], view
 
 
 EXPRESSIONS: Final = {

@@ -84,11 +84,12 @@ async def content_of(monitor: Monitor, report: pb.Report) -> bytes:
     return b"".join(part.data for part in parts)
 
 
-async def seen(monitor: Monitor, shift: float = 0.0) -> None:
-    """Three hours of traffic, all of it labelled."""
+async def seen(monitor: Monitor, shift: float = 0.0, illegal_count: int = 0) -> None:
+    """Three hours of traffic, all of it labelled; in each hour so many amounts are larger than the signature allows."""
     labels = feedback_service_pb2_grpc.FeedbackServiceStub(monitor.channel)
     for hours_ago in (3, 2, 1):
         traffic: Traffic = draw_traffic(hours_ago, hour_times(400, hours_ago), shift=shift)
+        traffic.amount[:illegal_count] = 5_000
         await record(monitor, requests(traffic))
         feedback = [
             feedback_service_pb2.Feedback(

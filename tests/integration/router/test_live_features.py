@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from interlock.types.v1.signature_pb2 import FEATURE_TYPE_DOUBLE, FEATURE_TYPE_I
 from tests.fakes.feature_bindings import FakeBindings, serve_bindings
 from tests.fakes.feature_values import HOUR, SECOND, Values, a_row, now_us, running_values, stamp
 from tests.fakes.features_service import a_view, an_entity, hours
+from tests.fakes.late_redis import LateReplies
 from tests.fakes.redis_server import RedisServer, redis_server
 from tests.fakes.router_models import LIVE, live_signature, schedule_signature
 from tests.fakes.router_registry import deployment_of, route_of, version_of
@@ -35,11 +37,17 @@ async def redis() -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 async def values(tmp_path: Path, redis: RedisServer) -> AsyncIterator[Values]:
+    async with live_values(tmp_path, redis, redis.url) as running:
+        yield running
+
+
+@asynccontextmanager
+async def live_values(folder: Path, redis: RedisServer, url: str) -> AsyncIterator[Values]:
     """Features with the three views that the live model fetches from: two pushed ones, and one computed on demand."""
     registry = f"unix:{redis.folder}/registry.sock"
     async with (
         serve_bindings(FakeBindings(), registry),
-        running_values(tmp_path, redis.url, registry_address=registry, redis_read_deadline_s=0.9) as running,
+        running_values(folder, url, registry_address=registry, redis_read_deadline_s=0.9) as running,
     ):
         double, whole = FEATURE_TYPE_DOUBLE, FEATURE_TYPE_INT64
         await running.features.apply(
@@ -63,6 +71,10 @@ async def values(tmp_path: Path, redis: RedisServer) -> AsyncIterator[Values]:
 
 @pytest.fixture
 async def world(idle_world: World, values: Values) -> World:
+    return await live_world(idle_world, values)
+
+
+async def live_world(idle_world: World, values: Values) -> World:
     """A router whose live model falls back to the schedule when features cannot be had."""
     signature = live_signature()
     signature.features[1].ClearField("max_age")
@@ -140,3 +152,29 @@ async def test_redis_killed_and_started_again_under_load(world: World, redis: Re
     assert all(value == LIVE_ANSWER for at, value, _ in whole if at < last_before - 1 or at > back)
     assert all(value == FALLBACK_ANSWER for at, value, _ in whole if gone < at < coming)
     assert refused > 150
+
+
+async def test_redis_that_takes_two_seconds_is_not_waited_for(
+    idle_world: World, redis: RedisServer, tmp_path: Path
+) -> None:
+    """It answers all it is asked, only too late for anybody; what it says then must be nobody's."""
+    async with LateReplies(redis).listening() as late, live_values(tmp_path, redis, late.url) as values:
+        world = await live_world(idle_world, values)
+        carriers = [f"c{number}" for number in range(5)]
+        await values.push(*(a_row(one, now_us(), delay=float(at)) for at, one in enumerate(carriers)), view="carriers")
+
+        async def ask_all() -> list[tuple[float, list[str]]]:
+            answers = await asyncio.gather(*(predict(world, entities=ENTITIES | {"carrier": one}) for one in carriers))
+            return [(answer.prediction.double_value, list(answer.degraded)) for answer in answers]
+
+        live: list[tuple[float, list[str]]] = [(9_00_34_18.0 + 1_00_00.0 * at, []) for at in range(len(carriers))]
+        assert await ask_all() == live
+        late.delay_s = 2.0
+        for _ in range(40):
+            assert await ask_all() == [(FALLBACK_ANSWER, FALLEN_BACK)] * len(carriers)
+        # The first few found out that it does not answer in time. The others were not even asked for.
+        assert world.metric("interlock_router_feature_fetches_refused_total") > 150
+        late.delay_s = 0.0
+        await eventually(lambda: world.metric("interlock_router_features_breaker_open") == 0)
+        for _ in range(20):
+            assert await ask_all() == live
