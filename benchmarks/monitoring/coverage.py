@@ -3,14 +3,14 @@
 import numpy as np
 from scipy import stats
 
-from services.monitor.domain.label_free import ScoreSketch, check_calibration, estimate_quality
+from services.monitor.domain.label_free import ScoreSketch, Stretch, check_calibration, estimate_quality
 from services.monitor.domain.quality import ClassificationQuality
 
 
 def label_free_coverage(chunks: int = 500, size: int = 1_000, seed: int = 0) -> dict[str, float]:
     """Covariate shift with a calibrated classifier: other cases than in the reference, the same meaning."""
     random = np.random.default_rng(seed)
-    calibration = check_calibration([_labelled(random, size, 1.0, 3.0)[0] for _ in range(20)])
+    calibration = check_calibration([Stretch(20 - at, _labelled(random, size, 1.0, 3.0)[0]) for at in range(20)])
     covered: dict[str, int] = {}
     for _ in range(chunks):
         quality, scores = _labelled(random, size, random.uniform(0.8, 1.6), random.uniform(2.0, 4.0))

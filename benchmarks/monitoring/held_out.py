@@ -10,8 +10,8 @@ from sklearn.preprocessing import OneHotEncoder
 
 from interlock_cli.demo.data import flights_path
 
-SETS = {"work_home": (1_000, 5_000), "housing": (500,), "flights": (1_000, 5_000), "rotating": (1_000,)}
-"""Name and the rows of a chunk: NannyML's sets (`peer_nannyml`), a year of flights, and a plane that turns."""
+SETS = {"housing": (500,), "flights": (1_000, 5_000), "rotating": (1_000,)}
+"""Name and the rows of a chunk: a set of NannyML's (`peer_nannyml`), a year of flights, and a plane that turns."""
 FLIGHT_COLUMNS = ["month", "day", "hour", "carrier", "origin", "dest", "dep_delay"]
 
 
@@ -34,7 +34,7 @@ def flights() -> pd.DataFrame:
     model.fit(features[january], label[january])
     p = model.predict_proba(features)[:, 1]
     # At a half nobody is ever called late.
-    found = _table(p, label, p >= 0.25, (table.month <= 3).to_numpy())
+    found = _table(features, p, label, p >= 0.25, (table.month <= 3).to_numpy())
     return found[~january]
 
 
@@ -48,15 +48,13 @@ def rotating(seed: int, rows: int = 120_000, reference: int = 20_000, dimensions
     label = random.random(rows) < 1 / (1 + np.exp(-score))
     model = LogisticRegression().fit(features[: reference // 2], label[: reference // 2])
     p = model.predict_proba(features)[:, 1]
-    return _table(p, label, p >= 0.5, np.arange(rows) < reference)[reference // 2 :]
+    inputs = pd.DataFrame(features, columns=[f"x{index}" for index in range(dimensions)])
+    return _table(inputs, p, label, p >= 0.5, np.arange(rows) < reference)[reference // 2 :]
 
 
-def _table(p: np.ndarray, label: np.ndarray, predicted: np.ndarray, is_reference: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "probability": p,
-            "label": label.astype(int),
-            "prediction": predicted.astype(int),
-            "is_reference": is_reference,
-        }
+def _table(
+    features: pd.DataFrame, p: np.ndarray, label: np.ndarray, predicted: np.ndarray, is_reference: np.ndarray
+) -> pd.DataFrame:
+    return features.assign(
+        probability=p, label=label.astype(int), prediction=predicted.astype(int), is_reference=is_reference
     )

@@ -1,6 +1,6 @@
 """NannyML's car_loan and census sets in chunks: what fires, when, and what fires falsely; quality without labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.monitoring.label_delay import Followed, follow
 from benchmarks.monitoring.stationary import histogram_of, profile_of
 from services.monitor.domain.drift import FeatureComparison, measure_drift
 from services.monitor.domain.drift_null import DAY_S, Window
-from services.monitor.domain.label_free import NotCalibrated, ScoreSketch, check_calibration, estimate_quality
+from services.monitor.domain.label_free import NotCalibrated, ScoreSketch, Stretch, check_calibration, estimate_quality
 from services.monitor.domain.quality import ClassificationQuality
 
 CHUNK = 5_000
@@ -36,10 +35,14 @@ class Coverage:
     """How often an interval held the realised figure, and how wide it was."""
 
     metric: str
-    chunks: int
+    stated: int
+    """Chunks in which a level is stated."""
     covered: float
     width: float
+    unstated: int
+    unstated_covered: float
     error: float
+    """Mean of all chunks."""
     their_covered: float | None = None
     their_width: float | None = None
     their_error: float | None = None
@@ -71,66 +74,66 @@ def drift_table(path: Path, verdicts: dict[str, Any]) -> list[DriftRow]:
     return list(rows.values())
 
 
-def coverage_table(path: Path, size: int, verdicts: dict[str, Any], *, held_out: bool) -> list[Coverage] | str:
-    """Return how often the label-free estimate's interval holds what labels show.
+def chunks_of(path: Path, size: int) -> tuple[list[Stretch], int]:
+    """Return all chunks in a row, with the inputs that had drifted, and how many are of the reference.
 
-    Held out: calibrated on the first half of the reference, held against its second half: no drift. Else calibrated on the
-    whole reference and held against the analysis, drift and all.
+    Baseline of the drift: the first half of the reference, of which nothing is judged.
     """
     table = pd.read_parquet(path)
-    reference, analysis = table[table.is_reference], table[~table.is_reference]
-    if held_out:
-        half = len(reference) // 2 // size * size
-        reference, analysis = reference.iloc[:half], reference.iloc[half:]
-    try:
-        calibration = check_calibration([_quality(chunk) for _, chunk in _labelled("", reference, size=size)])
-    except NotCalibrated as refusal:
-        return str(refusal)
-    found: dict[str, list[tuple[bool, float, float]]] = {}
-    for _, chunk in _labelled("", analysis, size=size):
-        truth = {metric.name: metric.value.estimate for metric in _quality(chunk).metrics()}
+    parts = [table[table.is_reference], table[~table.is_reference]]
+    half = len(parts[0]) // 2 // size * size
+    features = [name for name in table.columns if name not in FEATURES_OF_OTHERS]
+    profiles = {name: profile_of([_values(parts[0].iloc[:half], name)]) for name in features}
+    past: dict[str, list[Window]] = {name: [] for name in features}
+    found: list[Stretch] = []
+    for _, chunk in [labelled for part in parts for labelled in _labelled("", part, size=size)]:
+        drifted = set()
+        if len(found) >= half // size:
+            start_s = len(found) * DAY_S
+            now = {n: Window(start_s, histogram_of(profiles[n], _values(chunk, n))) for n in features}
+            compared = [FeatureComparison(n, profiles[n].histogram(), [now[n]], past[n]) for n in features]
+            drifted = {drift.name for drift in measure_drift(compared, window_s=DAY_S) if drift.is_drifted}
+            for name, window in now.items():
+                past[name].append(replace(window, is_drifted=name in drifted))
         scores = ScoreSketch()
         scores.update(chunk.probability.to_numpy(), chunk.prediction.to_numpy() == 1)
-        for metric in estimate_quality(scores, calibration):
+        found.append(Stretch(0, _quality(chunk), scores, frozenset(drifted)))
+    return found, len(parts[0]) // size
+
+
+def coverage_table(chunks: Sequence[Stretch], first: int, verdicts: dict[str, Any]) -> list[Coverage] | str:
+    """Return how often the label-free estimate's interval holds what labels show, without labels of any chunk from `first` on."""
+    found: dict[str, list[tuple[bool, bool, float, float]]] = {}
+    for now in range(first, len(chunks)):
+        known = [replace(chunks[at], ago=now - at) for at in range(first)]
+        try:
+            calibration = check_calibration(known, chunks[now].drifted)
+        except NotCalibrated as refusal:
+            return str(refusal)
+        truth = {metric.name: metric.value.estimate for metric in chunks[now].quality.metrics()}
+        for metric in estimate_quality(chunks[now].scores, calibration):
             value, real = metric.value, truth[metric.name]
-            row = (value.lower <= real <= value.upper, value.upper - value.lower, abs(value.estimate - real))
+            inside = value.lower <= real <= value.upper
+            row = (value.level > 0, inside, value.upper - value.lower, abs(value.estimate - real))
             found.setdefault(metric.name, []).append(row)
-    return [_coverage(name, rows, {} if held_out else verdicts) for name, rows in found.items()]
+    return [_coverage(name, rows, verdicts) for name, rows in found.items()]
 
 
-def followed(path: Path, size: int, delay: int) -> list[Followed]:
-    """Return how often intervals of the analysis hold what labels show when these come some chunks later."""
-    table = pd.read_parquet(path)
-    parts = [table[table.is_reference], table[~table.is_reference]]
-    windows, first = [], len(parts[0]) // size
-    for part in parts:
-        for _, chunk in _labelled("", part, size=size):
-            scores = ScoreSketch()
-            scores.update(chunk.probability.to_numpy(), chunk.prediction.to_numpy() == 1)
-            windows.append((_quality(chunk), scores))
-    return follow(windows, delay, first)
-
-
-def _coverage(name: str, rows: list[tuple[bool, float, float]], verdicts: dict[str, Any]) -> Coverage:
-    covered, width, error = np.array(rows, dtype=float).mean(axis=0).tolist()
+def _coverage(name: str, rows: list[tuple[bool, bool, float, float]], verdicts: dict[str, Any]) -> Coverage:
+    table = np.array(rows, dtype=float)
+    stated, unstated = table[table[:, 0] == 1], table[table[:, 0] == 0]
+    covered, width = (float(stated[:, index].mean()) if stated.size else np.nan for index in (1, 2))
+    unstated_covered = float(unstated[:, 1].mean()) if unstated.size else np.nan
+    ours = (name, len(stated), covered, width, len(unstated), unstated_covered, float(table[:, 3].mean()))
     theirs = verdicts.get({"auc": "roc_auc"}.get(name, name))
     if theirs is None or "realized" not in theirs:
-        return Coverage(name, len(rows), covered, width, error)
+        return Coverage(*ours)
     value, real, lower, upper = (
         np.array(theirs[key], dtype=float)
         for key in ("value", "realized", "lower_confidence_boundary", "upper_confidence_boundary")
     )
     inside = float(np.mean((lower <= real) & (real <= upper)))
-    return Coverage(
-        name,
-        len(rows),
-        covered,
-        width,
-        error,
-        inside,
-        float(np.mean(upper - lower)),
-        float(np.abs(value - real).mean()),
-    )
+    return Coverage(*ours, inside, float(np.mean(upper - lower)), float(np.abs(value - real).mean()))
 
 
 def _their_chunks(found: dict[str, Any]) -> Iterator[str]:

@@ -302,7 +302,7 @@ def _show_quality(report: pb.QualityReport) -> None:
             metric.name,
             _how(metric),
             amount(metric.value.estimate),
-            f"{amount(metric.value.lower)} to {amount(metric.value.upper)}",
+            f"{amount(metric.value.lower)} to {amount(metric.value.upper)}" if metric.value.level else "not stated",
             amount(metric.baseline_value) if metric.HasField("baseline_value") else "",
             "higher" if metric.higher_is_better else "lower",
         )
@@ -314,8 +314,12 @@ def _show_quality(report: pb.QualityReport) -> None:
 def _how(metric: pb.QualityMetric) -> str:
     if not metric.estimated:
         return "measured"
+    if metric.basis == pb.ESTIMATE_BASIS_DRIFTED_INPUTS:
+        return f"estimated, no labels since {', '.join(metric.unsupported_inputs)} drifted"
+    if metric.basis == pb.ESTIMATE_BASIS_NO_BASELINE:
+        return "estimated, no baseline tells whether inputs have drifted"
     if not metric.HasField("coverage"):
-        return "estimated, assumes no concept drift"
+        return "estimated, not yet held against labels"
     known = f"{metric.coverage.lower:.0%} to {metric.coverage.upper:.0%} of such intervals are"
     return f"estimated, right in {metric.held_count} of {_counted(metric.checked_count, 'past label window')} ({known})"
 

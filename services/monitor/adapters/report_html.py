@@ -18,6 +18,7 @@ from services.monitor.domain.drift_metric import DriftMetric
 from services.monitor.domain.interval import Interval
 from services.monitor.domain.policy import SECOND_US
 from services.monitor.domain.profile import FeatureProfile, Histogram, NumericProfile
+from services.monitor.domain.quality import EstimateBasis, QualityMetric
 from services.monitor.domain.quality_window import QualityWindow
 from services.monitor.domain.report_page import Findings
 from services.monitor.domain.window import WindowSketch
@@ -41,7 +42,7 @@ def write_page(findings: Findings) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"time": _time, "interval": _interval, "number": _number, "percent": _percent}
+    environment.filters |= {"time": _time, "interval": _interval, "how": _how, "number": _number, "percent": _percent}
     scope = findings.quality.scope
     page = environment.get_template(_TEMPLATE).render(
         findings=findings,
@@ -228,7 +229,22 @@ def _time(time_us: int) -> str:
 
 
 def _interval(value: Interval) -> str:
-    return f"{value.estimate:.4g} ({value.lower:.4g} to {value.upper:.4g})"
+    ends = f"{value.lower:.4g} to {value.upper:.4g}" if value.level else "no interval"
+    return f"{value.estimate:.4g} ({ends})"
+
+
+def _how(metric: QualityMetric) -> str:
+    match metric.basis:
+        case None:
+            return "measured"
+        case EstimateBasis.DRIFTED_INPUTS:
+            return f"estimated without labels, how surely is unknown: no labels since {', '.join(metric.unsupported_inputs)} drifted"
+        case EstimateBasis.NO_BASELINE:
+            return "estimated without labels, how surely is unknown: no baseline tells whether inputs have drifted"
+    if metric.coverage is None:
+        return "estimated without labels, not yet held against any"
+    known = f"{100 * metric.coverage.lower:.0f} to {100 * metric.coverage.upper:.0f} % of such intervals are"
+    return f"estimated without labels, interval was right {metric.held_count} of {metric.checked_count} times before ({known})"
 
 
 def _number(value: float) -> str:

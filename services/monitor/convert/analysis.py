@@ -16,7 +16,7 @@ from services.monitor.domain.drift import DriftStatistic, FeatureDrift
 from services.monitor.domain.drift_metric import DriftMetric
 from services.monitor.domain.fairness import GroupFairness
 from services.monitor.domain.interval import Interval
-from services.monitor.domain.quality import CalibrationBin, QualityMetric
+from services.monitor.domain.quality import CalibrationBin, EstimateBasis, QualityMetric
 from services.monitor.domain.report import DataQualityReport, DriftReport, FairnessReport, QualityReport
 from services.monitor.domain.scope import DEFAULT_ENVIRONMENT, Scope, ScopeRequest
 from services.monitor.domain.version_info import VersionInfo
@@ -27,6 +27,12 @@ _METRICS: Final = {
     DriftMetric.WASSERSTEIN: pb.DRIFT_METRIC_WASSERSTEIN,
     DriftMetric.KOLMOGOROV_SMIRNOV: pb.DRIFT_METRIC_KOLMOGOROV_SMIRNOV,
     DriftMetric.CHI_SQUARE: pb.DRIFT_METRIC_CHI_SQUARE,
+}
+_BASES: Final = {
+    None: pb.ESTIMATE_BASIS_UNSPECIFIED,
+    EstimateBasis.LABELS: pb.ESTIMATE_BASIS_LABELS,
+    EstimateBasis.DRIFTED_INPUTS: pb.ESTIMATE_BASIS_DRIFTED_INPUTS,
+    EstimateBasis.NO_BASELINE: pb.ESTIMATE_BASIS_NO_BASELINE,
 }
 _CHECKS: Final = {
     DataQualityCheck.NULLS: pb.DATA_QUALITY_CHECK_NULLS,
@@ -191,6 +197,8 @@ def _metric_to_proto(metric: QualityMetric, info: VersionInfo) -> pb.QualityMetr
         checked_count=metric.checked_count,
         held_count=metric.held_count,
         coverage=interval_to_proto(metric.coverage) if metric.coverage else None,
+        basis=_BASES[metric.basis],
+        unsupported_inputs=metric.unsupported_inputs,
     )
 
 

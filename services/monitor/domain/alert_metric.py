@@ -76,7 +76,7 @@ def observe(rule: AlertRule, report: Report) -> Mapping[str, Observation] | None
         return None
     readings = list(_readings(rule.metric, report))
     if not readings and source_of(rule.metric) in (Source.QUALITY, Source.ESTIMATED_QUALITY):
-        # Without a label, or for another task, it has no value, which is not a good one.
+        # Without a label, or a level, or for another task, it has no value, which is not a good one.
         return None
     return {
         reading.feature: Observation(
@@ -109,7 +109,8 @@ def _readings(metric: str, report: Report) -> Iterator[Reading]:
         case QualityReport():
             is_estimated = source_of(metric) is Source.ESTIMATED_QUALITY
             for found in report.metrics:
-                if found.name == name and found.is_estimated == is_estimated:
+                # An estimate without a level has no interval that anything could surely lie beyond.
+                if found.name == name and found.is_estimated == is_estimated and found.value.level > 0:
                     yield Reading("", found.value)
         case FairnessReport():
             yield from _fairness(name, report)

@@ -205,7 +205,12 @@ class Analyses:
         before_us = min(CHECKED_LIMIT * (scope.end_us - scope.start_us), PAST_US)
         encoded = await self._store.read(scope.selection(scope.start_us - before_us, scope.end_us))
         scores = await self._work(lambda: decoded(encoded, scores_from_bytes))
-        return EstimateInput(scope, scores, await self._labelled(scope.selection(scope.start_us - PAST_US)))
+        compared, drifted = await self._drift_input(scope, ()), None
+        if scope.info.baseline is not None and compared.windows:
+            drifts = await self._work(lambda: drift_from_baseline(compared, scope.info, scope.policy))
+            drifted = frozenset(drift.name for drift in drifts if drift.is_drifted and not drift.is_output)
+        labelled = await self._labelled(scope.selection(scope.start_us - PAST_US))
+        return EstimateInput(scope, scores, labelled, drifted, compared.verdicts)
 
     async def _past(
         self, scope: Scope, choose: Callable[[Sequence[tuple[int, int]], Scope], Sequence[int]]

@@ -9,23 +9,16 @@ to be had: the first intervals after a change miss before any label says so.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from services.monitor.domain.interval import LEVEL, Interval, rate_interval
-from services.monitor.domain.label_free import (
-    NotCalibrated,
-    ScoreSketch,
-    check_calibration,
-    estimate_quality,
-)
-from services.monitor.domain.quality import ClassificationQuality, QualityMetric
+from services.monitor.domain.label_free import NotCalibrated, Stretch, check_calibration, estimate_quality
+from services.monitor.domain.quality import QualityMetric
 
 CHECKED_LIMIT: Final = 40
 """Stretches that are looked back at, at most."""
-REFERENCE_LIMIT: Final = 400
-"""Labelled windows that a past stretch is estimated from, at most."""
 LABELLED_SHARE: Final = 0.9
 """Of the predictions of a stretch, that must have a label: those whose labels come first may be of a kind."""
 _RATE: Final = 0.5
@@ -33,27 +26,13 @@ _RATE: Final = 0.5
 _DRAWS: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A stretch of time before a scope, and as long as it."""
-
-    ago: int
-    """1: the one right before the scope, 2: the one before that."""
-    scores: ScoreSketch
-    quality: ClassificationQuality
-    """What its labels say, as far as they have come."""
-
-
 def hold_against_labels(
-    metrics: Sequence[QualityMetric],
-    stretches: Iterable[Stretch],
-    references: Sequence[tuple[int, ClassificationQuality]],
-    level: float = LEVEL,
+    metrics: Sequence[QualityMetric], stretches: Sequence[Stretch], level: float = LEVEL
 ) -> list[QualityMetric]:
     """Return estimates of a scope with intervals widened by the misses of the stretches before it.
 
-    `references` are labelled windows, by time, and in which stretch they lie: what each stretch is estimated from is what
-    was known as long before it as the newest labels are before the scope.
+    What each stretch is estimated from is what was known as long before it as the newest labels are before the scope.
+    Estimates without a level stay as they are, and stretches of which none would have been stated tell nothing.
     """
     complete = [s for s in stretches if 0 < LABELLED_SHARE * s.scores.total_weight <= s.quality.labelled_weight]
     newest_last = sorted(complete, key=lambda stretch: -stretch.ago)[-CHECKED_LIMIT:]
@@ -62,10 +41,13 @@ def hold_against_labels(
     lag = newest_last[-1].ago
     misses: dict[str, list[tuple[int, float]]] = {}
     for stretch in newest_last:
-        known = [quality for ago, quality in references if ago >= stretch.ago + lag]
-        for name, miss in misses_of(stretch, known[-REFERENCE_LIMIT:]).items():
+        known = [one for one in stretches if one.ago >= stretch.ago + lag]
+        for name, miss in misses_of(stretch, known).items():
             misses.setdefault(name, []).append((stretch.ago, miss))
-    return [_widened(metric, misses.get(metric.name, []), lag, level) for metric in metrics]
+    return [
+        _widened(metric, misses.get(metric.name, []), lag, level) if metric.value.level else metric
+        for metric in metrics
+    ]
 
 
 def widening(misses: Sequence[tuple[int, float]], lag: int, level: float = LEVEL) -> tuple[float, int]:
@@ -95,11 +77,16 @@ def known_coverage(held: int, checked: int, lag: int) -> Interval:
     return replace(rate_interval(held / lag, checked / lag), sample_count=checked)
 
 
-def misses_of(stretch: Stretch, known: Sequence[ClassificationQuality]) -> Mapping[str, float]:
-    """Return by metric how far a figure lies outside of its interval (less than 0: inside), estimated from what was known."""
+def misses_of(stretch: Stretch, known: Sequence[Stretch]) -> Mapping[str, float]:
+    """Return by metric how far a figure lies outside of its interval (less than 0: inside), estimated from what was known.
+
+    Empty where no level would have been stated.
+    """
     try:
-        calibration = check_calibration(known)
+        calibration = check_calibration(known, stretch.drifted, stretch.ago)
     except NotCalibrated:
+        return {}
+    if not calibration.is_supported:
         return {}
     figures = {metric.name: metric.value.estimate for metric in stretch.quality.metrics()}
     return {

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 import numpy as np
@@ -12,7 +12,7 @@ import scipy
 from services.monitor.domain.interval import LEVEL, Interval
 from services.monitor.domain.numeric_sketch import SketchUnreadable
 from services.monitor.domain.profile import FloatArray
-from services.monitor.domain.quality import ClassificationQuality, QualityMetric
+from services.monitor.domain.quality import ClassificationQuality, EstimateBasis, QualityMetric
 from services.monitor.domain.score_histogram import (
     SCORE_BINS,
     SCORE_EDGES,
@@ -30,6 +30,16 @@ GROUP_SIZE: Final = 100
 """Labelled predictions in a group of the calibration, at least; of `MAXIMUM_GROUPS` groups at most."""
 MAXIMUM_GROUPS: Final = 200
 DRAWS: Final = 400
+REFERENCE_LIMIT: Final = 200
+"""Newest stretches that level and slope are followed through, at most."""
+USUAL_NOISE: Final = 0.05
+"""How much the logits' level and slope differ from stretch to stretch by themselves, before any label says so: a standard
+deviation, of which twice as much is a fifth as likely. With a handful of labelled stretches it sets how wide intervals are, with twenty
+it no longer matters."""
+USUAL_STEP: Final = 0.02
+"""The same of how far both move for good from one stretch to the next."""
+_SPREADS: Final = np.array([0.0, *np.geomspace(0.01, 1.28, 8)])
+"""Standard deviations, of both, that are thought possible."""
 _MAGIC: Final = b"ILS1"
 _CENTRES: Final = (SCORE_EDGES[:-1] + SCORE_EDGES[1:]) / 2
 
@@ -102,6 +112,38 @@ class ScoreSketch:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of time as long as the one that is estimated."""
+
+    ago: int
+    """1: the one right before that, 2: the one before; 0: itself."""
+    quality: ClassificationQuality
+    """What its labels say, as far as they have come."""
+    scores: ScoreSketch = field(default_factory=ScoreSketch)
+    drifted: frozenset[str] = frozenset()
+    """Inputs that had drifted in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is known of an effect in the stretch that is estimated: a mixture of normal distributions, [models] each."""
+
+    weights: FloatArray
+    means: FloatArray
+    variances: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """Mean of the mixture."""
+        return float(self.weights @ self.means)
+
+    def draw(self, random: np.random.Generator, draws: int) -> FloatArray:
+        """Draw effects, [draws, 1]."""
+        chosen = random.choice(self.weights.size, draws, p=self.weights)
+        return random.normal(self.means[chosen], np.sqrt(self.variances[chosen]))[:, None]
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """How probabilities map to rates, as learnt from labelled predictions, and how sure that is.
 
@@ -115,22 +157,44 @@ class Calibration:
     """Labelled positive, [groups]."""
     counts: FloatArray
     """Labelled, [groups]."""
-    level_variance: float
-    """How much the level of the rates' logits differs between windows of the reference, beyond chance: a variance."""
-    slope_variance: float
-    """The same of the slope of the logits."""
-    error: Interval
-    """Expected calibration error of the probabilities themselves."""
+    level: Forecast
+    """How far the logits of rates lie above those of the groups in the stretch that is estimated."""
+    slope: Forecast
+    """How much steeper they are, less 1."""
+    is_supported: bool
+    """Whether labels have come of stretches in which the same inputs had drifted. If not, both are those of all stretches."""
+    unsupported_inputs: tuple[str, ...]
+    """If not: the least that it differs in from stretches with labels, by name."""
 
 
-def check_calibration(references: Sequence[ClassificationQuality]) -> Calibration:
-    """Return the calibration that labelled predictions show, one entry for each window.
+def check_calibration(references: Sequence[Stretch], drifted: frozenset[str] = frozenset(), at: int = 0) -> Calibration:
+    """Return the calibration that labelled stretches show for the one `at` stretches ago, in which these inputs had drifted.
 
-    Raises NotCalibrated where they are too few, or where the expected calibration error is surely above the tolerance.
+    What a probability means changes with the inputs (a drift that the features tell may have reasons that they do not) and
+    by itself. So the shape is learnt from all stretches, level and slope of its logits from those in which the same inputs
+    had drifted, by a local level model: each moves as a random walk and differs from stretch to stretch (Durbin and
+    Koopman, Time series analysis by state space methods, 2012, chapter 2), both variances being unknown.
+
+    Raises NotCalibrated where labels are too few, or where the expected calibration error is surely above the tolerance.
     """
+    pooled = _checked(references)
+    probabilities, positives, counts = pooled.calibration_groups(
+        int(min(MAXIMUM_GROUPS, max(pooled.labelled_weight // GROUP_SIZE, 10)))
+    )
+    rates = _rates(probabilities, positives / counts, counts)
+    alike = [stretch for stretch in references if stretch.drifted == drifted]
+    is_supported = sum(stretch.quality.labelled_weight for stretch in alike) >= MINIMUM_REFERENCE
+    level, slope = _forecasts(alike if is_supported else references, rates, at)
+    differing = [] if is_supported else [drifted ^ stretch.drifted for stretch in references]
+    names = min(filter(None, differing), key=len, default=drifted)
+    return Calibration(probabilities, positives, counts, level, slope, is_supported, tuple(sorted(names)))
+
+
+def _checked(references: Sequence[Stretch]) -> ClassificationQuality:
+    """Return all references together; raises NotCalibrated."""
     pooled = ClassificationQuality()
     for reference in references:
-        pooled.merge(reference)
+        pooled.merge(reference.quality)
     classes = min(float(pooled.positives.sum()), float(pooled.negatives.sum()))
     if pooled.labelled_weight < MINIMUM_REFERENCE or classes < MINIMUM_CLASS:
         raise NotCalibrated(
@@ -143,16 +207,7 @@ def check_calibration(references: Sequence[ClassificationQuality]) -> Calibratio
             f"want an expected calibration error of at most {CALIBRATION_TOLERANCE}, got {error.estimate:.3f} "
             f"({error.lower:.3f} to {error.upper:.3f})"
         )
-    probabilities, positives, counts = pooled.calibration_groups(
-        int(min(MAXIMUM_GROUPS, max(pooled.labelled_weight // GROUP_SIZE, 10)))
-    )
-    rates = _rates(probabilities, positives / counts, counts)
-    logits = _logit(rates)
-    total = pooled.positives + pooled.negatives
-    centred = logits - np.average(logits, weights=total * rates * (1 - rates))
-    level = _window_variance(references, rates, np.ones(SCORE_BINS))
-    slope = _window_variance(references, rates, centred)
-    return Calibration(probabilities, positives, counts, level, slope, error)
+    return pooled
 
 
 def estimate_quality(
@@ -161,10 +216,9 @@ def estimate_quality(
     """Return accuracy, AUC, Brier score, precision and recall of predictions without labels; empty without predictions.
 
     Confidence-based performance estimation (NannyML, https://nannyml.readthedocs.io, "Estimation of performance"):
-    calibrated probabilities say how many of the predictions in each confusion cell to expect. It holds under covariate
-    shift, not when the meaning of the features changes: `estimate_check` mends that once labels come. The interval is one
-    of prediction: it covers, with probability `level`, the figure that the labels of these very predictions will show;
-    labels are drawn, and so is the calibration.
+    calibrated probabilities say how many of the predictions in each confusion cell to expect. The interval is one of
+    prediction: it covers, with probability `level`, the figure that the labels of these very predictions will show;
+    labels are drawn, and so is the calibration. No level is stated (0) where inputs drifted as in no labelled stretch.
     """
     total = scores.total_weight
     if total <= 0:
@@ -175,9 +229,12 @@ def estimate_quality(
     predicted, rejected = predicted[filled], rejected[filled]
     observed = calibration.positives / calibration.counts
     expected = _rates(calibration.probabilities, observed, calibration.counts, _CENTRES[filled])
+    logits = _logit(expected)
+    direction = logits - _mean(logits, (predicted + rejected) * expected * (1 - expected))
+    expected = _moved(expected, direction, calibration.level.mean, calibration.slope.mean)
     estimate = _figures((predicted * expected)[None], (rejected * expected)[None], predicted, rejected, filled)
     random = np.random.default_rng(seed)
-    rates = _drawn_rates(calibration, expected, filled, random, draws)
+    rates = _drawn_rates(calibration, direction, filled, random, draws)
     drawn = _figures(
         random.binomial(np.rint(predicted).astype(np.int64), rates).astype(np.float64),
         random.binomial(np.rint(rejected).astype(np.int64), rates).astype(np.float64),
@@ -191,10 +248,10 @@ def estimate_quality(
         if not np.isfinite(values[0]) or not samples.size:
             continue
         lower, upper = np.quantile(samples, [0.5 - level / 2, 0.5 + level / 2])
-        value = float(values[0])
-        interval = Interval(value, min(float(lower), value), max(float(upper), value), level, round(total * share))
-        better = name != "brier"
-        found.append(QualityMetric(name, interval, higher_is_better=better, is_estimated=True))
+        value, stated = float(values[0]), level if calibration.is_supported else 0.0
+        interval = Interval(value, min(float(lower), value), max(float(upper), value), stated, round(total * share))
+        basis = EstimateBasis.LABELS if calibration.is_supported else EstimateBasis.DRIFTED_INPUTS
+        found.append(QualityMetric(name, interval, name != "brier", basis, calibration.unsupported_inputs))
     return found
 
 
@@ -219,7 +276,7 @@ def _figures(
 
 def _drawn_rates(
     calibration: Calibration,
-    expected: FloatArray,
+    direction: FloatArray,
     filled: npt.NDArray[np.intp],
     random: np.random.Generator,
     draws: int,
@@ -227,13 +284,8 @@ def _drawn_rates(
     """Draw rates [draws, filled bins]: each group's from its beta posterior (Jeffreys), then the window's own shift."""
     hits, misses = calibration.positives + 0.5, calibration.counts - calibration.positives + 0.5
     groups = random.beta(np.maximum(hits, 0.5), np.maximum(misses, 0.5), (draws, calibration.counts.size))
-    centres = _CENTRES[filled]
-    rates = np.stack([_rates(calibration.probabilities, row, calibration.counts, centres) for row in groups])
-    middle = float(_logit(expected).mean())
-    logits = _logit(rates)
-    shifts = random.normal(0.0, np.sqrt(calibration.level_variance), (draws, 1))
-    slopes = random.normal(0.0, np.sqrt(calibration.slope_variance), (draws, 1))
-    return np.asarray(1 / (1 + np.exp(-(logits + shifts + slopes * (logits - middle)))))
+    rates = np.stack([_rates(calibration.probabilities, row, calibration.counts, _CENTRES[filled]) for row in groups])
+    return _moved(rates, direction, calibration.level.draw(random, draws), calibration.slope.draw(random, draws))
 
 
 def _rates(
@@ -244,20 +296,51 @@ def _rates(
     return np.asarray(np.clip(np.interp(centres, probabilities, risen), 1e-9, 1 - 1e-9))
 
 
+def _moved(
+    rates: FloatArray, direction: FloatArray, level: float | FloatArray, slope: float | FloatArray
+) -> FloatArray:
+    return np.asarray(np.clip(scipy.special.expit(_logit(rates) + level + slope * direction), 1e-9, 1 - 1e-9))
+
+
 def _logit(rates: FloatArray) -> FloatArray:
     return np.asarray(np.log(rates) - np.log1p(-rates))
 
 
-def _window_variance(references: Sequence[ClassificationQuality], rates: FloatArray, direction: FloatArray) -> float:
-    """Return how much windows' logits differ along a direction beyond chance, by the method of moments."""
-    squares, informations = 0.0, 0.0
-    for reference in references:
-        counts = reference.positives + reference.negatives
-        information = float((direction**2 * counts * rates * (1 - rates)).sum())
+def _mean(values: FloatArray, weights: FloatArray) -> float:
+    total = float(weights.sum())
+    return float(values @ weights) / total if total > 0 else 0.0
+
+
+def _forecasts(references: Sequence[Stretch], rates: FloatArray, at: int) -> tuple[Forecast, Forecast]:
+    """Return how far level and slope of the logits will lie from those of the rates, from how they did before."""
+    ordered = sorted(references, key=lambda stretch: -stretch.ago)[-REFERENCE_LIMIT:]
+    gaps = -np.diff([*(stretch.ago for stretch in ordered), at])
+    logits, levels, slopes = _logit(rates), [], []
+    for stretch in ordered:
+        counts = stretch.quality.positives + stretch.quality.negatives
+        weights, beyond = counts * rates * (1 - rates), stretch.quality.positives - counts * rates
+        # Around the stretch's own middle: what is taken for a slope is no level.
+        direction = logits - _mean(logits, weights)
+        levels.append((float(beyond.sum()), float(weights.sum())))
+        slopes.append((float(beyond @ direction), float(weights @ direction**2)))
+    return _forecast(levels, gaps), _forecast(slopes, gaps)
+
+
+def _forecast(effects: Sequence[tuple[float, float]], gaps: npt.NDArray[np.intp]) -> Forecast:
+    """Follow an effect by Kalman's filter, once for each pair of variances, weighted by how well it foretold what came.
+
+    `effects`: score and information in each stretch (one step of Newton's method from none); `gaps`: stretches from each to the next.
+    """
+    noises, steps = (variances.ravel() for variances in np.meshgrid(_SPREADS**2, _SPREADS**2))
+    means, variances, likelihoods = np.zeros(noises.size), np.ones(noises.size), np.zeros(noises.size)
+    for (score, information), gap in zip(effects, gaps, strict=True):
         if information > 0:
-            squares += float((direction * (reference.positives - counts * rates)).sum()) ** 2 / information
-            informations += information
-    windows = len(references)
-    if windows < 2 or informations <= 0:
-        return 0.0
-    return max(squares - (windows - 1), 0.0) / informations
+            spreads = variances + noises + 1 / information
+            errors = score / information - means
+            likelihoods -= (np.log(spreads) + errors**2 / spreads) / 2
+            means = means + variances / spreads * errors
+            variances = variances * (1 - variances / spreads)
+        variances = variances + gap * steps
+    prior = 1 / ((1 + noises / USUAL_NOISE**2) * (1 + steps / USUAL_STEP**2))
+    weights = prior * np.exp(likelihoods - likelihoods.max())
+    return Forecast(weights / weights.sum(), means, variances + noises)

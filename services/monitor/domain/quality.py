@@ -1,5 +1,6 @@
 """Quality of predictions whose labels have come: fixed memory, mergeable, and a replaced label can be taken out."""
 
+import enum
 import math
 import struct
 from dataclasses import dataclass
@@ -50,20 +51,40 @@ _CLASSIFICATION: Final = b"ILQ1"
 _REGRESSION: Final = b"ILR1"
 
 
+class EstimateBasis(enum.StrEnum):
+    """What the interval of an estimate without labels rests on. With anything but labels no level is stated."""
+
+    LABELS = "labels"
+    """Labels of stretches in which the same inputs had drifted, which may be none at all."""
+    DRIFTED_INPUTS = "drifted_inputs"
+    """Inputs have drifted, and no labels have come that tell what probabilities mean since."""
+    NO_BASELINE = "no_baseline"
+    """Nobody knows whether inputs have drifted."""
+
+
 @dataclass(frozen=True, slots=True)
 class QualityMetric:
     """One quality metric."""
 
     name: str
     value: Interval
+    """Its level is 0 where none is stated."""
     higher_is_better: bool
-    is_estimated: bool = False
+    basis: EstimateBasis | None = None
+    """None: it is no estimate but measured."""
+    unsupported_inputs: tuple[str, ...] = ()
+    """Of an estimate without a level: inputs that drifted, or no longer do, unlike in any stretch whose labels have come."""
     checked_count: int = 0
-    """Of an estimate: stretches of time before, which its interval was held against; 0: it assumes no concept drift."""
+    """Of an estimate: stretches of time before, which its interval was held against."""
     held_count: int = 0
     """Of these, how many had an interval then, so widened, that held their figure."""
     coverage: Interval | None = None
     """How often such intervals hold their figure, as far as that is known; None: nothing is."""
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether it comes from confidences, without labels."""
+        return self.basis is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,22 @@
 """Quality of a version, from windows of labels."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from services.monitor.domain.estimate_check import Stretch, hold_against_labels
+from services.monitor.domain.drift_analysis import OUTPUT_PREFIX, Verdicts
+from services.monitor.domain.estimate_check import hold_against_labels
 from services.monitor.domain.failure import NotCalibrated
 from services.monitor.domain.label_free import NotCalibrated as Uncalibrated
-from services.monitor.domain.label_free import ScoreSketch, check_calibration, estimate_quality
-from services.monitor.domain.quality import CalibrationBin, ClassificationQuality, QualityMetric, RegressionQuality
+from services.monitor.domain.label_free import ScoreSketch, Stretch, check_calibration, estimate_quality
+from services.monitor.domain.quality import (
+    CalibrationBin,
+    ClassificationQuality,
+    EstimateBasis,
+    QualityMetric,
+    RegressionQuality,
+)
 from services.monitor.domain.quality_window import Quality, QualityWindow
 from services.monitor.domain.scope import Scope
 from services.monitor.domain.version_info import Task, VersionInfo
@@ -48,6 +56,10 @@ class EstimateInput:
     """Of the scope, and of so much before it as is looked back at."""
     labelled: Sequence[Placed[QualityWindow]]
     """Of the scope and the four weeks before it."""
+    drifted: frozenset[str] | None
+    """Inputs that have drifted in the scope; None: there is no baseline to tell."""
+    verdicts: Verdicts
+    """Of the windows before it."""
 
 
 def estimate(given: EstimateInput) -> list[QualityMetric]:
@@ -55,29 +67,44 @@ def estimate(given: EstimateInput) -> list[QualityMetric]:
     info = given.scope.info
     if info.task is not Task.CLASSIFICATION:
         raise NotCalibrated(info.name, "want a classification, got a regression, which has no confidences")
-    labelled = [
-        (_stretches_ago(placed, given.scope), placed.window.quality)
-        for placed in given.labelled
-        if isinstance(placed.window.quality, ClassificationQuality)
-    ]
-    # A version that has labels of this scope only is better than none.
-    before = [(ago, quality) for ago, quality in labelled if ago > 0]
+    stretches = _stretches(given)
+    now = stretches.pop(0, Stretch(0, ClassificationQuality()))
+    before = [stretch for stretch in stretches.values() if stretch.quality.labelled_weight > 0]
     try:
-        calibration = check_calibration([quality for _, quality in before or labelled])
+        # A version that has labels of this scope only is better than none.
+        calibration = check_calibration(before or [now], now.drifted)
     except Uncalibrated as error:
         raise NotCalibrated(info.name, str(error)) from None
-    stretches: dict[int, Stretch] = {}
-    for placed in given.scores:
+    metrics = hold_against_labels(estimate_quality(now.scores, calibration), before)
+    if given.drifted is not None:
+        return metrics
+    unknown = EstimateBasis.NO_BASELINE
+    return [replace(metric, value=replace(metric.value, level=0.0), basis=unknown) for metric in metrics]
+
+
+def _stretches(given: EstimateInput) -> dict[int, Stretch]:
+    """Return what is known of the scope and of stretches as long before it, by how many stretches ago they were."""
+    found: dict[int, Stretch] = {0: Stretch(0, ClassificationQuality(), drifted=given.drifted or frozenset())}
+    names: dict[int, list[Collection[str]]] = {}
+    for placed in given.labelled:
         ago = _stretches_ago(placed, given.scope)
-        stretches.setdefault(ago, Stretch(ago, ScoreSketch(), ClassificationQuality())).scores.merge(placed.window)
-    for ago, quality in labelled:
-        if ago in stretches:
-            stretches[ago].quality.merge(quality)
-    now = stretches.pop(0, None)
-    if now is None:
-        return []
-    metrics = estimate_quality(now.scores, calibration)
-    return hold_against_labels(metrics, stretches.values(), before)
+        names.setdefault(ago, []).append(given.verdicts.get((placed.start_us, placed.end_us), ()))
+    for ago, verdicts in names.items():
+        found.setdefault(ago, Stretch(ago, ClassificationQuality(), drifted=_usually_drifted(verdicts)))
+    for placed in given.labelled:
+        if isinstance(placed.window.quality, ClassificationQuality):
+            found[_stretches_ago(placed, given.scope)].quality.merge(placed.window.quality)
+    for scored in given.scores:
+        ago = _stretches_ago(scored, given.scope)
+        if ago in found:
+            found[ago].scores.merge(scored.window)
+    return found
+
+
+def _usually_drifted(verdicts: Sequence[Collection[str]]) -> frozenset[str]:
+    """Return the inputs that had drifted in at least half of the windows of a stretch."""
+    counts = Counter(name for names in verdicts for name in names if not name.startswith(OUTPUT_PREFIX))
+    return frozenset(name for name, count in counts.items() if 2 * count >= len(verdicts))
 
 
 def _stretches_ago(placed: Placed[Any], scope: Scope) -> int:

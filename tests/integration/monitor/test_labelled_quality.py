@@ -125,6 +125,8 @@ async def _check_estimates(monitor: Monitor, before: Traffic, now: Traffic) -> N
     report = await _quality(monitor, 1800, include_estimates=True)
     expected = _expected(np.concatenate([before.chance, now.chance]), np.concatenate([before.label, now.label]))
     estimates = {metric.name: metric.value for metric in report.metrics if metric.estimated}
+    stated = {(metric.basis, metric.value.level) for metric in report.metrics if metric.estimated}
+    assert stated == {(analysis_pb2.ESTIMATE_BASIS_LABELS, 0.95)}, "no input has drifted"
     assert estimates["auc"].lower < expected["auc"] < estimates["auc"].upper
     assert estimates["accuracy"].lower < expected["accuracy"] < estimates["accuracy"].upper
 

@@ -38,6 +38,7 @@ from services.monitor.domain.drift_null import NullSource
 from services.monitor.domain.fairness import GroupFairness
 from services.monitor.domain.interval import Interval
 from services.monitor.domain.policy import HOUR_US, MonitoringPolicy
+from services.monitor.domain.quality import EstimateBasis, QualityMetric
 from services.monitor.domain.report import DriftReport, FairnessReport, FeatureFairness, QualityReport, TrafficReport
 from services.monitor.domain.scope import Scope
 from services.monitor.domain.version_info import VersionInfo
@@ -197,6 +198,11 @@ def test_few_predictions_are_not_judged() -> None:
     assert met(AlertRule("auc", "quality/auc", Condition.BELOW, 0.8), quality) is None
     # Labels, but no such metric for the task.
     assert met(AlertRule("auc", "quality/auc", Condition.BELOW, 0.8), replace(quality, labelled_count=500)) is None
+    estimated = QualityMetric("auc", interval(0.6, 0.05), higher_is_better=True, basis=EstimateBasis.LABELS)
+    below = AlertRule("auc", "estimated_quality/auc", Condition.BELOW, 0.8)
+    assert met(below, replace(quality, metrics=[estimated])) == {""}
+    without_level = replace(estimated, value=replace(estimated.value, level=0.0), basis=EstimateBasis.DRIFTED_INPUTS)
+    assert met(below, replace(quality, metrics=[without_level])) is None, "nobody knows how surely it is below"
 
 
 def test_traffic_is_held_against_its_limit() -> None:

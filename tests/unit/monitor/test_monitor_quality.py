@@ -19,12 +19,24 @@ from services.monitor.domain.data_quality import (
     check_volume,
     volume_finding,
 )
-from services.monitor.domain.estimate_check import Stretch, hold_against_labels, known_coverage, widening
+from services.monitor.domain.estimate_check import hold_against_labels, known_coverage, widening
 from services.monitor.domain.fairness import GroupCounts, measure_fairness
 from services.monitor.domain.interval import Interval, difference_interval, mean_interval, rate_interval
-from services.monitor.domain.label_free import NotCalibrated, ScoreSketch, check_calibration, estimate_quality
+from services.monitor.domain.label_free import (
+    NotCalibrated,
+    ScoreSketch,
+    Stretch,
+    check_calibration,
+    estimate_quality,
+)
 from services.monitor.domain.numeric_sketch import SketchUnreadable
-from services.monitor.domain.quality import ClassificationQuality, QualityMetric, RegressionQuality, auc_difference
+from services.monitor.domain.quality import (
+    ClassificationQuality,
+    EstimateBasis,
+    QualityMetric,
+    RegressionQuality,
+    auc_difference,
+)
 
 
 def sample(
@@ -189,7 +201,9 @@ def test_regression_equals_the_definition_and_numpy() -> None:
 
 
 def test_the_label_free_estimate_covers_as_often_as_stated() -> None:
-    calibration = check_calibration([quality_of(*sample(100 + window, 1_000, (1, 3))) for window in range(10)])
+    calibration = check_calibration(
+        [Stretch(10 - at, quality_of(*sample(100 + at, 1_000, (1, 3)))) for at in range(10)]
+    )
     covered: dict[str, int] = {}
     for seed in range(30):
         # Another mix of cases than in the reference: covariate shift.
@@ -235,13 +249,14 @@ def test_few_or_late_labels_tell_little_of_the_coverage(checked: int, lag: int, 
 
 def test_an_estimate_is_held_against_the_labels_of_the_stretches_before() -> None:
     windows = [sample(seed, 1_000, drift=0.8 if seed >= 22 else 0.0) for seed in range(24)]
-    stretches = [Stretch(24 - at, scores_of(p), quality_of(p, y)) for at, (p, y) in enumerate(windows)]
-    references = [(stretch.ago, stretch.quality) for stretch in stretches]
+    stretches = [Stretch(24 - at, quality_of(p, y), scores_of(p)) for at, (p, y) in enumerate(windows)]
     p, y = sample(99, 1_000, drift=0.8)
-    estimates = estimate_quality(scores_of(p), check_calibration([quality for _, quality in references]))
-    found = hold_against_labels(estimates, stretches, references)
+    estimates = estimate_quality(scores_of(p), check_calibration(stretches))
+    found = hold_against_labels(estimates, stretches)
     real, before, after = (by_name(metrics)["accuracy"] for metrics in (quality_of(p, y).metrics(), estimates, found))
-    assert not before.lower <= real.estimate <= before.upper, "most of the labels are from before the drift"
+    unaware = by_name(estimate_quality(scores_of(p), check_calibration(stretches[:22])))["accuracy"]
+    assert not unaware.lower <= real.estimate <= unaware.upper, "no label had told of the drift"
+    assert abs(before.estimate - real.estimate) < abs(unaware.estimate - real.estimate) / 2, "the last two have"
     assert after.lower <= real.estimate <= after.upper
     assert after.estimate == before.estimate
     assert {metric.checked_count for metric in found} == {23}, "the first has nothing before it to be estimated from"
@@ -253,13 +268,42 @@ def test_an_estimate_is_held_against_the_labels_of_the_stretches_before() -> Non
         assert metric.coverage.estimate == pytest.approx(metric.held_count / 23)
         assert metric.coverage.sample_count == 23
     assert all(metric.coverage is None for metric in estimates)
-    half_labelled = [Stretch(one.ago, one.scores, quality_of(p[:800], y[:800])) for one in stretches]
-    assert hold_against_labels(estimates, half_labelled, references) == estimates
+    half_labelled = [Stretch(one.ago, quality_of(p[:800], y[:800]), one.scores) for one in stretches]
+    assert hold_against_labels(estimates, half_labelled) == estimates
+
+
+def test_no_level_is_stated_where_inputs_drifted_as_in_no_stretch_with_labels() -> None:
+    def stretch(ago: int, seed: int, *drifted: str) -> Stretch:
+        p, y = sample(seed, 2_000, (1, 3), drift=-0.4 if drifted else 0.0)
+        return Stretch(ago, quality_of(p, y), scores_of(p), frozenset(drifted))
+
+    def estimated(stretches: list[Stretch], now: Stretch) -> list[QualityMetric]:
+        calibration = check_calibration(stretches, now.drifted)
+        return hold_against_labels(estimate_quality(now.scores, calibration), stretches)
+
+    before = [stretch(9 - at, at) for at in range(9)]
+    now = stretch(0, 99, "age", "state")
+    for metric in estimated(before, now):
+        assert (metric.value.level, metric.basis, metric.unsupported_inputs) == (
+            0.0,
+            EstimateBasis.DRIFTED_INPUTS,
+            ("age", "state"),
+        )
+        assert metric.coverage is None, "nothing is known of what such intervals hold"
+    alike = [*before[2:], stretch(2, 50, "age"), stretch(1, 51, "age", "state")]
+    assert estimated(alike[:-1], now)[0].unsupported_inputs == ("state",)
+    real = by_name(now.quality.metrics())
+    for metric in estimated(alike, now):
+        assert (metric.value.level, metric.basis) == (0.95, EstimateBasis.LABELS)
+        assert metric.value.lower <= real[metric.name].estimate <= metric.value.upper
+    assert not [m for m in estimated(alike, stretch(0, 98)) if m.value.level == 0], "as before the drift"
+    drifted_only = [stretch(3 - at, at, "age") for at in range(3)]
+    assert estimated(drifted_only, stretch(0, 98))[0].unsupported_inputs == ("age",), "it had always drifted"
 
 
 @pytest.mark.parametrize("p", [[0.0], [1.0], [1e-9, 1e-9], [0.3, 0.9]])
 def test_a_handful_of_predictions_has_an_estimate_too(p: list[float]) -> None:
-    found = by_name(estimate_quality(scores_of(p), check_calibration([quality_of(*sample(0))])))
+    found = by_name(estimate_quality(scores_of(p), check_calibration([Stretch(1, quality_of(*sample(0)))])))
     assert "accuracy" in found
     assert all(0 <= value.lower <= value.estimate <= value.upper <= 1 for value in found.values())
 
@@ -267,10 +311,10 @@ def test_a_handful_of_predictions_has_an_estimate_too(p: list[float]) -> None:
 def test_a_classifier_that_is_not_calibrated_is_refused() -> None:
     p, y = sample(0, 4_000)
     with pytest.raises(NotCalibrated, match="calibration error"):
-        check_calibration([quality_of(p**0.4, y)])
+        check_calibration([Stretch(1, quality_of(p**0.4, y))])
     with pytest.raises(NotCalibrated, match="labelled predictions"):
-        check_calibration([quality_of(p[:100], y[:100])])
-    assert estimate_quality(ScoreSketch(), check_calibration([quality_of(p, y)])) == []
+        check_calibration([Stretch(1, quality_of(p[:100], y[:100]))])
+    assert estimate_quality(ScoreSketch(), check_calibration([Stretch(1, quality_of(p, y))])) == []
 
 
 def test_a_rates_interval_is_wilsons() -> None:

@@ -57,6 +57,34 @@ DRIFT_METRIC_CHI_SQUARE: DriftMetric.ValueType  # 5
 """Chi-square, as Cramer's V."""
 Global___DriftMetric: _TypeAlias = DriftMetric  # noqa: Y015
 
+class _EstimateBasis:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EstimateBasisEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EstimateBasis.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ESTIMATE_BASIS_UNSPECIFIED: _EstimateBasis.ValueType  # 0
+    """It is no estimate but measured."""
+    ESTIMATE_BASIS_LABELS: _EstimateBasis.ValueType  # 1
+    """On labels of stretches in which the same inputs had drifted as in the scope, which may be none at all."""
+    ESTIMATE_BASIS_DRIFTED_INPUTS: _EstimateBasis.ValueType  # 2
+    """Inputs have drifted, and no labels have come that tell what probabilities mean since."""
+    ESTIMATE_BASIS_NO_BASELINE: _EstimateBasis.ValueType  # 3
+    """The version has no baseline, so that nobody knows whether its inputs have drifted."""
+
+class EstimateBasis(_EstimateBasis, metaclass=_EstimateBasisEnumTypeWrapper):
+    """Tells what the interval of an estimate rests on. May receive new values."""
+
+ESTIMATE_BASIS_UNSPECIFIED: EstimateBasis.ValueType  # 0
+"""It is no estimate but measured."""
+ESTIMATE_BASIS_LABELS: EstimateBasis.ValueType  # 1
+"""On labels of stretches in which the same inputs had drifted as in the scope, which may be none at all."""
+ESTIMATE_BASIS_DRIFTED_INPUTS: EstimateBasis.ValueType  # 2
+"""Inputs have drifted, and no labels have come that tell what probabilities mean since."""
+ESTIMATE_BASIS_NO_BASELINE: EstimateBasis.ValueType  # 3
+"""The version has no baseline, so that nobody knows whether its inputs have drifted."""
+Global___EstimateBasis: _TypeAlias = EstimateBasis  # noqa: Y015
+
 class _DataQualityCheck:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -442,6 +470,8 @@ class QualityMetric(_message.Message):
     CHECKED_COUNT_FIELD_NUMBER: _builtins.int
     HELD_COUNT_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    UNSUPPORTED_INPUTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name: "auc", "log_loss", "brier", "precision", "recall", "accuracy", "expected_calibration_error",
     "mean_absolute_error", "root_mean_squared_error".
@@ -454,12 +484,16 @@ class QualityMetric(_message.Message):
     """Whether more is better."""
     checked_count: _builtins.int
     """Of an estimate: stretches of time before the scope and as long, whose labels have come, which the interval was held
-    against and widened by, so that in the long run it covers as often as stated whatever drifts. 0: there are none, and
-    the interval assumes no concept drift: that a probability goes on meaning what it meant.
+    against and widened by, so that in the long run it covers as often as stated whatever drifts. Of those alone of which
+    a level would have been stated then. 0: there are none.
     """
     held_count: _builtins.int
     """Of these, how many had an interval, widened by what was known then, that held the figure of their labels. After a
     change of meaning it is fewer than the level states until labels have come.
+    """
+    basis: Global___EstimateBasis.ValueType
+    """Of an estimate: what its interval rests on. With anything but labels no level is stated: the level of the value's
+    interval is 0, and its ends are what it would be if a probability went on meaning what it meant.
     """
     @_builtins.property
     def value(self) -> _interval_pb2.Interval:
@@ -474,6 +508,12 @@ class QualityMetric(_message.Message):
         Absent: checked_count is 0, and nothing is known.
         """
 
+    @_builtins.property
+    def unsupported_inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of an estimate without a level: inputs that have drifted as in no stretch before whose labels have come, or that had
+        drifted in all of these and no longer have. Sorted by name.
+        """
+
     def __init__(
         self,
         *,
@@ -485,10 +525,12 @@ class QualityMetric(_message.Message):
         checked_count: _builtins.int = ...,
         held_count: _builtins.int = ...,
         coverage: _interval_pb2.Interval | None = ...,
+        basis: Global___EstimateBasis.ValueType = ...,
+        unsupported_inputs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "coverage", b"coverage", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "checked_count", b"checked_count", "coverage", b"coverage", "estimated", b"estimated", "held_count", b"held_count", "higher_is_better", b"higher_is_better", "name", b"name", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value", "baseline_value", b"baseline_value", "basis", b"basis", "checked_count", b"checked_count", "coverage", b"coverage", "estimated", b"estimated", "held_count", b"held_count", "higher_is_better", b"higher_is_better", "name", b"name", "unsupported_inputs", b"unsupported_inputs", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__baseline_value: _TypeAlias = _typing.Literal["baseline_value"]  # noqa: Y015
     _WhichOneofArgType__baseline_value: _TypeAlias = _typing.Literal["_baseline_value", b"_baseline_value"]  # noqa: Y015

@@ -34,7 +34,9 @@ class Interval(_message.Message):
     upper: _builtins.float
     """Upper end, inclusive; +infinity when there is none."""
     level: _builtins.float
-    """Probability that the interval covers the true value, above 0 and below 1. Usually 0.95."""
+    """Probability that the interval covers the true value, above 0 and below 1. Usually 0.95. 0: none is
+    stated, and the message that the interval is in says why.
+    """
     sample_count: _builtins.int
     """Observations that it rests on."""
     def __init__(
