@@ -44,8 +44,10 @@ test-fast: setup  ## unit and integration tests, for the inner loop
 
 SOAK ?=
 
-soak: setup  ## 100,000 wrong requests; a million good ones under faults, each answer judged; SOAK='--count 50000 --faults reload'
+soak: setup  ## 100,000 wrong requests, a million bodies a message that are none; a million good ones under faults, each answer judged; SOAK='--count 50000 --faults reload'
+	$(PIP_INSTALL) -e '.[fuzz]' || echo 'atheris cannot be installed here: the fuzz is not guided by coverage'
 	$(BIN)/python -m tests.proof.bad_input_soak
+	$(BIN)/python -m tests.proof.fuzz_soak
 	$(BIN)/python -m tests.proof.soak $(SOAK)
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C

@@ -53,6 +53,7 @@ from services.router.domain.prediction import Predictor, RoutingTable
 from services.router.domain.routing import Configuration, Deployment, Route, Variant, build_configuration, new_version
 from services.router.domain.signature import FeatureSpec, FeatureType, PredictionSpec, Signature, TensorSpec
 from services.router.domain.tensor import Tensor
+from tests.fakes.envoy_like import Sent
 
 IN_FLIGHT, PER_ROUND = 64, 128
 GRPC_HEADERS = [
@@ -237,17 +238,16 @@ class Server:
             self._loop.call_soon(future.set_result, {"type": "http.request", "body": body, "more_body": False})
             return future
 
-        async def nothing() -> None:
-            return
-
         def send(event: dict[str, Any]) -> Awaitable[None]:
             if event["type"] == "http.response.start" and event["trailers"] is rest:
                 self._done.set_exception(AssertionError(f"refused: {event}"))
             if event["type"] == ("http.response.body" if rest else "http.response.trailers"):
                 self._finish()
-            return nothing()
+            return Sent()
 
-        self._loop.create_task(self._app(scope, receive, send))
+        coroutine = self._app(scope, receive, send)
+        if coroutine is not None:
+            self._loop.create_task(coroutine)
 
     def _finish(self) -> None:
         self._left -= 1
@@ -266,7 +266,7 @@ def bodies_of(shape: str, count: int) -> list[bytes]:
 async def measure(shape: str, rounds: int, in_flight: int, profile: str) -> float:
     queue = EventQueue(10_000, 64 << 20, lambda _: None)
     door = open_inference() if shape == "inference" else open_router(queue)
-    server = Server(door.answer, shape, bodies_of(shape, PER_ROUND))
+    server = Server(door.begin, shape, bodies_of(shape, PER_ROUND))
     settle_collections()
     best = float("inf")
     await server.round(PER_ROUND, in_flight)

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -22,6 +23,7 @@ from services.common.http_rules import rules_of_service
 
 _RAW_MARK: Final = "__interlock_raw__"
 _MANY_MARK: Final = "__interlock_answers_many__"
+_BEGIN_MARK: Final = "__interlock_begin__"
 _HandlerT = TypeVar("_HandlerT", bound=Callable[..., Any])
 
 
@@ -49,6 +51,8 @@ class Call:
     """Sent after the answer."""
     task: asyncio.Task[Any] | None = None
     """What answers, for those who must cancel it: the deadline, and the door when the caller is gone."""
+    arrived: float = field(default_factory=time.monotonic)
+    """When its headers came, by `time.monotonic()`."""
     abandoned: bool = False
     """Set by the chain once the caller is gone; handlers read `cancelled`."""
 
@@ -60,6 +64,28 @@ class Call:
     def cancelled(self) -> bool:
         """Whether the answer is of use to nobody: the caller is gone, or the deadline passed."""
         return self.abandoned or time.monotonic() >= self.deadline
+
+
+class Reply(Protocol):
+    """Takes the outcome of a call that is answered without a task. Called on the event loop; only the first one counts."""
+
+    def answer(self, body: bytes) -> None:
+        """Answer with a message in wire form."""
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with the status of an error."""
+
+
+class Pending(Protocol):
+    """A call that waits for its answer."""
+
+    def take_back(self) -> None:
+        """Forget it: its caller is gone, or its deadline has passed."""
+
+
+Begin = Callable[[bytes, Call, Reply], Pending | None]
+"""Sets out to answer a call, whose `Reply` may be given the outcome at any time from then on. None, before anything was done:
+only the coroutine knows what to make of this request. Raises what the handler raises."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +117,8 @@ class Method:
     hot: bool
     answers_many: bool = False
     """The handler answers several messages of its stream at a time, and counts their bytes itself."""
+    begin: Begin | None = None
+    """Answers, in wire form, the calls that need no task; None where all of them do."""
     rest_path: str = ""
     """Of an HttpBody twin: its first REST path, whose errors are bodies too; empty for every other RPC."""
     full_name: str = field(init=False)
@@ -117,6 +145,16 @@ def answers_many(handler: _HandlerT) -> _HandlerT:
     """Mark a stream's handler that has several messages in hand at a time: it counts their bytes, the chain does not."""
     setattr(handler, _MANY_MARK, True)
     return handler
+
+
+def begun_by(begin: Callable[[Any, bytes, Call, Reply], Pending | None]) -> Callable[[_HandlerT], _HandlerT]:
+    """Mark a unary handler most of whose calls need no task: `begin`, of the same class, sets out to answer them."""
+
+    def mark(handler: _HandlerT) -> _HandlerT:
+        setattr(handler, _BEGIN_MARK, begin)
+        return handler
+
+    return mark
 
 
 def methods_of(bindings: Iterable[Binding]) -> tuple[Method, ...]:
@@ -166,6 +204,7 @@ def _method(binding: Binding, rpc: MethodDescriptor) -> Method:
     if wrong(handler):
         wanted = "an async generator" if rpc.server_streaming else "a coroutine function"
         raise TypeError(f"the handler of {binding.service}/{rpc.name} must be {wanted}")
+    begin = getattr(handler, _BEGIN_MARK, None)
     return Method(
         service=binding.service,
         name=rpc.name,
@@ -177,6 +216,7 @@ def _method(binding: Binding, rpc: MethodDescriptor) -> Method:
         raw=getattr(handler, _RAW_MARK, False),
         hot=rpc.name in binding.hot,
         answers_many=getattr(handler, _MANY_MARK, False),
+        begin=begin and partial(begin, binding.servicer),
         rest_path=_twin_path(binding.service, rpc.name),
     )
 

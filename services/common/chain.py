@@ -39,6 +39,7 @@ from services.common.errors import (
     to_status,
 )
 from services.common.metrics import MethodMetrics, RequestMetrics
+from services.common.part_count import check_part_count
 from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
 from services.common.tracing import OpenSpan, Tracing
 
@@ -161,7 +162,7 @@ class Chain:
         whether the request is bytes, which are answered with bytes; a message, which a door has made of something else,
         is answered with a message.
         """
-        with self._record(method, call) as record:
+        with self.record(method, call) as record:
             try:
                 with self.deadlines.watch(call) as watched:
                     request = payload if isinstance(payload, bytes) else await payload(watched)
@@ -191,9 +192,9 @@ class Chain:
 
         Raises only CancelledError, when the door cancels because the caller is gone.
         """
-        with self._record(method, call) as record:
+        with self.record(method, call) as record:
             try:
-                _check_time(call)
+                check_time(call)
                 with self.deadlines.watch(call):
                     await self._exchange(method, payloads, call, send)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
@@ -207,8 +208,23 @@ class Chain:
         """
         return _status_of(error, call, self._log)
 
-    def _record(self, method: Method, call: Call) -> "_Record":
-        return _Record(method, call, self._metrics.of(method.full_name), self._tracing, self._log)
+    @property
+    def traced(self) -> bool:
+        """Whether calls have spans."""
+        return self._tracing.enabled
+
+    def record(self, method: Method, call: Call) -> "Record":
+        """Return what is to be kept of a call."""
+        return Record(method, call, self.metrics_of(method), self._tracing, self._log)
+
+    def metrics_of(self, method: Method) -> MethodMetrics:
+        """Return the counters of a method."""
+        return self._metrics.of(method.full_name)
+
+    def admit(self, size_bytes: int) -> None:
+        """Count a request of so many bytes until somebody subtracts them from the budget; raises ResourceExhausted."""
+        check_size("the request", size_bytes, self.limits.message_bytes)
+        self.budget.take(size_bytes)
 
     def _allowed_s(self, method: Method, timeout_s: float | None) -> float:
         if method.streaming:
@@ -218,10 +234,10 @@ class Chain:
     async def _answer(self, method: Method, payload: bytes | Message, call: Call) -> Any:
         encoded = isinstance(payload, bytes)
         size_bytes = len(payload) if isinstance(payload, bytes) else payload.ByteSize()
-        self._admit(size_bytes)
+        self.admit(size_bytes)
         try:
             request = _parse(method, payload) if isinstance(payload, bytes) else payload
-            _check_time(call)
+            check_time(call)
             response = await method.handler(request, call)
         finally:
             self.budget.used_bytes -= size_bytes
@@ -250,15 +266,11 @@ class Chain:
                 check_size("the request", len(payload), self.limits.message_bytes)
                 yield _parse(method, payload)
                 continue
-            self._admit(len(payload))
+            self.admit(len(payload))
             try:
                 yield _parse(method, payload)
             finally:
                 self.budget.used_bytes -= len(payload)
-
-    def _admit(self, size_bytes: int) -> None:
-        check_size("the request", size_bytes, self.limits.message_bytes)
-        self.budget.take(size_bytes)
 
     def _encode(self, method: Method, response: Any) -> bytes:
         _check_type(method, response)
@@ -267,10 +279,10 @@ class Chain:
         return body
 
 
-class _Record:
+class Record:
     """What is kept of one call: span, metrics and one access log line, written when the block ends."""
 
-    __slots__ = ("_call", "_code", "_log", "_method", "_metrics", "_reason", "_span", "_started", "_token")
+    __slots__ = ("_call", "_code", "_log", "_method", "_metrics", "_reason", "_span", "_token")
 
     def __init__(self, method: Method, call: Call, metrics: MethodMetrics, tracing: Tracing, log: Any) -> None:
         self._method = method
@@ -279,7 +291,6 @@ class _Record:
         self._log = log
         self._code = "OK"
         self._reason = ""
-        self._started = time.perf_counter()
         self._span: OpenSpan | None = None
         if tracing.enabled:
             self._span = tracing.begin(method.full_name, call.traceparent, server=True)
@@ -296,17 +307,21 @@ class _Record:
         try:
             status = _status_of(error, self._call, self._log)
         except BaseException:
-            self._call.abandoned = True
-            self._code = "CANCELLED"
+            self.cancelled()
             raise
         self._code = Code.Name(status.code)
         self._reason = status_reason(status)
         return status
 
+    def cancelled(self) -> None:
+        """Keep that the caller went."""
+        self._call.abandoned = True
+        self._code = "CANCELLED"
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        seconds = time.perf_counter() - self._started
+        seconds = time.monotonic() - self._call.arrived
         self._metrics.in_flight -= 1
         self._metrics.seconds.observe(seconds)
         self._metrics.count(self._code)
@@ -332,15 +347,16 @@ def _failure(method: Method, status: Status, call: Call, *, encoded: bool) -> An
     return Answer(body.SerializeToString() if encoded else body, None, call.initial_metadata, call.trailers)
 
 
-def caller_timeout_s(timeout_s: float | None, named: str | None) -> float | None:
+def caller_timeout_s(timeout_s: float | None, named: str | bytes | None) -> float | None:
     """Return what a caller allows, None when he named nothing; `named` is what the edge says that he did, None without one.
 
     The edge writes its cap into every call; a caller that named no time gets the default all the same.
     """
-    return None if named == "" else timeout_s
+    return timeout_s if named or named is None else None
 
 
-def _check_time(call: Call) -> None:
+def check_time(call: Call) -> None:
+    """Raise DeadlineExceeded for a call that could only be answered late."""
     if call.remaining_s() < _LEAST_USEFUL_S:
         raise DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
 
@@ -371,7 +387,8 @@ def _parse(method: Method, payload: bytes) -> Any:
 
 
 def parse_message(kind: type[Message], payload: bytes) -> Any:
-    """Return a message; raises InvalidArgument for what is none."""
+    """Return a message; raises InvalidArgument for what is none, or has more parts than anybody needs."""
+    check_part_count(payload)
     try:
         return kind.FromString(payload)
     except DecodeError:

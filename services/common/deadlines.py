@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from services.common.call import Call
 from services.common.errors import DEADLINE_PASSED, DeadlineExceeded
@@ -30,7 +30,7 @@ class Deadlines:
     def __init__(self) -> None:
         # The blocks themselves, in the order of age. Not ids of calls: those are given to later calls while a question about
         # an earlier one is still open, and its late "disconnected" would cancel a stranger.
-        self.watched: dict[Watched, None] = {}
+        self.watched: dict[Watching, None] = {}
         self.busy = asyncio.Event()
         """Set while something is watched; who clears it looks first."""
         self.looks_at = math.inf
@@ -43,7 +43,19 @@ class Deadlines:
         It raises ClientGone where the call's door has found that nobody waits for it.
         """
         assert call.task is not None, "a call is answered in a task"
-        return Watched(self, call.task, call.deadline)
+        return Watched(self, call.task, call)
+
+    def add(self, watching: "Watching") -> None:
+        """Watch a call until `remove`."""
+        if not self.watched:
+            self.busy.set()
+        self.watched[watching] = None
+        if watching.deadline < self.looks_at:
+            self.set_timer(watching.deadline)
+
+    def remove(self, watching: "Watching") -> None:
+        """Watch it no more. The timer stays: it finds the next one when it fires."""
+        del self.watched[watching]
 
     def set_timer(self, deadline: float) -> None:
         """Look at this time, which is before all others."""
@@ -64,6 +76,25 @@ class Deadlines:
             self.set_timer(earliest)
 
 
+class Watching(Protocol):
+    """A call that is watched: what answers it ends at its deadline, and once nobody waits for the answer."""
+
+    deadline: float
+    since: float
+    """When it came."""
+    expired: bool
+    receive: Receive | None
+    """What a sweeper asks whether the client is still there; None for a call that needs no asking."""
+    asked: bool
+    """Whether a question is open."""
+
+    def expire(self) -> None:
+        """End: the deadline has passed."""
+
+    def leave(self) -> None:
+        """End: the client is gone."""
+
+
 class Watched:
     """A block of one task under a deadline; it tells the deadline's cancellation from others as asyncio.timeout does."""
 
@@ -80,35 +111,27 @@ class Watched:
         "since",
     )
 
-    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], deadline: float) -> None:
-        self.deadline = deadline
+    def __init__(self, deadlines: Deadlines, task: asyncio.Task[Any], call: Call) -> None:
+        self.deadline = call.deadline
         self.before = "the answer was ready"
         """What was not done by the deadline, for the caller."""
         self.expired = False
         self.gone = False
         self.receive: Receive | None = None
-        """What a sweeper asks whether the client is still there; None for a call that needs no asking."""
-        self.since = time.monotonic()
+        self.since = call.arrived
         self.asked = False
-        """Whether a question is open."""
         self._task = task
         self._deadlines = deadlines
 
     def __enter__(self) -> Self:
         self._cancelling = self._task.cancelling()
-        deadlines = self._deadlines
-        if not deadlines.watched:
-            deadlines.busy.set()
-        deadlines.watched[self] = None
-        if self.deadline < deadlines.looks_at:
-            deadlines.set_timer(self.deadline)
+        self._deadlines.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # The timer stays: it finds the next one when it fires.
-        del self._deadlines.watched[self]
+        self._deadlines.remove(self)
         if not (self.expired or self.gone):
             return
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:

@@ -4,9 +4,12 @@ It runs inside Envoy and imports nothing of what embeds it: any ASGI server with
 bytes and metadata; everything else is the chain's, as on the grpcio door.
 """
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from google.api.httpbody_pb2 import HttpBody
@@ -16,6 +19,7 @@ from google.rpc.status_pb2 import Status
 from services.common.call import Call, Method
 from services.common.chain import CLIENT_TIMEOUT_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Answer, Chain, caller_timeout_s
 from services.common.deadlines import ClientGone, Receive, Watched
+from services.common.door_prompt import PromptCall
 from services.common.door_request import Headers, read_body, twin_request
 from services.common.errors import (
     MALFORMED_REQUEST,
@@ -40,6 +44,7 @@ from services.common.grpc_wire import (
 )
 from services.common.http_rules import PLAIN_SEGMENT, HttpRule, rules_of_service
 from services.common.rest_twin import HTTP_STATUS_KEY, error_answer
+from services.common.tasks import spawn
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -65,16 +70,30 @@ class AsgiDoor:
         hot = [method for method in methods if method.hot]
         self._chain = chain
         self._grpc = {method.path: method for method in hot}
+        self._begun = {method.path: method for method in hot if method.begin is not None}
         self._rest = tuple(route for method in hot for route in _rest_routes(method))
         self._rest_paths = {
             (route.rule.verb, route.rule.template.text): route for route in self._rest if not route.rule.template.fields
         }
 
+    def begin(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
+        """Set out to answer a request: the coroutine that does it, or None for a call that needs no task."""
+        method = self._begun.get(scope["path"])
+        if method is not None and not self._chain.traced:
+            headers = Headers(scope["headers"])
+            if headers.raw.get(b"te") == b"trailers" and is_grpc_content_type(headers.raw.get(b"content-type", b"")):
+                call, refusal = self._accept(method, headers)
+                if refusal is None:
+                    go_on = partial(self._go_on, method, headers, call, send)
+                    PromptCall(self._chain, method, call, receive=receive, send=send, go_on=go_on).begin()
+                    return None
+        return self.answer(scope, receive, send)
+
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Only a cancellation and a lost connection (OSError) pass through."""
         headers, path = Headers(scope["headers"]), scope["path"]
         method = self._grpc.get(path)
-        is_grpc = is_grpc_content_type(headers.text(b"content-type"))
+        is_grpc = is_grpc_content_type(headers.raw.get(b"content-type", b""))
         try:
             if method is not None:
                 if is_grpc:
@@ -92,19 +111,35 @@ class AsgiDoor:
 
     def _accept(self, method: Method, headers: Headers) -> tuple[Call, ServiceError | None]:
         """Return the call, and what its headers earn it."""
-        timeout_s, refusal = None, None
+        raw, timeout_s, refusal = headers.raw, None, None
         try:
-            timeout_s = parse_timeout(headers.text(b"grpc-timeout"))
+            timeout_s = parse_timeout(raw.get(b"grpc-timeout", b""))
         except ServiceError as error:
             refusal = error
-        named = headers.text(_CLIENT_TIMEOUT) if _CLIENT_TIMEOUT in headers.raw else None
-        timeout_s = caller_timeout_s(timeout_s, named)
-        ident, traceparent = headers.text(_REQUEST_ID), headers.text(_TRACEPARENT)
+        timeout_s = caller_timeout_s(timeout_s, raw.get(_CLIENT_TIMEOUT))
+        ident = headers.text(_REQUEST_ID)
+        traceparent = headers.text(_TRACEPARENT) if _TRACEPARENT in raw else ""
         return self._chain.accept(method, headers, timeout_s, ident, traceparent), refusal
 
-    def _answer_grpc(self, method: Method, headers: Headers, receive: Receive) -> Awaitable[Answer]:
+    def _go_on(self, method: Method, headers: Headers, call: Call, send: Send, receive: Receive) -> None:
+        """Answer a call in a task after all."""
+
+        async def answer() -> None:
+            call.task = asyncio.current_task()
+            with suppress(ClientGone, OSError):
+                await _send_grpc(send, await self._answer_grpc(method, headers, receive, (call, None)))
+
+        spawn(answer(), "call")
+
+    def _answer_grpc(
+        self,
+        method: Method,
+        headers: Headers,
+        receive: Receive,
+        accepted: tuple[Call, ServiceError | None] | None = None,
+    ) -> Awaitable[Answer]:
         chain, limit_bytes = self._chain, self._chain.limits.message_bytes
-        call, refusal = self._accept(method, headers)
+        call, refusal = accepted or self._accept(method, headers)
 
         async def read(watched: Watched) -> bytes:
             if refusal is not None or b"trailers" not in headers.raw.get(b"te", b""):

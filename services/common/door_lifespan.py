@@ -4,7 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -21,20 +21,27 @@ OpenDoor = Callable[[], AbstractAsyncContextManager[AsgiDoor]]
 
 
 class DoorApp:
-    """The ASGI application: a service that is open exactly while the lifespan lasts."""
+    """The ASGI application: a service that is open exactly while the lifespan lasts.
+
+    Most calls of the hot methods need no task; the server's loop is told so by `_task_of`.
+    """
+
+    _asgi_single_callable = True
 
     def __init__(self, open_door: OpenDoor) -> None:
         self._open_door = open_door
         self._door: AsgiDoor | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Answer one request, or run the lifespan."""
         if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http" and self._door is not None:
-            await self._door.answer(scope, receive, send)
+            return self._lifespan(receive, send)
+        if scope["type"] == "http" and self._door is not None:
+            return self._door.begin(scope, receive, send) or _NO_TASK
+        return _NO_TASK
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
+        asyncio.get_running_loop().set_task_factory(_task_of)
         await receive()
         phase = "startup"
         try:
@@ -49,6 +56,20 @@ class DoorApp:
             await send({"type": f"lifespan.{phase}.failed", "message": "the service failed; its log says why"})
             return
         await send({"type": "lifespan.shutdown.complete"})
+
+
+class _NoTask:
+    """What stands where the server wants the task of a call that has none."""
+
+    def add_done_callback(self, callback: object, **options: object) -> None:
+        """Do nothing: it never ends."""
+
+
+_NO_TASK: Final = _NoTask()
+
+
+def _task_of(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+    return work if work is _NO_TASK else asyncio.Task(work, loop=loop, **options)
 
 
 def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorApp:

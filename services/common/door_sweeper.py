@@ -10,7 +10,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-from services.common.deadlines import Deadlines, Watched
+from services.common.deadlines import Deadlines, Watching
 
 _INTERVAL_S: Final = 0.010
 # Most calls are over before anybody needs to ask.
@@ -44,7 +44,7 @@ class Sweeper:
             watched.asked = True
             asyncio.ensure_future(receive()).add_done_callback(functools.partial(self._answered, watched))
 
-    def _answered(self, watched: Watched, answer: "asyncio.Future[MutableMapping[str, Any]]") -> None:
+    def _answered(self, watched: Watching, answer: "asyncio.Future[MutableMapping[str, Any]]") -> None:
         failed = answer.cancelled() or answer.exception() is not None
         if watched not in self._deadlines.watched:
             return

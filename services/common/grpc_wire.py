@@ -23,19 +23,19 @@ ACCEPT_ENCODING: Final[Header] = (b"grpc-accept-encoding", b"identity,deflate,gz
 STATUS_OK: Final[Header] = (b"grpc-status", b"0")
 
 _TIMEOUT_DIGITS: Final = 8
-_UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 # zlib's window arguments: 31 reads a gzip header, 15 a zlib one (which is what HTTP calls deflate).
 WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
 @functools.lru_cache(256)
-def parse_timeout(value: str) -> float | None:
+def parse_timeout(value: bytes) -> float | None:
     """Return the seconds of a `grpc-timeout` header, None when there is none; raises InvalidArgument."""
     if not value:
         return None
-    seconds = _UNIT_S.get(value[-1])
+    seconds = _UNIT_S.get(value[-1:])
     digits = value[:-1]
-    if seconds is None or not (len(digits) <= _TIMEOUT_DIGITS and digits.isascii() and digits.isdigit()):
+    if seconds is None or not (len(digits) <= _TIMEOUT_DIGITS and digits.isdigit()):
         raise InvalidArgument(
             "grpc-timeout: want up to 8 digits and one of H M S m u n, got something else", reason=MALFORMED_REQUEST
         )
@@ -43,9 +43,9 @@ def parse_timeout(value: str) -> float | None:
 
 
 @functools.lru_cache(256)
-def is_grpc_content_type(value: str) -> bool:
+def is_grpc_content_type(value: bytes) -> bool:
     """Return whether a content type is gRPC with protobuf messages."""
-    return value.partition(";")[0].strip() in {"application/grpc", "application/grpc+proto"}
+    return value.partition(b";")[0].strip() in {b"application/grpc", b"application/grpc+proto"}
 
 
 def unframe(body: bytes, encoding: str, limit_bytes: int) -> bytes:
@@ -66,6 +66,13 @@ def unframe(body: bytes, encoding: str, limit_bytes: int) -> bytes:
         raise _malformed(f"the compressed flag must be 0 or 1, got {flag}")
     message = body[FRAME_HEADER_BYTES:]
     return _decompress(message, encoding, limit_bytes) if flag else message
+
+
+def plain_message(body: bytes) -> bytes | None:
+    """Return the one uncompressed message of a body; None says nothing about what is there instead."""
+    if len(body) < FRAME_HEADER_BYTES or body[0] or int.from_bytes(body[1:5], "big") != len(body) - FRAME_HEADER_BYTES:
+        return None
+    return body[FRAME_HEADER_BYTES:]
 
 
 def said_bytes(body: bytes, limit_bytes: int) -> int | None:

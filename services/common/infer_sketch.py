@@ -11,6 +11,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from inference import grpc_service_pb2 as oip_pb
 
+from services.common.chain import parse_message
+from services.common.part_count import check_part_count
+
 _STRING: Final = FieldDescriptorProto.TYPE_STRING
 _BYTES: Final = FieldDescriptorProto.TYPE_BYTES
 _ONE: Final = FieldDescriptorProto.LABEL_OPTIONAL
@@ -35,6 +38,18 @@ def _sketch() -> Any:
 
 InferSketch: Final = _sketch()
 """`inference.ModelInferRequest` with every message in it left as the bytes that it came as."""
+
+
+_INPUT_PARTS_LIMIT: Final = 1024
+"""Fields of one input: parameters, or dimensions one by one; values are a field, or raw."""
+
+
+def parse_closely(sketch: Any, payload: bytes) -> oip_pb.ModelInferRequest:
+    """Return a request whose sketch is known with all its parts; raises InvalidArgument for what is none."""
+    for part in (*sketch.inputs, *sketch.outputs):
+        check_part_count(part, _INPUT_PARTS_LIMIT)
+    request: oip_pb.ModelInferRequest = parse_message(oip_pb.ModelInferRequest, payload)
+    return request
 
 
 FormT = TypeVar("FormT")

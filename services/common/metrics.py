@@ -116,6 +116,12 @@ class MethodMetrics:
         self.in_flight = 0
         self._finished = finished
 
+    def answered(self, seconds: float) -> None:
+        """Count one call that was in flight and is answered well."""
+        self.in_flight -= 1
+        self.seconds.observe(seconds)
+        self.count("OK")
+
     def count(self, code: str) -> None:
         """Count one finished call under its gRPC code name."""
         self._finished.add((self.method, code))

@@ -153,8 +153,14 @@ class InferAnswers:
     def encode(self, key: VersionKey, ident: str, answer: BatchAnswer, place: Place) -> bytes:
         """Return a ModelInferResponse with the rows of one place."""
         first, rows = place.first_row, place.item.rows
-        form = (key, rows, *[(output.spec.name, output.spec.datatype, output.shape[1:]) for output in answer.outputs])
-        head = self._heads.get(form) or self._learn(form, key, rows, answer)
+        head = answer.heads.get(rows)
+        if head is None:
+            form = (
+                key,
+                rows,
+                *[(output.spec.name, output.spec.datatype, output.shape[1:]) for output in answer.outputs],
+            )
+            head = answer.heads[rows] = self._heads.get(form) or self._learn(form, key, rows, answer)
         return head + answer_tail(ident, answer.contents(first, rows))
 
     def _learn(self, form: tuple[object, ...], key: VersionKey, rows: int, answer: BatchAnswer) -> bytes:

@@ -124,13 +124,15 @@ class OutputData(NamedTuple):
 class BatchAnswer:
     """What the model gave for one batch: `rows` rows in `compute_s` seconds, finished at `finished`."""
 
-    __slots__ = ("_borders", "compute_s", "finished", "outputs", "rows")
+    __slots__ = ("_borders", "compute_s", "finished", "heads", "outputs", "rows")
 
     def __init__(self, rows: int, outputs: Sequence[OutputData], compute_s: float, finished: float = 0.0) -> None:
         self.rows = rows
         self.outputs = outputs
         self.compute_s = compute_s
         self.finished = finished
+        self.heads: dict[int, bytes] = {}
+        """Of those who encode it: what all of its answers of so many rows have in common."""
         self._borders: dict[int, Sequence[int]] = {}
 
     @property

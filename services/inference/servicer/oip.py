@@ -11,10 +11,10 @@ from inference import repository_pb2 as repository_pb
 from inference import server_setting_pb2 as setting_pb
 from inference import statistics_pb2 as statistics_pb
 
-from services.common.call import Call, answers_many, raw
+from services.common.call import Call, Reply, answers_many, begun_by, raw
 from services.common.chain import parse_message
 from services.common.errors import INVALID_FIELD, InvalidArgument, ServiceError, Unimplemented, Violation
-from services.common.infer_sketch import InferSketch
+from services.common.infer_sketch import InferSketch, parse_closely
 from services.common.names import is_id, parse_id
 from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
@@ -23,7 +23,7 @@ from services.common.stream_answers import Streams
 from services.inference.convert.oip import InferAnswers, InferForms, InferRequest, infer_from_proto, shared_to_proto
 from services.inference.convert.states import config_to_proto, index_to_proto, metadata_to_proto, statistics_to_proto
 from services.inference.domain.failure import RegistryDecides, VersionNotLoaded
-from services.inference.domain.item import BatchAnswer, Item, ItemTrace, Place
+from services.inference.domain.item import BatchAnswer, Item, ItemTrace, Place, Sink
 from services.inference.domain.model_host import ModelHost
 from services.inference.domain.replica import Replica, sorted_hosts
 from services.inference.domain.version import VersionKey
@@ -54,6 +54,34 @@ class _Answer:
     def fail(self, items: Sequence[Item], error: ServiceError) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class _PromptAnswer:
+    """Answers one request that has no task."""
+
+    __slots__ = ("_answers", "_host", "_ident", "_reply", "item")
+
+    def __init__(self, answers: InferAnswers, host: ModelHost, ident: str, reply: Reply) -> None:
+        self._answers = answers
+        self._host = host
+        self._ident = ident
+        self._reply = reply
+        self.item: Item | None = None
+
+    def deliver(self, answer: BatchAnswer, places: Sequence[Place]) -> None:
+        try:
+            body = self._answers.encode(self._host.key, self._ident, answer, places[0])
+        except Exception as error:  # noqa: BLE001 - its batch-mates are not to suffer
+            self._reply.fail(error)
+        else:
+            self._reply.answer(body)
+
+    def fail(self, items: Sequence[Item], error: ServiceError) -> None:
+        self._reply.fail(error)
+
+    def take_back(self) -> None:
+        if self.item is not None:
+            self._host.cancel(self.item)
 
 
 class OipServicer(SharedMemoryMethods):
@@ -94,7 +122,22 @@ class OipServicer(SharedMemoryMethods):
         hosts = sorted_hosts(each for each in self._replica.hosts.values() if each.key.model == host.key.model)
         return metadata_to_proto(host, [each.key.version for each in hosts])
 
+    def begin_infer(self, payload: bytes, call: Call, reply: Reply) -> _PromptAnswer | None:
+        """Run a version on tensors that are described as in an earlier request."""
+        sketch = parse_message(InferSketch, payload)
+        host = self._find_ready(sketch.model_name, sketch.model_version)
+        wanted = self._forms.request(sketch, host.spec)
+        if wanted is None:
+            return None
+        waiting = _PromptAnswer(self._answers, host, sketch.id, reply)
+        host.dispatcher.arrived(1)
+        waiting.item = self._item(host, wanted, waiting, call)
+        host.submit(waiting.item)
+        host.dispatcher.pump_soon()
+        return waiting
+
     @raw
+    @begun_by(begin_infer)
     async def ModelInfer(self, payload: bytes, call: Call) -> bytes:
         """Run a version on the given tensors; both messages are in wire form."""
         sketch = parse_message(InferSketch, payload)
@@ -104,7 +147,7 @@ class OipServicer(SharedMemoryMethods):
             host.dispatcher.arrived(1)
             answer, place = await self._run(host, wanted, call)
             return self._answers.encode(host.key, sketch.id, answer, place)
-        request = parse_message(oip.ModelInferRequest, payload)
+        request = parse_closely(sketch, payload)
         encoded = await self._infer_closely(host, request, call)
         self._forms.learn(sketch, host.spec, request)
         return encoded
@@ -194,7 +237,7 @@ class OipServicer(SharedMemoryMethods):
             host.cancel(item)
             raise
 
-    def _item(self, host: ModelHost, wanted: InferRequest, waiting: _Answer, call: Call) -> Item:
+    def _item(self, host: ModelHost, wanted: InferRequest, waiting: Sink, call: Call) -> Item:
         deadline = call.deadline
         if wanted.timeout_s is not None:
             deadline = min(deadline, time.monotonic() + wanted.timeout_s)

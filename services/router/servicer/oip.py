@@ -9,7 +9,7 @@ from inference import repository_pb2
 from services.common.call import Call, answers_many, raw
 from services.common.chain import parse_message
 from services.common.errors import FailedPrecondition, Unimplemented
-from services.common.infer_sketch import InferSketch
+from services.common.infer_sketch import InferSketch, parse_closely
 from services.common.oip_stream import infer_stream
 from services.common.shared_regions import SharedRegions
 from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, SharedTensors, in_regions, raw_contents
@@ -44,7 +44,7 @@ class OipServicer(SharedMemoryMethods):
         asked = self._forms.request(sketch)
         if asked is not None:
             return self._answers.encode(await self._predictor.infer(asked, call), sketch.id)
-        request = parse_message(oip_pb.ModelInferRequest, payload)
+        request = parse_closely(sketch, payload)
         answer = await self._infer(request, call)
         self._forms.learn(sketch, request)
         return answer

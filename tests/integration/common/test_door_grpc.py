@@ -199,12 +199,17 @@ async def test_a_caller_that_leaves_a_stream_cancels_the_handler(server: EchoSer
 
 
 async def test_a_storm_of_cancels_leaves_nothing_behind(server: EchoServer, caplog: pytest.LogCaptureFixture) -> None:
-    calls = [server.client.echo(StringValue(value="hang" if n % 2 else "quick")) for n in range(200)]
-    await server.servicer.started.wait()
-    for call in calls:
-        call.cancel()
-    await asyncio.gather(*calls, return_exceptions=True)
+    tasks, handled = len(asyncio.all_tasks()), server.servicer.calls
+    for _ in range(20):
+        handled.clear()
+        # Twice as many fit on the connection: until the server has said so, those of the round before count too.
+        calls = [server.client.echo(StringValue(value="hang" if n % 2 else "quick")) for n in range(100)]
+        await _until(lambda: len(handled) == 100)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
     await _until(lambda: server.registry.get_sample_value("interlock_echo_requests_in_flight", _ECHO) == 0)
+    await _until(lambda: len(asyncio.all_tasks()) <= tasks)
     assert server.chain.budget.used_bytes == 0
     assert [record.message for record in caplog.records if record.name.startswith("grpc")] == []
 

@@ -64,6 +64,10 @@ class Running:
         return f"http://{self.target}"
 
     @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{9101 + int(self.environment['INTERLOCK_PORT_OFFSET'])}/metrics"
+
+    @property
     def edge(self) -> asyncio.subprocess.Process:
         """The launcher of the Envoy that holds the public port."""
         return self.processes[-1]

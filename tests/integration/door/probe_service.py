@@ -15,7 +15,8 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-from services.common.call import Binding, Call, answers_many
+from services.common.call import Binding, Call, Reply, answers_many, begun_by
+from services.common.chain import parse_message
 from services.common.edge.settings import EdgeSettings
 from services.common.errors import InvalidArgument, NotFound, Violation
 from services.common.server import Runtime
@@ -50,18 +51,48 @@ def message(name: str) -> Any:
     return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(f"doortest.v1.{name}"))
 
 
+class PromptEcho:
+    """An echo that needs no task, due in some seconds."""
+
+    def __init__(self, probe: "ProbeServicer", request: Any, call: Call, reply: Reply) -> None:
+        self._probe = probe
+        self._request = request
+        self._call = call
+        self._reply = reply
+        self._timer = asyncio.get_running_loop().call_later(request.sleep_s, self._answer)
+        probe.running += 1
+
+    def _answer(self) -> None:
+        self._probe.running -= 1
+        self._reply.answer(self._probe.echo_of(self._request, self._call).SerializeToString())
+
+    def take_back(self) -> None:
+        self._timer.cancel()
+        self._probe.running -= 1
+        self._probe.cancelled += 1
+
+
 class ProbeServicer:
-    """Does what the request says."""
+    """Does what the request says; what waits or answers at once does so without a task if its id is odd."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self.cancelled = 0
         self.running = 0
 
+    def begin_echo(self, payload: bytes, call: Call, reply: Reply) -> PromptEcho | None:
+        request = parse_message(message("EchoRequest"), payload)
+        prompt = request.id % 2 and request.action in {"", "sleep"} and not request.count
+        return PromptEcho(self, request, call, reply) if prompt else None
+
+    @begun_by(begin_echo)
     async def Echo(self, request: Any, call: Call) -> Any:
         await self._act(request.action, request.sleep_s, request.text)
         call.trailers["x-probe-trailer"] = "after"
         call.initial_metadata["x-probe-initial"] = "before"
+        return self.echo_of(request, call)
+
+    def echo_of(self, request: Any, call: Call) -> Any:
         return message("EchoResponse")(
             id=request.id,
             payload=request.payload,

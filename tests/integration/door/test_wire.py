@@ -49,9 +49,9 @@ def echo(number: int) -> bytes:
 
 
 async def test_a_plain_http2_client_gets_message_and_trailers(door: Running) -> None:
-    answer = await post(door, framed(echo(5)), GRPC)
+    answer = await post(door, framed(echo(6)), GRPC)
     assert (answer.http, answer.trailers["grpc-status"]) == (200, "0")
-    assert message("EchoResponse").FromString(answer.body[5:]).id == 5
+    assert message("EchoResponse").FromString(answer.body[5:]).id == 6
     assert answer.trailers["x-probe-trailer"] == "after"
 
 

@@ -1,6 +1,7 @@
 """Every kind of wrong tensor is refused with what was wanted and what came, and never reaches the model."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,8 @@ from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
 from tests.integration.inference.conftest import Running
 from tests.integration.inference.stream import open_call, open_stream, row
+from tests.proof.fuzz import mutated, targets
+from tests.proof.fuzz_wire import bugs, fuzz_grpc, inference_methods
 
 ROW = np.ones((1, 2), "<f4").tobytes()
 
@@ -333,6 +336,29 @@ async def test_bad_frames_cost_their_connection_and_nothing_else(
             for each in messages:
                 await call.write(each)
             assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await stream.infer(row(5)) == [(row(5) * 2 + 1).tobytes()]
+
+
+async def test_bytes_that_are_hardly_a_request_never_make_it_fail(
+    running: Running, put_oracle: Callable[..., None]
+) -> None:
+    put_oracle("plain/1")
+    await running.ready("plain/1")
+    good = {name: target.good for name, target in targets().items()}
+    opening = pb.CoalescedInferRequest(open=pb.InferOpen(model="plain", version="1")).SerializeToString()
+    for method in inference_methods(good["ModelInfer at inference"], good["CoalescedInfer"], opening):
+        ended = await fuzz_grpc(running.channel, method, 150, seed=1)
+        assert not bugs(ended), bugs(ended)
+        assert ended["INVALID_ARGUMENT"], f"{method.name} was reached: {ended}"
+    draw = random.Random(1)
+    async with open_stream(running.own, "plain", "1", "frames") as stream:
+        for _ in range(100):
+            call = await open_call(running.own, "frames")
+            call.link.send(opening)
+            call.link.send(mutated(draw, good["CoalescedInfer"]))
+            await call.done_writing()
+            await asyncio.wait_for(call.is_over.wait(), 10)
+            assert call.status.code in {0, 3, 5}, call.status
         assert await stream.infer(row(5)) == [(row(5) * 2 + 1).tobytes()]
 
 

@@ -1,4 +1,4 @@
-"""One trace id from the caller's span down to the run of the model."""
+"""One trace id from the caller's span down to the run of the model; what is told of each batch, there and in metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,11 +9,13 @@ from interlock.inference.v1 import inference_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_rpc
 
+from services.inference.domain.batching import Reason
 from tests.fakes.inference_registry import FakeRegistry
 from tests.integration.inference.stream import open_stream, row
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+COUNTS = ("batch_rows_count", "batch_rows_sum", "queue_seconds_count", "compute_seconds_count")
 
 
 class Collector(otlp_rpc.TraceServiceServicer):
@@ -51,6 +53,11 @@ async def test_a_traced_item_has_a_span_with_its_queue_and_its_computation(
                 futures = [stream.waiting[ident] for ident in ids]
                 await stream.call.write(pb.CoalescedInferRequest(batch=batch))
                 await asyncio.gather(*futures)
+                await stream.infer(*(row(value) for value in range(8)))  # as many as a batch holds
+            sample = running.serving.runtime.registry.get_sample_value
+            labels = {"model": "oracle", "version": "1"}
+            causes = {name: sample("interlock_inference_batches_total", labels | {"cause": name}) for name in Reason}
+            counts = {name: sample(f"interlock_inference_{name}", labels) for name in COUNTS}
             async with asyncio.timeout(10):
                 while not {"inference.item", "inference.queue", "inference.compute"} <= {
                     s.name for s in collector.spans
@@ -64,3 +71,13 @@ async def test_a_traced_item_has_a_span_with_its_queue_and_its_computation(
     assert ours["inference.queue"].end_time_unix_nano <= ours["inference.compute"].end_time_unix_nano
     attributes = {each.key: each.value.string_value for each in item.attributes}
     assert attributes == {"interlock.model": "oracle", "interlock.version": "1"}
+    batch_of = {each.key: each.value for each in ours["inference.compute"].attributes}
+    assert batch_of["interlock.batch_size"].int_value == 2
+    assert batch_of["interlock.batch_reason"].string_value == "share"
+    assert {name: count for name, count in causes.items() if count} == {"share": 1, "full": 1}
+    assert counts == {
+        "batch_rows_count": 2,
+        "batch_rows_sum": 10,
+        "queue_seconds_count": 10,
+        "compute_seconds_count": 2,
+    }

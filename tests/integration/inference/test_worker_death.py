@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 import grpc
@@ -11,15 +12,29 @@ import pytest
 from inference import grpc_service_pb2 as oip
 from interlock.inference.v1 import inference_service_pb2 as pb
 
+from services.inference.adapters import worker_process
 from tests.fakes import inference_models as models
 from tests.fakes.inference_registry import FakeRegistry, spec
 from tests.integration.inference.conftest import Running, worker_pids
 from tests.integration.inference.stream import ItemFailed, open_stream, row
 
+# A model process that SIGUSR1 ends with words and an exit code of its own.
+TALKER = """
+import os, signal, sys
+def end(*_):
+    os.write(2, b"the disk is made of cheese\\n")
+    os._exit(7)
+signal.signal(signal.SIGUSR1, end)
+from services.inference.worker.__main__ import main
+main()
+"""
+
 
 async def test_a_killed_worker_costs_only_unavailable_and_is_replaced(
-    running: Running, put_oracle: Callable[..., None]
+    running: Running, put_oracle: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain = worker_process._command
+    monkeypatch.setattr(worker_process, "_command", lambda *given: [sys.executable, "-c", TALKER, *plain(*given)[3:]])
     put_oracle()
     await running.ready("oracle/1")
     (pid,) = worker_pids()
@@ -46,14 +61,24 @@ async def test_a_killed_worker_costs_only_unavailable_and_is_replaced(
     state = await running.wait_state("oracle/1", pb.LOAD_STATE_LOADING)
     assert "signal 9 (SIGKILL)" in state.message
     assert running.serving.runtime.health.serving["model/oracle/1"] is False
-    await running.wait_state("oracle/1", pb.LOAD_STATE_READY, limit_s=10)
+    state = await running.wait_state("oracle/1", pb.LOAD_STATE_READY, limit_s=10)
+    how = state.last_exit
+    assert (how.pid, how.signal, how.exit_code) == (pid, signal.SIGKILL, 0)
+    assert how.memory_bytes > 0
     before = outcomes.count("OK")
     while outcomes.count("OK") < before + 100:
         await asyncio.sleep(0.01)
     stop.set()
     await asyncio.gather(*callers)
     assert set(outcomes) <= {"OK", "WORKER_DIED", "VERSION_NOT_READY"}
-    assert worker_pids() != [pid]
+    (successor,) = worker_pids()
+    assert successor != pid
+    os.kill(successor, signal.SIGUSR1)
+    state = await running.wait_state("oracle/1", pb.LOAD_STATE_LOADING)
+    assert "ended with exit code 7" in state.message
+    how = state.last_exit
+    assert (how.pid, how.signal, how.exit_code) == (successor, 0, 7)
+    assert how.log_lines[-1] == "the disk is made of cheese"
 
 
 async def test_one_poisoned_request_fails_alone(running: Running, registry: FakeRegistry) -> None:

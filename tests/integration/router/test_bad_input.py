@@ -15,6 +15,8 @@ from tests.fakes.router_models import MIRROR, MIRROR_TYPES, PAIR
 from tests.fakes.router_world import README, World, error_of
 from tests.integration.router.test_oip_grpc import TWO_ELEMENTS
 from tests.proof.bad_input import Wrong, ask_all, faults_of_malformed, malformed_json, requests
+from tests.proof.fuzz import targets
+from tests.proof.fuzz_wire import bugs, fuzz_grpc, router_methods
 from tests.proof.public_port import public_port
 
 # Half, single, double and brain float: not a number, and both infinities.
@@ -47,6 +49,17 @@ async def test_the_same_is_refused_at_a_public_port(world: World) -> None:
         assert port.asked > 550
         await port.ask(Wrong("nothing", json.dumps(README).encode()))
         assert len(port.faults) == 1, "what is right would be noticed"
+
+
+async def test_bytes_that_are_hardly_a_request_never_make_it_fail(world: World) -> None:
+    good = {name: target.good for name, target in targets().items()}
+    items = good["PredictStream"]
+    methods = router_methods(good["Predict"], good["PredictRows"], good["ModelInfer at the router"], items[0], items)
+    for method in methods:
+        ended = await fuzz_grpc(world.channel, method, 150, seed=1)
+        assert not bugs(ended), bugs(ended)
+        assert ended["INVALID_ARGUMENT"], f"{method.name} was reached: {ended}"
+    assert (await world.post("/v1/predict", README))[0] == 200
 
 
 @pytest.mark.parametrize("name", NOT_FINITE)

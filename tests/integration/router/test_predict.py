@@ -228,6 +228,20 @@ async def test_a_flood_of_features_is_refused_before_it_is_unpacked(world: World
     assert "features: want at most 10000 features, got 20000" in (error.details() or "")
 
 
+async def test_four_mebibytes_of_tiny_parts_are_refused_and_harm_nobody(world: World) -> None:
+    bombs = [("interlock.router.v1.RouterService/Predict", tag + b"\x00") for tag in (b"\x12", b"\x1a")]
+    bombs += [("interlock.router.v1.RouterService/Predict", b"\x12\x06\x0a\x04abcd")]
+    bombs += [("interlock.router.v1.RouterService/PredictRows", b"\x12\x00")]
+    bombs += [
+        ("inference.GRPCInferenceService/ModelInfer", tag + b"\x00") for tag in (b"\x22", b"\x2a", b"\x32", b"\x3a")
+    ]
+    for path, part in bombs:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(f"/{path}")
+        error = await error_of(call(part * ((4 << 20) // len(part)), timeout=10))
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"), path
+    assert (await world.router.Predict(request(), timeout=5)).prediction.model_version == "1"
+
+
 async def test_a_near_model_name_is_suggested(world: World) -> None:
     error = await error_of(world.router.Predict(request(model="flight-delai"), timeout=5))
     assert 'did you mean "flight-delay"?' in (error.details() or "")

@@ -64,13 +64,13 @@ def test_an_unknown_compression_is_unimplemented() -> None:
     [("", None), ("1S", 1.0), ("250m", 0.25), ("2M", 120.0), ("1H", 3600.0), ("99999999n", 0.099999999), ("5u", 5e-6)],
 )
 def test_time_outs_have_a_unit(value: str, seconds: float | None) -> None:
-    assert parse_timeout(value) == pytest.approx(seconds)
+    assert parse_timeout(value.encode()) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("value", ["1", "S", "123456789S", "-1S", "1s", "1 S", "1.5S", "٣S"])
 def test_other_time_outs_are_refused(value: str) -> None:
     with pytest.raises(InvalidArgument):
-        parse_timeout(value)
+        parse_timeout(value.encode())
 
 
 @given(st.text(max_size=50))
@@ -95,7 +95,7 @@ def test_a_status_is_three_headers() -> None:
     ],
 )
 def test_only_protobuf_over_grpc_is_ours(value: str, expected: bool) -> None:
-    assert is_grpc_content_type(value) is expected
+    assert is_grpc_content_type(value.encode()) is expected
 
 
 def test_headers_are_the_callers_metadata_without_what_the_transport_says() -> None:
