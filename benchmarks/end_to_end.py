@@ -76,14 +76,19 @@ def main() -> None:
 
 
 @contextmanager
-def stack(state: Path, door: str) -> Iterator[int]:
-    """Runs the whole suite on core 0; gives the id of the process that all others come from."""
+def stack(state: Path, door: str, **variables: str) -> Iterator[int]:
+    """Runs the whole suite on core 0; gives the id of the process that all others come from.
+
+    `variables` are added to its environment; PYTHONPATH goes before the repository's.
+    """
+    paths = (variables.pop("PYTHONPATH", ""), str(ROOT), str(ROOT / "gen"))
     environment = {
         **os.environ,
         "INTERLOCK_STATE_DIR": str(state),
         "INTERLOCK_PORT_OFFSET": str(PORT_OFFSET),
         "INTERLOCK_DOOR": door,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        **variables,
     }
     command = ["taskset", "-c", str(UNDER_TEST), sys.executable, "-m", "interlock_cli", "up"]
     with (state / "up.log").open("ab") as log:

@@ -1,94 +1,110 @@
-"""What prediction events cost the router: its processor time for a prediction with the monitor up and down.
+"""What the monitor costs the router: its processor time for a prediction with and without prediction events.
 
     python -m benchmarks.monitor_router_cost            writes benchmarks/results/monitor_router_cost.md
 
-A real router (door grpcio) on core 0; a real monitor, the load, and a registry and a replica that answer at once on core 1.
-`Predict` of one row with 7 features, 32 in flight. Rounds alternate: monitor running, monitor gone (the router then keeps
-events in its queue, and drops the oldest). The figure is the kernel's processor time of the router's process over the
-predictions of the round; the least of the rounds is what counts, for other work on the machine only adds (caches, clock).
-Beside it the events' own code, alone in a process: taken into the queue, made a batch, sent to a monitor, 5,000 a second.
+The whole suite of `benchmarks.end_to_end`, edge and router in one Envoy, on core 0; the load on core 1. One and the same
+router serves all rounds: `events_switch` turns its events off and on, so that nothing else differs. Rounds come in pairs,
+one with events and one without, the order turning with each pair; the figure is the median of the pairs' ratios, with an
+interval from resampling them. What counts is the kernel's processor time of all that belongs to the router, Envoy's and
+grpcio's threads too, from before the load until the round's last events have left. In rounds with events the
+monitor takes every one of them, in those without it takes none; both are checked.
+Beside it the events' own code, alone in a process: taken into the queue, made a batch, sent to the monitor, 5,000 a second.
 """
 
 import argparse
 import asyncio
-import json
 import os
 import platform
-import signal
-import subprocess
-import sys
+import shutil
+import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import grpc
+import numpy as np
 import psutil
 import uuid_utils
+from interlock.monitor.v1 import monitor_service_pb2 as monitor_pb
 from interlock.monitor.v1.monitor_service_pb2_grpc import MonitorServiceStub
-from interlock.router.v1 import router_service_pb2 as pb
-from interlock.router.v1.router_service_pb2_grpc import RouterServiceStub
 
+from benchmarks import end_to_end
+from benchmarks.processor_time import ProcessorTime
+from interlock_cli.demo.publish import MODEL
 from services.router.adapters.monitor_client.event_queue import EventQueue
 from services.router.adapters.monitor_client.sender import EventSender
 from services.router.domain.ports import PredictionEvent, PredictionId
 from services.router.domain.routing import Assignment, Choice, Deployment, Target, Version
 from services.router.domain.signature import Signature
 from services.router.domain.tensor import Tensor
-from tests.fakes.router_world import README, World
 
-ROOT = Path(__file__).resolve().parent.parent
-PORT_OFFSET = 22_000
-UNDER_TEST, LOAD = 0, 1
-IN_FLIGHT = 32
+ROOT = end_to_end.ROOT
+SWITCH = Path(__file__).resolve().parent / "events_switch"
+MONITOR = f"127.0.0.1:{9005 + end_to_end.PORT_OFFSET}"
+IN_FLIGHT, CONNECTIONS = 16, 2
 EVENTS_PER_SECOND = 5_000
-READY_TIMEOUT_S = 60.0
+# Until the switch is seen, and until the last events of a round have left: they wait for half a second at most.
+SWITCH_S, LEAVE_S = 0.5, 0.8
+GOAL = 0.03
 
 
-def request() -> bytes:
-    message = pb.PredictRequest(model=README["model"], user_id=README["user_id"])
-    for name, value in README["features"].items():
-        field = "string_value" if isinstance(value, str) else "int64_value"
-        setattr(message.features[name], field, value)
-    return message.SerializeToString()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "monitor_router_cost.md")
+    arguments = parser.parse_args()
+    psutil.Process().cpu_affinity([end_to_end.LOAD])
+    state = Path(tempfile.mkdtemp(prefix="il-"))
+    off = state / "events.off"
+    switch = {"PYTHONPATH": str(SWITCH), "EVENTS_OFF_FILE": str(off)}
+    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    try:
+        with end_to_end.stack(state, "envoy", **switch) as suite:
+            bodies, _ = end_to_end.requests()
+            end_to_end.run_load(bodies, IN_FLIGHT, CONNECTIONS, 2 * arguments.seconds)
+            for number in range(arguments.pairs):
+                order = (True, False) if number % 2 else (False, True)
+                spent = {events: one_round(suite, bodies, off, arguments.seconds, events=events) for events in order}
+                pairs.append((spent[True], spent[False]))
+                us = [sum(of_router(spent[events]).values()) for events in (True, False)]
+                print(f"with events {us[0]:.1f} us, without {us[1]:.1f} us: {us[0] / us[1] - 1:+.1%}", flush=True)
+            alone = [asyncio.run(events_alone(20_000)) for _ in range(3)]
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    write(arguments, pairs, alone)
 
 
-def start(service: str, core: int, world: World, **settings: str) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "INTERLOCK_STATE_DIR": str(world.folder / service),
-        "INTERLOCK_PORT_OFFSET": str(PORT_OFFSET),
-        "INTERLOCK_REGISTRY_ADDRESS": world.control_address,
-        "INTERLOCK_FEATURES_ADDRESS": world.features_address,
-        "INTERLOCK_LOG_LEVEL": "warning",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
-        **settings,
-    }
-    command = ["taskset", "-c", str(core), sys.executable, "-m", f"services.{service}"]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def one_round(suite: int, bodies: list[bytes], off: Path, seconds: float, *, events: bool) -> dict[str, float]:
+    """Gives microseconds of processor time a request, by what the processes do."""
+    if events:
+        off.unlink(missing_ok=True)
+    else:
+        off.touch()
+    time.sleep(SWITCH_S)
+    end_to_end.run_load(bodies, IN_FLIGHT, CONNECTIONS, 0.5)
+    time.sleep(LEAVE_S)
+    before, taken_before = ProcessorTime([suite]), events_taken()
+    tally = end_to_end.run_load(bodies, IN_FLIGHT, CONNECTIONS, seconds)
+    time.sleep(LEAVE_S)
+    us, _ = ProcessorTime([suite]).since(before, tally.ok_count)
+    taken = events_taken() - taken_before
+    if tally.failures or taken != tally.ok_count * events:
+        raise SystemExit(f"{tally.ok_count} good, {tally.failures}; the monitor took {taken} events")
+    return us
 
 
-async def wait_ready(port: int) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with suppress(OSError):
-            await asyncio.to_thread(
-                lambda: urllib.request.urlopen(f"http://127.0.0.1:{port + PORT_OFFSET}/health/ready", timeout=1).close()
-            )
-            return
-        await asyncio.sleep(0.2)
-    raise SystemExit(f"nothing is ready on {port + PORT_OFFSET}")
+def events_taken() -> int:
+    """Gives how many predictions the monitor has counted."""
+    with grpc.insecure_channel(MONITOR) as channel:
+        stub = MonitorServiceStub(channel)
+        answer = stub.GetPredictionCounts(monitor_pb.GetPredictionCountsRequest(model=MODEL), timeout=10)
+    return sum(count.ok_count for count in answer.counts)
 
 
-async def load(stub: RouterServiceStub, message: pb.PredictRequest, count: int) -> None:
-    left = iter(range(count))
-
-    async def one() -> None:
-        for _ in left:
-            await stub.Predict(message, wait_for_ready=True)
-
-    await asyncio.gather(*(one() for _ in range(IN_FLIGHT)))
+def of_router(us: dict[str, float]) -> dict[str, float]:
+    """Gives what belongs to the router."""
+    return {role: value for role, value in us.items() if role.startswith("router")}
 
 
 VERSION = Version(model="delay", id="1", signature=Signature((), (), (), None))
@@ -116,7 +132,7 @@ def event(prediction_id: PredictionId) -> PredictionEvent:
     )
 
 
-async def events_alone(address: str, count: int) -> tuple[float, float]:
+async def events_alone(count: int) -> tuple[float, float]:
     """Gives microseconds of processor time for an event: taken into the queue, and also sent."""
     ids = [uuid_utils.uuid7() for _ in range(count)]
 
@@ -133,7 +149,7 @@ async def events_alone(address: str, count: int) -> tuple[float, float]:
 
     idle = await paced(None)
     taken = await paced(queue().record)
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(MONITOR) as channel:
         waiting = queue()
         sender = EventSender(
             MonitorServiceStub(channel),
@@ -150,105 +166,49 @@ async def events_alone(address: str, count: int) -> tuple[float, float]:
     return taken - idle, sent - idle
 
 
-async def run(arguments: argparse.Namespace) -> None:
-    psutil.Process().cpu_affinity([LOAD])
-    message = pb.PredictRequest.FromString(request())
-    cost: dict[bool, list[float]] = {True: [], False: []}
-    alone: list[tuple[float, float]] = []
-    async with World() as world:
-        pools = json.dumps({"default": [f"127.0.0.1:{port}" for port in world.replica_ports]})
-        router = start("router", UNDER_TEST, world, INTERLOCK_POOLS=pools, INTERLOCK_DOOR="grpcio")
-        try:
-            await wait_ready(9101)
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{9001 + PORT_OFFSET}") as channel:
-                stub = RouterServiceStub(channel)
-                await load(stub, message, arguments.predictions // 4)
-                for round_number in range(2 * arguments.rounds):
-                    with_monitor = round_number % 2 == 0
-                    seconds = await measure(stub, message, router, world, arguments.predictions, monitor=with_monitor)
-                    cost[with_monitor].append(1e6 * seconds / arguments.predictions)
-                    print("with" if with_monitor else "without", f"{cost[with_monitor][-1]:.1f} µs", flush=True)
-            running = start("monitor", UNDER_TEST, world)
-            await wait_ready(9105)
-            alone += [await events_alone(f"127.0.0.1:{9005 + PORT_OFFSET}", 20_000) for _ in range(3)]
-            running.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(running.wait, 30)
-        finally:
-            router.send_signal(signal.SIGTERM)
-            router.wait(timeout=30)
-    write(arguments, cost, alone)
-
-
-async def measure(
-    stub: RouterServiceStub,
-    message: pb.PredictRequest,
-    router: subprocess.Popen[bytes],
-    world: World,
-    count: int,
-    *,
-    monitor: bool,
-) -> float:
-    """Gives the seconds of processor time that the router takes for so many predictions."""
-    running = start("monitor", LOAD, world) if monitor else None
-    try:
-        if monitor:
-            await wait_ready(9105)
-            # Until the router has found it.
-            await asyncio.sleep(12)
-        await load(stub, message, count // 10)
-        process = psutil.Process(router.pid)
-        before = sum(process.cpu_times()[:2])
-        await load(stub, message, count)
-        await asyncio.sleep(0.5)
-        return sum(process.cpu_times()[:2]) - before
-    finally:
-        if running is not None:
-            running.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(running.wait, 30)
-
-
-def write(arguments: argparse.Namespace, cost: dict[bool, list[float]], alone: list[tuple[float, float]]) -> None:
-    up, down = min(cost[True]), min(cost[False])
-    spread = max(max(rounds) / min(rounds) - 1 for rounds in cost.values())
+def write(
+    arguments: argparse.Namespace,
+    pairs: list[tuple[dict[str, float], dict[str, float]]],
+    alone: list[tuple[float, float]],
+) -> None:
+    totals = np.array([[sum(of_router(us).values()) for us in pair] for pair in pairs])
+    ratios = totals[:, 0] / totals[:, 1] - 1
+    draws = np.random.default_rng(1).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    cost = float(np.median(ratios))
     taken, sent = (min(values) for values in zip(*alone, strict=True))
+    roles = sorted(of_router(pairs[0][0]), key=lambda role: -pairs[0][0][role])
+    rows = [
+        (role, *(float(np.median([pair[kind].get(role, 0.0) for pair in pairs])) for kind in (0, 1))) for role in roles
+    ]
+    rows.append(("all of the router", *(float(np.median(totals[:, kind])) for kind in (0, 1))))
     lines = [
         "# What prediction events cost the router",
         "",
         (
             f"`python -m benchmarks.monitor_router_cost`, {time.strftime('%Y-%m-%d', time.gmtime())}, "
-            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-            f"{arguments.rounds} rounds of {arguments.predictions:,} predictions, {IN_FLIGHT} in flight, door grpcio. "
-            f"Load of the machine at the end: {os.getloadavg()[0]:.1f}."
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {len(pairs)} pairs of rounds of "
+            f"{arguments.seconds:g} s, {IN_FLIGHT} in flight, gRPC `Predict` through the door `envoy`, one row of the "
+            f"flight-delay model, all of the suite on core 0. Load of the machine at the end: {os.getloadavg()[0]:.1f}."
         ),
         "",
-        "| monitor | processor time of the router for a prediction, least | all rounds |",
+        "| microseconds of processor time a prediction, median | with events | without |",
         "|---|---|---|",
-        *(
-            f"| {name} | {least:.0f} µs | {', '.join(f'{one:.0f}' for one in cost[key])} |"
-            for name, least, key in (("up", up, True), ("down", down, False))
+        *(f"| {role} | {with_events:.1f} | {without:.1f} |" for role, with_events, without in rows),
+        "",
+        (
+            f"With events instead of without: {cost:+.1%} ({low:+.1%} to {high:+.1%}, 95 %, median of the pairs; single pairs "
+            f"from {ratios.min():+.1%} to {ratios.max():+.1%}). Goal: under {GOAL:.0%}: {'met' if high < GOAL else 'NOT met'}."
         ),
         "",
         (
-            f"Monitor up instead of down: {(up - down) / down:+.1%}. Rounds of one kind differ by up to {spread:.0%}; a "
-            "difference below that says nothing."
-        ),
-        "",
-        (
-            f"The events' own code, one row each, {EVENTS_PER_SECOND:,} a second: {taken:.1f} µs to make one and take it into "
-            f"the queue, {sent:.1f} µs with its batch and its way to the monitor: {sent / up:.1%} of a prediction."
+            f"The events' own code, one row each, {EVENTS_PER_SECOND:,} a second, alone in a process: {taken:.1f} us to make one "
+            f"and take it into the queue, {sent:.1f} us with its batch and its way to the monitor."
         ),
     ]
     text = "\n".join(lines) + "\n"
     arguments.output.write_text(text, encoding="utf-8")
     print(text)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--predictions", type=int, default=8_000)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "monitor_router_cost.md")
-    asyncio.run(run(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ SHIFTED_FEATURES = 10
 """The shifted feature is looked at beside nine that have not drifted at all."""
 
 
-def without_drift(kind: Kind, size: int, seeds: range, base: int) -> Rates:
-    """Judge two weeks of one hour of the day after four weeks of it, in a stream for each seed."""
-    rates = Rates()
+def without_drift(kind: Kind, size: int, seeds: range, base: int) -> tuple[Rates, Rates]:
+    """Judge one hour of the day in a stream for each seed: from the ninth day to the end of the fourth week, and two weeks more."""
+    early, later = Rates(), Rates()
     for seed in seeds:
         for day, drifts in _judged(kind, size, State([base, seed, size]), JUDGED_DAYS):
-            if day >= PAST_DAYS:
-                rates.add(drifts)
-    return rates
+            (later if day >= PAST_DAYS else early).add(drifts)
+    return early, later
 
 
 def _judged(kind: Kind, size: int, state: State, days: int) -> Iterator[tuple[int, list[FeatureDrift]]]:

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-_CGROUP_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+# As a container sees its own group: version 2 of cgroups has one file, version 1 two.
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_NO_QUOTA: Final = ("max", "-1")
 
 
 def thread_count(wanted: int) -> int:
@@ -29,8 +31,8 @@ def schedule_in_batches() -> None:
 
 def _cgroup_cpus() -> int:
     """Return how many processors the cgroup's quota amounts to; 0 when there is none."""
-    try:
-        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return 0
-    return 0 if quota == "max" else max(1, int(quota) // int(period))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((_CGROUPS / name).read_text(encoding="ascii") for name in names).split()
+            return 0 if quota in _NO_QUOTA else max(1, int(quota) // int(period))
+    return 0

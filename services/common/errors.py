@@ -296,7 +296,8 @@ def _status(code: int, message: str, reason: str, metadata: Mapping[str, str]) -
 
 
 def _attach(status: Status, detail: Message) -> None:
-    status.details.add().Pack(detail)
+    # The same bytes from every process: maps have no order of their own.
+    status.details.add().Pack(detail, deterministic=True)
 
 
 def _attach_violations(status: Status, violations: Sequence[Violation]) -> None:

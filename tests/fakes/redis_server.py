@@ -122,6 +122,21 @@ async def redis_server(*options: str, port: bool = False, config: Path | None = 
 
 
 @asynccontextmanager
+async def redis_sentinel(master: RedisServer, *, down_after_ms: int = 500) -> AsyncIterator[int]:
+    """Run a Sentinel over a master, as `flights`, once it knows of a replica; gives its port."""
+    config = master.folder / "sentinel.conf"
+    config.write_text(
+        f"sentinel monitor flights 127.0.0.1 {master.port} 1\n"
+        f"sentinel down-after-milliseconds flights {down_after_ms}\nsentinel failover-timeout flights 1000\n"
+    )
+    async with redis_server(config=config) as sentinel:
+        async with sentinel.client() as client:
+            while not (await client.execute_command("SENTINEL", "REPLICAS", "flights")):
+                await asyncio.sleep(0.05)
+        yield sentinel.port
+
+
+@asynccontextmanager
 async def redis_cluster(count: int = 3) -> AsyncIterator[list[RedisServer]]:
     """Run masters that share the slots while the block runs."""
     async with AsyncExitStack() as stack:

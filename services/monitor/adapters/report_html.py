@@ -28,6 +28,7 @@ _TEMPLATE: Final = "report.html.j2"
 _THEN, _NOW, _BAD, _SOFT = "#9aa5b1", "#1f6feb", "#d1242f", "#57606a"
 _SHOWN_FEATURES: Final = 12
 _SHOWN_CATEGORIES: Final = 10
+_SHOWN_OUTSIDE: Final = 0.005
 _LABELS_A_POINT: Final = 50
 _OVER_TIME: Final = (("auc", "AUC"), ("brier", "Brier score"), ("root_mean_squared_error", "Root mean squared error"))
 
@@ -166,6 +167,8 @@ def _steps(axes: Any, then: Histogram, shares: tuple[Any, Any]) -> None:
         axes.set_xticks(places, [names[index] for index in shown], fontsize=7)
         return
     widths = np.diff(then.edges)
+    if (outside := float(shares[1][0] + shares[1][-1])) >= _SHOWN_OUTSIDE:
+        axes.set_title(f"{outside:.0%} beyond training", fontsize=8, loc="right", color=_BAD)
     for share, colour, filled in ((shares[0], _THEN, True), (shares[1], _NOW, False)):
         density = share[1:-1] / np.maximum(widths, 1e-12)
         if filled:
@@ -176,7 +179,8 @@ def _steps(axes: Any, then: Histogram, shares: tuple[Any, Any]) -> None:
 
 def _bars(axes: Any, profile: FeatureProfile, shares: tuple[Any, Any]) -> None:
     names = [*getattr(profile.content, "categories", ()), "other"]
-    order = np.argsort(-(shares[0] + shares[1]), kind="stable")[:_SHOWN_CATEGORIES]
+    both = shares[0] + shares[1]
+    order = np.argsort(-both, kind="stable")[: min(_SHOWN_CATEGORIES, np.count_nonzero(both))]
     places = np.arange(order.size)
     for share, colour, shift in ((shares[0], _THEN, -0.2), (shares[1], _NOW, 0.2)):
         axes.bar(places + shift, share[order], 0.4, color=colour)
@@ -234,7 +238,7 @@ def _how(metric: QualityMetric) -> str:
         case None:
             return "measured"
         case EstimateBasis.DRIFTED_INPUTS:
-            return f"estimated without labels, how surely is unknown: no labels since {', '.join(metric.unsupported_inputs)} drifted"
+            return f"estimated without labels, how surely is unknown: no labels yet with {', '.join(metric.unsupported_inputs)} as now"
         case EstimateBasis.NO_BASELINE:
             return "estimated without labels, how surely is unknown: no baseline tells whether inputs have drifted"
     if metric.coverage is None:

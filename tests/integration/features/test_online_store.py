@@ -25,7 +25,7 @@ from services.features.domain.plain_view import PlainReader, PlainWriter
 from services.features.domain.ports import Column, Outcome, ReadRow, Reply, Request, Row
 from services.features.domain.push import now_us
 from services.features.domain.wire import decode
-from tests.fakes.redis_server import RedisServer, redis_server
+from tests.fakes.redis_server import redis_sentinel, redis_server
 
 TYPES: Mapping[str, tuple[FeatureType, bool]] = {
     "number": (FeatureType.DOUBLE, False),
@@ -164,7 +164,7 @@ async def test_a_sentinel_says_who_the_master_is() -> None:
             await client.replicaof("127.0.0.1", first.port)
             while (await client.info("replication"))["master_link_status"] != "up":
                 await asyncio.sleep(0.05)
-        async with sentinel_of(first) as port:
+        async with redis_sentinel(first) as port:
             lost: list[bool] = []
             async with online(f"redis+sentinel://127.0.0.1:{port}/flights/0", lambda: lost.append(True)) as store:
                 assert await store.write(Row(("k",), {"whole": 1}, 10, 10)) == [Outcome.WRITTEN]
@@ -183,20 +183,6 @@ async def test_a_sentinel_says_who_the_master_is() -> None:
                     assert (await client.info("replication"))["role"] == "master"
 
 
-@asynccontextmanager
-async def sentinel_of(master: RedisServer) -> AsyncIterator[int]:
-    config = master.folder / "sentinel.conf"
-    config.write_text(
-        f"sentinel monitor flights 127.0.0.1 {master.port} 1\n"
-        "sentinel down-after-milliseconds flights 500\nsentinel failover-timeout flights 1000\n"
-    )
-    async with redis_server(config=config) as sentinel:
-        async with sentinel.client() as client:
-            while not (await client.execute_command("SENTINEL", "REPLICAS", "flights")):
-                await asyncio.sleep(0.05)
-        yield sentinel.port
-
-
 async def test_a_big_read_takes_several_round_trips_and_comes_out_in_order() -> None:
     async with redis_server() as server, online(server.url) as store:
         rows = [Row((f"k{number}",), {"whole": number}, 10, 10) for number in range(4000)]
@@ -207,21 +193,25 @@ async def test_a_big_read_takes_several_round_trips_and_comes_out_in_order() -> 
 
 
 async def test_a_reader_that_leaves_disturbs_nobody() -> None:
-    """Replies that nobody waits for must not become somebody else's."""
+    """Replies that nobody waits for must not become somebody else's: with the next test, in ten thousand."""
     async with redis_server() as server, online(server.url) as store:
         await store.write(*[Row((f"k{number}",), {"whole": number}, 10, 10) for number in range(50)])
-        draw = random.Random(7)
+        draw, stayed = random.Random(7), 0
 
-        async def read(number: int) -> None:
+        async def read(number: int) -> bool:
             try:
-                async with asyncio.timeout(draw.choice([0, 0.0005, 0.001, 0.002, 5])):
-                    found = await store.read(f"k{number}")
+                async with asyncio.timeout(draw.choice([0, 0.001, 0.002, 0.005, 5])):
+                    found = await store.read(f"k{number % 50}")
             except TimeoutError:
-                return
-            assert decode(found["whole"].values[0]) == number
+                return False
+            assert decode(found["whole"].values[0]) == number % 50
+            return True
 
-        for _ in range(20):
-            await asyncio.gather(*[read(number) for number in range(50)])
+        left = 0
+        while left < 8_000:
+            ended = await asyncio.gather(*[read(number) for number in range(200)])
+            stayed, left = stayed + sum(ended), left + ended.count(False)
+        assert stayed > 1_000
 
 
 async def test_a_round_trip_that_is_given_up_leaves_no_reply_behind() -> None:
@@ -231,7 +221,7 @@ async def test_a_round_trip_that_is_given_up_leaves_no_reply_behind() -> None:
                 await client.set(f"k{number}", number)
         link = open_link(server.url, connect_timeout_s=0.002, on_reconnect=lambda: None)
         draw, good, given_up = random.Random(7), 0, 0
-        while good < 100 or given_up < 100:
+        while good < 100 or given_up < 2_000:
             numbers = draw.sample(range(50), k=20)
             deadline_s = draw.choice([0.00002, 0.0003, 0.001, 2])
             try:

@@ -200,23 +200,51 @@ async def inferences(caller: Caller) -> int:
 
 
 async def stop_in_time(callers: list[Caller]) -> None:
-    """Deadlines and cancels reach the engine: a call that would take for ever frees its model."""
-    endless = oip.ModelInferRequest(model_name="looper", raw_input_contents=[np.array([10**15], "<i8").tobytes()])
-    endless.inputs.add(name="x", datatype="INT64", shape=[1, 1])
-    short = oip.ModelInferRequest(model_name="looper", raw_input_contents=[np.array([1], "<i8").tobytes()])
-    short.inputs.add(name="x", datatype="INT64", shape=[1, 1])
+    """Deadlines and cancels reach the engine: who waits never runs, and a call that would take for ever frees its model."""
+    endless, short = turns(10**15), turns(1)
     for caller in callers:
         call = caller.oip.ModelInfer(endless, timeout=30)
         # Answered on the same connection after it: it has been taken.
         await caller.oip.ModelInfer(request(), timeout=10)
+        # A process holds one batch beside the one that runs; what comes behind that waits in the queue.
+        second = caller.oip.ModelInfer(short, timeout=30)
+        await caller.oip.ModelInfer(request(), timeout=10)
+        expiring = caller.oip.ModelInfer(turns(1, 1, 1), timeout=0.2)
+        withdrawn = caller.oip.ModelInfer(turns(1, 1, 1, 1, 1), timeout=30)
+        await until_queued(caller, 5)
+        assert await expiring.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        withdrawn.cancel()
+        await until_queued(caller, 0)
         call.cancel()
+        assert (await second).raw_output_contents
         assert (await caller.oip.ModelInfer(short, timeout=20)).raw_output_contents
+        statistics = await caller.oip.ModelStatistics(statistics_pb.ModelStatisticsRequest(name="looper"), timeout=10)
+        assert {batch.batch_size for batch in statistics.model_stats[0].batch_stats} == {1}
     timed = oip.ModelInferRequest()
     timed.CopyFrom(endless)
     timed.parameters["timeout"].int64_param = 100_000
     first, *others = [await caller.status(timed.SerializeToString(), timeout=30) for caller in callers]
     assert b"DEADLINE" in first
     assert others == [first] * len(others)
+
+
+def turns(*counts: int) -> oip.ModelInferRequest:
+    """A request whose rows take so many turns of the looper."""
+    made = oip.ModelInferRequest(model_name="looper", raw_input_contents=[np.array(counts, "<i8").tobytes()])
+    made.inputs.add(name="x", datatype="INT64", shape=[len(counts), 1])
+    return made
+
+
+async def until_queued(caller: Caller, rows: int) -> None:
+    """Wait until so many rows, and no more, wait for the looper."""
+    async with asyncio.timeout(20):
+        while True:
+            watch: Any = rpc.InferenceServiceStub(caller.channel).WatchReplica(pb.WatchReplicaRequest())
+            state = await watch.read()
+            watch.cancel()
+            if [each.queued_rows for each in state.versions if each.model == "looper"] == [rows]:
+                return
+            await asyncio.sleep(0.01)
 
 
 async def lose_the_engine(running: Running, front: Caller) -> None:
@@ -238,8 +266,7 @@ async def lose_the_engine(running: Running, front: Caller) -> None:
 
 async def drain_under_load(running: Running, callers: list[Caller]) -> None:
     """SIGTERM: what any process has accepted is answered, and the exit is clean."""
-    slow = oip.ModelInferRequest(model_name="looper", raw_input_contents=[np.array([500_000], "<i8").tobytes()])
-    slow.inputs.add(name="x", datatype="INT64", shape=[1, 1])
+    slow = turns(500_000)
     calls = [caller.oip.ModelInfer(slow, timeout=30) for caller in callers for _ in range(2)]
     for caller in callers:
         # Answered on the same connection after them: they have been taken.

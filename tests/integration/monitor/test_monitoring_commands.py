@@ -25,7 +25,7 @@ from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import HOUR_S, hour_times
 from tests.integration.monitor.conftest import Monitor, running_monitor
 from tests.integration.monitor.test_analysis import NAME, analysis, scope_of, trained_version
-from tests.integration.monitor.test_reports import Page, seen
+from tests.integration.monitor.test_reports import Page, all_labelled, seen
 
 _PSI = analysis_pb2.DRIFT_METRIC_PSI
 
@@ -72,11 +72,7 @@ async def _check_commands(monitor: Monitor, folder: Path) -> None:
     await seen(monitor, shift=60.0, illegal_count=100)
     scope = scope_of(start_s=commands.start_s, end_s=commands.end_s)
 
-    async def labelled() -> analysis_pb2.QualityReport:
-        return (await analysis(monitor).GetQualityReport(pb.GetQualityReportRequest(scope=scope))).quality_report
-
-    while (quality := await labelled()).labelled_count < 1200:
-        await asyncio.sleep(0.02)
+    quality = await all_labelled(monitor, scope)
     drift = (await analysis(monitor).GetDriftReport(pb.GetDriftReportRequest(scope=scope))).drift_report
     checks = await analysis(monitor).GetDataQualityReport(pb.GetDataQualityReportRequest(scope=scope))
     fairness = await analysis(monitor).GetFairnessReport(pb.GetFairnessReportRequest(scope=scope))

@@ -5,12 +5,16 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from interlock.monitor.v1 import (
+    analysis_pb2,
+    analysis_service_pb2,
     feedback_service_pb2,
     feedback_service_pb2_grpc,
     http_service_pb2,
@@ -19,15 +23,18 @@ from interlock.monitor.v1 import (
 )
 from interlock.monitor.v1 import report_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
+from matplotlib.image import imread
 
 from services.monitor.adapters.window_store import SqlWindowStore
 from services.monitor.domain.window_ports import Selection
+from tests.fakes.browser import render
 from tests.fakes.monitor_registry import FakeRegistry
 from tests.fakes.monitor_traffic import Traffic, draw_traffic, hour_times, requests
 from tests.integration.monitor.conftest import Monitor, running_monitor
-from tests.integration.monitor.test_analysis import NAME, record, scope_of, trained_version
+from tests.integration.monitor.test_analysis import NAME, analysis, record, scope_of, trained_version
 
 SERVICE = "interlock.monitor.v1.ReportService/"
+NOW = np.array([0x1F, 0x6F, 0xEB]) / 255
 CONTENT = "interlock.monitor.v1.MonitorHttpService/GetReportContent"
 
 
@@ -136,6 +143,44 @@ async def test_a_page_loads_nothing_and_shows_everything(monitor: Monitor, monke
     text = " ".join(page.text)
     assert "1,200" in text
     assert "drift" in text
+
+
+async def all_labelled(monitor: Monitor, scope: analysis_pb2.AnalysisScope) -> analysis_pb2.QualityReport:
+    """Ask until the labels that `seen` sends are joined."""
+    while True:
+        answer = await analysis(monitor).GetQualityReport(analysis_service_pb2.GetQualityReportRequest(scope=scope))
+        if answer.quality_report.labelled_count == 1200:
+            return answer.quality_report
+        await asyncio.sleep(0.02)
+
+
+async def test_a_browser_shows_the_page_whole(tmp_path: Path) -> None:
+    """Every plot is there and drawn, nothing is asked for but the page, and nothing is complained of."""
+    often = {"monitor_window_interval_s": 0.05, "monitor_label_join_interval_s": 0.05}
+    file = tmp_path / "report.html"
+    async with running_monitor(tmp_path, FakeRegistry([trained_version()]), **often) as monitor:
+        await seen(monitor, shift=40.0, illegal_count=30)
+        await all_labelled(monitor, scope_of(start_s=hour_times(1, 4)[0]))
+        file.write_bytes(await content_of(monitor, await order(monitor)))
+    rendered = await asyncio.to_thread(render, file.as_uri())
+    assert rendered.requested == [file.as_uri()]
+    assert rendered.problems == []
+    assert "fraud, version 1" in rendered.text
+    assert "1,200" in rendered.text
+    labels = [plot["label"] for plot in rendered.plots]
+    expected = ("Predictions over time", "AUC over time", "Calibration", "amount: training", "country: training")
+    for wanted in expected:
+        assert any(label.startswith(wanted) for label in labels), labels
+    pixels = imread(BytesIO(rendered.screenshot))[:, :, :3]
+    for plot in rendered.plots:
+        assert plot["width"] > 300, plot
+        assert plot["height"] > 100, plot
+        top, left = round(plot["y"]), round(plot["x"])
+        drawn = pixels[top : top + round(plot["height"]), left : left + round(plot["width"])]
+        # What is now is blue in every plot.
+        assert (np.abs(drawn - NOW).max(axis=2) < 0.05).sum() > 100, plot["label"]
+    narrow = await asyncio.to_thread(render, file.as_uri(), width=520)
+    assert (rendered.overflow, narrow.overflow) == (0, 0), "a page is never wider than its window"
 
 
 async def test_the_same_figures_as_json(monitor: Monitor) -> None:

@@ -215,6 +215,18 @@ async def test_a_request_that_kills_workers_meets_two_of_them_at_most(world: Wor
     assert len(world.replica.items) == 2
 
 
+async def test_an_outage_of_every_replica_costs_few_tries_however_few_the_calls() -> None:
+    async with several(2) as world:
+        asked_before = sum(len(replica.items) for replica in world.replicas)
+        for replica in world.replicas:
+            replica.refuse = lambda _: status_of(grpc.StatusCode.UNAVAILABLE, "WORKER_DIED")
+            replica.word_s = 0.02  # after a failure nobody is asked again before it has said that it is READY
+            replica.set_ready(STANDARD_READY)
+        codes = [(await error_of(world.router.Predict(ask(a), timeout=5))).code() for a in range(60)]
+        assert set(codes) == {grpc.StatusCode.UNAVAILABLE}
+        assert sum(len(replica.items) for replica in world.replicas) - asked_before <= 1.2 * len(codes)
+
+
 async def test_a_broken_stream_loses_no_call(hop_world: World) -> None:
     world = hop_world
     world.replica.delay_s = 0.005
