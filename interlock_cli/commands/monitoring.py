@@ -315,7 +315,7 @@ def _how(metric: pb.QualityMetric) -> str:
     if not metric.estimated:
         return "measured"
     if metric.basis == pb.ESTIMATE_BASIS_DRIFTED_INPUTS:
-        return f"estimated, no labels since {', '.join(metric.unsupported_inputs)} drifted"
+        return f"estimated, no labels yet with {', '.join(metric.unsupported_inputs)} as now"
     if metric.basis == pb.ESTIMATE_BASIS_NO_BASELINE:
         return "estimated, no baseline tells whether inputs have drifted"
     if not metric.HasField("coverage"):

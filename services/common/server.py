@@ -29,6 +29,7 @@ from services.common.errors import ServiceError
 from services.common.handover import share_evenly, steer_to_successor
 from services.common.health import HealthBoard, health_binding
 from services.common.logs import configure_logs
+from services.common.loop_lag import watching_loop
 from services.common.metrics import RequestMetrics
 from services.common.notify import READY, STOPPING, notify
 from services.common.probes import ProbeServer, serve_probes, serve_probes_on
@@ -158,6 +159,7 @@ async def serving(
     probes = ProbeServer(runtime.health, runtime.registry)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runtime.tracing.close)
+        stack.enter_context(watching_loop(name, runtime.registry))
         metrics_port = 0
         if probe_socket:
             await stack.enter_async_context(serve_probes_on(probes, Path(probe_socket)))

@@ -238,7 +238,7 @@ def _how(metric: QualityMetric) -> str:
         case None:
             return "measured"
         case EstimateBasis.DRIFTED_INPUTS:
-            return f"estimated without labels, how surely is unknown: no labels since {', '.join(metric.unsupported_inputs)} drifted"
+            return f"estimated without labels, how surely is unknown: no labels yet with {', '.join(metric.unsupported_inputs)} as now"
         case EstimateBasis.NO_BASELINE:
             return "estimated without labels, how surely is unknown: no baseline tells whether inputs have drifted"
     if metric.coverage is None:

@@ -4,10 +4,12 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -212,6 +214,68 @@ async def test_a_storm_of_cancels_leaves_nothing_behind(server: EchoServer, capl
     await _until(lambda: len(asyncio.all_tasks()) <= tasks)
     assert server.chain.budget.used_bytes == 0
     assert [record.message for record in caplog.records if record.name.startswith("grpc")] == []
+
+
+async def test_calls_of_a_client_that_vanished_are_given_up_with_their_connection(
+    server: EchoServer, limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The times are those of the door, a hundredth of them: in earnest 35 s pass."""
+    usual = dict(DoorProfile(limits.message_bytes).options())
+    names = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+    assert usual[names[0]] + max(usual[name] for name in names[1:]) <= 60_000
+    quick = [(name, value // 100 if name in names else value) for name, value in usual.items()]
+    monkeypatch.setattr(DoorProfile, "options", lambda _: quick)
+    door = GrpcDoor(server.chain, methods_of([echo_binding(server.servicer)]), DoorProfile(limits.message_bytes))
+    (port,) = await door.listen(["127.0.0.1:0"])
+    async with (
+        silencing_proxy(port) as (proxy_port, silence),
+        grpc.aio.insecure_channel(f"127.0.0.1:{proxy_port}") as channel,
+    ):
+        calls = [EchoClient(channel).echo(StringValue(value="hang")) for _ in range(10)]
+        await _until(lambda: len(server.servicer.calls) == 10)
+        assert connections_of(port) == 1
+        silence.set()
+        await _until(lambda: all(call.cancelled for call in server.servicer.calls))
+        await _until(lambda: connections_of(port) == 0)
+        await _until(lambda: server.registry.get_sample_value("interlock_echo_requests_in_flight", _ECHO) == 0)
+        for call in calls:
+            call.cancel()
+    await door.stop(0)
+
+
+def connections_of(port: int) -> int:
+    """Connections that the server still holds, as the kernel has them."""
+    held = psutil.Process().net_connections("tcp")
+    return sum(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in held)
+
+
+@asynccontextmanager
+async def silencing_proxy(port: int) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Forward connections to a port until told to fall silent; then nothing passes, and nothing is closed."""
+    silent = asyncio.Event()
+    pumps: list[asyncio.Future[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not silent.is_set() and (data := await reader.read(65_536)):
+            if not silent.is_set():
+                writer.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.extend((writer, far_writer))
+        pumps.extend((asyncio.ensure_future(pump(reader, far_writer)), asyncio.ensure_future(pump(far_reader, writer))))
+
+    proxy = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield proxy.sockets[0].getsockname()[1], silent
+    finally:
+        proxy.close()
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
 
 
 async def test_the_correlation_id_comes_back(server: EchoServer) -> None:

@@ -241,6 +241,26 @@ async def test_a_preflight_is_answered_for_local_pages_only(both: dict[str, http
     assert answer.status_code == 403
 
 
+async def test_connections_are_probed_so_that_a_client_that_vanished_is_noticed(
+    both: dict[str, httpx.AsyncClient],
+) -> None:
+    for kind in DOORS:
+        url = both[kind].base_url
+        with socket.create_connection((url.host, url.port)) as silent:
+            kind_of_timer, ticks = timer_of(url.port or 0, silent.getsockname()[1])
+            assert kind_of_timer == "02", "the next that the kernel does with this connection is to probe it"
+            assert ticks <= 30 * 100
+
+
+def timer_of(port: int, client_port: int) -> tuple[str, int]:
+    """What the kernel waits for on the server's side of a connection, and for how many hundredths of a second."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
+    ends = (f":{port:04X}", f":{client_port:04X}")
+    (timer,) = (row[5] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1]))
+    kind, _, ticks = timer.partition(":")
+    return kind, int(ticks, 16)
+
+
 async def test_a_body_that_stops_halfway_holds_nobody_up(both: dict[str, httpx.AsyncClient]) -> None:
     for kind in DOORS:
         url = both[kind].base_url

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from inference import grpc_service_pb2 as oip
 from interlock.inference.v1 import inference_service_pb2 as pb
 
@@ -135,3 +136,41 @@ async def test_a_request_of_more_rows_than_a_batch_is_answered_whole(
     assert list(response.outputs[0].shape) == [101, 2]
     statistics = await running.statistics("oracle")
     assert (statistics.inference_count, statistics.execution_count) == (101, 26)
+
+
+async def test_requests_of_different_length_share_batches_where_the_policy_fills_them_up(
+    running: Running, registry: FakeRegistry
+) -> None:
+    registry.put_version("wide/1", {"model.onnx": models.wide()}, [spec("x", "FP32", -1)], [spec("y", "FP32", 1)])
+    registry.deploy("wide", "wide/1", length_buckets=[4, 8])
+    await running.ready("wide/1")
+
+    async def largest(length: int) -> float:
+        sent = np.arange(1, length + 1, dtype="<f4")
+        request = oip.ModelInferRequest(model_name="wide", raw_input_contents=[sent.tobytes()])
+        request.inputs.add(name="x", datatype="FP32", shape=[1, length])
+        return float(np.frombuffer((await running.infer(request)).raw_output_contents[0], "<f4")[0])
+
+    async with asyncio.timeout(20):
+        shared = 1
+        while shared == 1:  # eight lengths, none twice: without filling, no batch has two rows
+            assert await asyncio.gather(*map(largest, range(1, 9))) == [length + 1 for length in range(1, 9)]
+            shared = max(each.batch_size for each in (await running.statistics("wide")).batch_stats)
+    assert await largest(11) == 12, "longer than the last bucket"
+
+
+async def test_a_latency_target_keeps_batches_as_small_as_the_model_is_slow(
+    running: Running, registry: FakeRegistry
+) -> None:
+    weights = np.linspace(0, 1, 200_000, dtype="<f4").reshape(1, -1)
+    registry.put_version(
+        "heavy/1", {"model.onnx": models.heavy(weights)}, [spec("x", "FP32", 1)], [spec("y", "FP32", 1)]
+    )
+    # 64 rows write and read 51 MB: no machine does that in a millisecond.
+    target = Duration(nanos=1_000_000)
+    registry.deploy("heavy", "heavy/1", max_batch_size=64, max_delay_ms=0, latency_target=target)
+    await running.ready("heavy/1")
+    async with open_stream(running.own, "heavy", "1") as stream:
+        rows = [np.array([[number]], "<f4") for number in range(64)]
+        assert await stream.infer(*rows) == [each.tobytes() for each in rows]
+    assert max(stream.batch_sizes) < 64
