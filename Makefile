@@ -49,6 +49,9 @@ soak: setup  ## 100,000 wrong requests, a million bodies a message that are none
 	$(BIN)/python -m tests.proof.bad_input_soak
 	$(BIN)/python -m tests.proof.fuzz_soak
 	$(BIN)/python -m tests.proof.soak $(SOAK)
+	if ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then \
+		$(BIN)/python -m tests.proof.soak --count 20000 --rate 200 --faults clock-jump --output benchmarks/results/clock_jumps.md; \
+	else echo 'no clock is moved: libfaketime is not installed (package faketime)'; fi
 
 run: $(VENV)/.installed-run  ## the whole suite on this machine with the demo's models, until Ctrl-C
 	@exec $(BIN)/interlock up --demo

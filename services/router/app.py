@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, closing
 from importlib import metadata
 from typing import Final
 
-import uuid_utils
 from inference import grpc_service_pb2 as oip_pb
 from interlock.features.v1 import feature_service_pb2 as features_pb
 from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceStub
@@ -31,6 +30,7 @@ from services.router.adapters.inference_client.stream import StreamOptions
 from services.router.adapters.metrics import EventMetrics, FetchMetrics, HopMetrics, PrometheusPredictions
 from services.router.adapters.monitor_client.event_queue import EventQueue
 from services.router.adapters.monitor_client.sender import EventSender
+from services.router.adapters.prediction_ids import new_prediction_id
 from services.router.adapters.registry_client import RoutesFollower
 from services.router.domain.admission import Admission
 from services.router.domain.catalog import Catalog
@@ -75,7 +75,7 @@ async def build(settings: Settings, runtime: Runtime[Settings]) -> AsyncIterator
             events=events,
             metrics=PrometheusPredictions(runtime.registry),
             admission=Admission(settings.calls_in_flight_limit),
-            new_id=uuid_utils.uuid7,
+            new_id=new_prediction_id,
             clock_tolerance_s=settings.clock_tolerance_s,
         )
         limits = (settings.system_shared_memory_bytes, settings.message_limit_bytes)

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import random
 import shutil
-import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -24,6 +22,7 @@ from interlock.router.v1.router_service_pb2_grpc import RouterServiceStub
 from services.common.server import Serving, serving
 from services.router.app import build
 from services.router.settings import Settings
+from tests.fakes.ports import free_offset
 from tests.fakes.router_features import FakeFeatures, serve_features
 from tests.fakes.router_inference import FakeReplica, ReplicaServer, serve_replica
 from tests.fakes.router_models import FLIGHT, MIRROR, PAIR, flight_signature, mirror_signature, pair_signature
@@ -120,7 +119,7 @@ class World:
     def settings(self) -> Settings:
         values: dict[str, Any] = {
             "state_dir": self.folder,
-            "port_offset": _free_offset(),
+            "port_offset": free_offset(),
             "registry_address": self.control_address,
             "monitor_address": self.monitor_address,
             "features_address": self.features_address,
@@ -212,14 +211,3 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
                 if detail.Unpack(info):
                     return info.reason
     return ""
-
-
-def _free_offset() -> int:
-    for offset in random.sample(range(11_000, 50_000), 100):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", 9101 + offset))
-            except OSError:
-                continue
-            return offset
-    raise RuntimeError("no free port")

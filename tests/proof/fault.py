@@ -1,23 +1,34 @@
 """What is broken while the load runs. Each fault says whether requests may be refused meanwhile, and waits until all is whole."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
+from uuid import UUID
 
+from interlock.router.v1.router_service_pb2 import PredictRequest
+from interlock.router.v1.router_service_pb2_grpc import RouterServiceStub
+
+from services.common.channels import open_channel
 from tests.proof.fleet import Fleet, Service
 from tests.proof.history import OK, FaultBegan, FaultEnded
 from tests.proof.large import send_everywhere
-from tests.proof.load import Load
+from tests.proof.load import MODEL, Load
+from tests.proof.oracle import COLUMNS
 from tests.proof.processes import standing_still
 
 Fault = Callable[[Fleet, Load], Awaitable[None]]
 
+CLOCK_JUMP: Final = "clock-jump"
 _LONGEST_S: Final = 90.0
 # Answers without a refusal after which what was broken counts as whole.
 _QUIET_COUNT: Final = 100
 # Answers that come while a process stands still. What was asked of it is open meanwhile, or refused.
 _FROZEN_COUNT: Final = 200
+_CLOCK_JUMPS_S: Final = (300.0, -300.0, 86_400.0, -86_400.0, 0.0)
+_JUMP_LASTS_S: Final = 3.0
+_CLOCK_SLACK_S: Final = 60.0
 # A grpcio server that stops answers CANCELLED for calls that it has not handed over yet (grpc/grpc#41785): they never
 # began and may be sent again. The edge does so, but not for ever. Our own code answers nobody like that.
 _NEVER_BEGUN: Final = "CANCELLED"
@@ -82,6 +93,32 @@ async def send_large_tensors(fleet: Fleet, load: Load) -> None:
     await send_everywhere(fleet, lambda: _until_answers(load, 1))
 
 
+async def move_clock(fleet: Fleet, load: Load) -> None:
+    """The time of day of one service jumps by minutes and by a day, there and back: nobody may notice."""
+    load.turn += 1
+    clocks = [(service, service.clock) for service in fleet.services if service.clock is not None]
+    service, clock = clocks[load.turn % len(clocks)]
+    for ahead_s in _CLOCK_JUMPS_S:
+        clock.move(ahead_s)
+        # Longer than anything that is done regularly.
+        await asyncio.sleep(_JUMP_LASTS_S)
+        if service in fleet.routers:
+            # The time is in the prediction's id.
+            told_s = await _time_told(fleet, service)
+            assert abs(told_s - time.time() - ahead_s) < _CLOCK_SLACK_S, f"{service.name} did not follow its clock"
+        await _until_answers(load, _QUIET_COUNT)
+
+
+async def _time_told(fleet: Fleet, router: Service) -> float:
+    edge = next(edge for edge in fleet.edges if edge.offset == router.offset)
+    request = PredictRequest(model=MODEL)
+    for name in COLUMNS:
+        request.features[name].int64_value = 0
+    async with open_channel(edge.address) as channel:
+        answer = await RouterServiceStub(channel).Predict(request, timeout=10, wait_for_ready=True)
+    return int(UUID(answer.prediction.prediction_id).hex[:12], 16) / 1_000
+
+
 FAULTS: Final[dict[str, Fault]] = {
     "worker-kill": kill_worker,
     "worker-freeze": freeze_worker,
@@ -90,7 +127,9 @@ FAULTS: Final[dict[str, Fault]] = {
     "router-restart": restart_router,
     "replica-restart": restart_replica,
     "large-tensors": send_large_tensors,
+    CLOCK_JUMP: move_clock,
 }
+"""All but the last one need nothing besides the suite."""
 
 
 @asynccontextmanager

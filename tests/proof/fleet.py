@@ -34,6 +34,7 @@ from services.common.settings import METRICS_PORT_STEP, PORTS
 from tests.fakes.model_workers import model_workers
 from tests.fakes.ports import free_offset
 from tests.proof import oracle
+from tests.proof.clocks import MovableClock
 from tests.proof.load import MODEL
 
 ROOT: Final = Path(__file__).parents[2]
@@ -52,6 +53,7 @@ class Service:
     folder: Path
     environment: Mapping[str, str]
     process: "asyncio.subprocess.Process" = field(init=False)
+    clock: MovableClock | None = None
 
     @property
     def address(self) -> str:
@@ -239,8 +241,13 @@ async def _until_ready(stub: Any, request: oip_pb.ModelReadyRequest) -> None:
 
 
 @asynccontextmanager
-async def new_fleet(*, shared: bool = False, processes: int = 1, more_replicas: int = 0) -> AsyncIterator[Fleet]:
-    """Give a fleet that is ready, and end it; routers, and inference in Envoy, are so many processes on a port."""
+async def new_fleet(
+    *, shared: bool = False, processes: int = 1, more_replicas: int = 0, clocks: bool = False
+) -> AsyncIterator[Fleet]:
+    """Give a fleet that is ready, and end it; routers, and inference in Envoy, are so many processes on a port.
+
+    With `clocks` every service that is a process of its own has a time of day of its own, which can be moved; Envoy has not.
+    """
     folder = Path(tempfile.mkdtemp(prefix="il-"))
     offsets = _offsets(4 + more_replicas)
     common = {key: value for key, value in os.environ.items() if not key.startswith("INTERLOCK_")} | {
@@ -258,7 +265,11 @@ async def new_fleet(*, shared: bool = False, processes: int = 1, more_replicas: 
             "INTERLOCK_DOOR": door,
             **more,
         }
-        return Service(name, module, door, offset, folder / name, environment)
+        made = Service(name, module, door, offset, folder / name, environment)
+        if clocks and door == "grpcio" and module != "edge":
+            made.clock = MovableClock(folder / f"{name}.clock")
+            made.environment = {**environment, **made.clock.environment}
+        return made
 
     replicas = [
         service("inference-a", "inference", "grpcio", offsets[0]),

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.common.tasks import spawn
-from tests.proof.fault import FAULTS
+from tests.proof.clocks import LIBRARY
+from tests.proof.fault import CLOCK_JUMP, FAULTS
 from tests.proof.fleet import ROOT, Fleet, new_fleet
 from tests.proof.history import Event, Verdict
 from tests.proof.load import Load
@@ -70,7 +71,9 @@ async def _soak(arguments: argparse.Namespace) -> int:
             def record(event: Event) -> None:
                 file.write(f"{event!r}\n")
 
-        fleet = await opened.enter_async_context(new_fleet(shared=arguments.shared, processes=arguments.processes))
+        fleet = await opened.enter_async_context(
+            new_fleet(shared=arguments.shared, processes=arguments.processes, clocks=CLOCK_JUMP in arguments.faults)
+        )
         watching = spawn(memory.watch(fleet), "watch-memory")
 
         def between(load: Load) -> None:
@@ -153,7 +156,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--history", type=Path, help="file that keeps every event")
     parser.add_argument("--output", type=Path, default=_RESULT)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if CLOCK_JUMP in arguments.faults and LIBRARY is None:
+        parser.error(f"{CLOCK_JUMP} needs libfaketime: install the package faketime")
+    return arguments
 
 
 if __name__ == "__main__":

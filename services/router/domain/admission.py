@@ -15,8 +15,13 @@ class Admission:
         self._limit = limit
         self.in_flight = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether a call would be refused."""
+        return self.in_flight >= self._limit
+
     def __enter__(self) -> None:
-        if self.in_flight >= self._limit:
+        if self.full:
             raise TooManyCalls(self._limit)
         self.in_flight += 1
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.common.call import Call
+from services.common.call import Call, Pending
 from services.common.errors import ServiceError
 from services.router.domain.enrichment import FeatureAsk, FeatureRead, FeatureStatus, FetchedRow, Missing
 from services.router.domain.routing import Choice, Target
@@ -21,8 +21,22 @@ class Job:
     outputs: tuple[str, ...] = ()
 
 
+class OutputsReceiver(Protocol):
+    """Takes what became of a job that was begun; one of the two is called, once, unless it was taken back."""
+
+    def take_outputs(self, outputs: tuple[Tensor, ...]) -> None:
+        """Take the outputs of its rows, in order."""
+
+    def fail(self, error: Exception) -> None:
+        """Take why there are none."""
+
+
 class Inference(Protocol):
     """The replicas that run versions."""
+
+    def begin(self, target: Target, job: Job, call: Call, receiver: OutputsReceiver) -> Pending | None:
+        """Set out to run a job without a task; None, before anything was done: `infer` knows what to do."""
+        ...
 
     async def infer(self, target: Target, job: Job, call: Call, hope_s: float | None = None) -> tuple[Tensor, ...]:
         """Return the outputs of a job's rows, in order, before the call's deadline; raises ServiceError.

@@ -1,11 +1,12 @@
 """The use cases of the router: predict a row, predict rows, infer tensors."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from services.common.call import Call
+from services.common.call import Call, Pending, Reply
 from services.common.errors import ServiceError, Violation
 from services.router.domain.admission import Admission
 from services.router.domain.answer import Answer, new_answer
@@ -152,6 +153,29 @@ class Predictor:
                 seen.outputs = await self._inference.infer(choice.target, Job(inputs, rows, request.outputs), call)
                 return TensorAnswer(seen.outputs, choice, tuple(seen.ids))
 
+    def begin_infer(
+        self, request: TensorRequest, call: Call, reply: Reply, encode: Callable[[TensorAnswer], bytes]
+    ) -> Pending | None:
+        """Set out to answer tensors without a task; None, before anything was done, for what `infer` must look at."""
+        started = time.perf_counter()
+        if self._admission.full or request.outputs or request.user_id:
+            return None
+        try:
+            choice = self.table.current.model(request.model).choose("", request.version)
+            inputs, rows = check_inputs(choice.target.version.signature, request.inputs)
+        except ServiceError:
+            return None
+        seen = self.observe(choice, call, started)
+        run = _InferRun(self._admission, seen, choice, reply, encode)
+        run.pending = self._inference.begin(choice.target, Job(inputs, rows), call, run)
+        if run.pending is None:
+            return None
+        self._admission.in_flight += 1
+        seen.inputs = inputs
+        for _ in range(rows):
+            seen.add_row(self._new_id(), choice.bucket)
+        return run
+
     def is_ready(self, target: Target) -> bool:
         """Whether some replica can run the target's version now."""
         return self._inference.is_ready(target)
@@ -198,6 +222,50 @@ class Predictor:
             self.metrics.observe(None, code_of(error, call), 1, 0.0)
             raise
         return routed
+
+
+class _InferRun:
+    """One request of tensors on its way without a task."""
+
+    __slots__ = ("_admission", "_choice", "_encode", "_reply", "_seen", "pending")
+
+    def __init__(
+        self,
+        admission: Admission,
+        seen: Observation,
+        choice: Choice,
+        reply: Reply,
+        encode: Callable[[TensorAnswer], bytes],
+    ) -> None:
+        self._admission = admission
+        self._seen = seen
+        self._choice = choice
+        self._reply = reply
+        self._encode = encode
+        self.pending: Pending | None = None
+
+    def take_outputs(self, outputs: tuple[Tensor, ...]) -> None:
+        self._seen.outputs = outputs
+        try:
+            self._end(None)
+            body = self._encode(TensorAnswer(outputs, self._choice, tuple(self._seen.ids)))
+        except Exception as error:  # noqa: BLE001 - others wait for what came with it
+            self._reply.fail(error)
+        else:
+            self._reply.answer(body)
+
+    def fail(self, error: Exception) -> None:
+        self._end(error)
+        self._reply.fail(error)
+
+    def take_back(self) -> None:
+        if self.pending is not None:
+            self.pending.take_back()
+        self._end(asyncio.CancelledError())
+
+    def _end(self, error: BaseException | None) -> None:
+        self._admission.in_flight -= 1
+        self._seen.end(error)
 
 
 def _check_user(user_id: str) -> None:

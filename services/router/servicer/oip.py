@@ -1,12 +1,13 @@
 """inference.GRPCInferenceService at the router: model_name is a model id, the route chooses the version."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from inference import grpc_service_pb2 as oip_pb
 from inference import repository_pb2
 
-from services.common.call import Call, answers_many, raw
+from services.common.call import Call, Pending, Reply, answers_many, begun_by, raw
 from services.common.chain import parse_message
 from services.common.errors import FailedPrecondition, Unimplemented
 from services.common.infer_sketch import InferSketch, parse_closely
@@ -37,7 +38,16 @@ class OipServicer(SharedMemoryMethods):
         self._answers = InferAnswers()
         self._forms = InferForms()
 
+    def begin_infer(self, payload: bytes, call: Call, reply: Reply) -> Pending | None:
+        """Run rows of tensors that are described as in an earlier request."""
+        sketch = parse_message(InferSketch, payload)
+        asked = self._forms.request(sketch)
+        if asked is None:
+            return None
+        return self._predictor.begin_infer(asked, call, reply, partial(self._answers.encode, request_id=sketch.id))
+
     @raw
+    @begun_by(begin_infer)
     async def ModelInfer(self, payload: bytes, call: Call) -> bytes:
         """Run rows of tensors; both messages are in wire form."""
         sketch = parse_message(InferSketch, payload)

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.channels import open_channel
 from services.common.settings import METRICS_PORT_STEP, PORTS
+from tests.fakes.ports import free_offset
 from tests.integration.common.echo_contract import SERVICE, EchoClient
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +58,7 @@ class Stand:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.offset = _free_offset()
+        self.offset = free_offset()
         self.port = PORTS["monitor"] + self.offset
         self.address = f"127.0.0.1:{self.port}"
         self.metrics_port = self.port + METRICS_PORT_STEP
@@ -212,14 +213,3 @@ class _Load:
                 self.answers.append((await self._client.echo(StringValue(value="wait 2"), timeout=5)).value)
             except grpc.aio.AioRpcError as error:
                 self.errors.append(error)
-
-
-def _free_offset() -> int:
-    """An offset whose gRPC and metrics ports are both free."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with contextlib.suppress(OSError):
-                second.bind(("127.0.0.1", port + METRICS_PORT_STEP))
-                return port - PORTS["monitor"]

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from tests.fakes.ports import free_offset
 from tests.integration.door.probe_service import PROBE, TWIN, compile_contract, load_contract, message
 
 REPOSITORY = Path(__file__).parents[3]
@@ -33,16 +33,6 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compile_contract(path)
     load_contract(path)
     return path
-
-
-def free_offset() -> int:
-    """An INTERLOCK_PORT_OFFSET at which the edge, the router and its metrics find their ports free."""
-    for offset in random.sample(range(11_000, 50_000), 100):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in (8080, 9001, 9101):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
-            return offset
-    raise RuntimeError("no free ports")
 
 
 @dataclass

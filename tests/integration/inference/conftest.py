@@ -1,9 +1,7 @@
 """A whole inference process inside the test: real gRPC, real worker processes, a fake registry."""
 
 import asyncio
-import random
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -27,6 +25,7 @@ from services.inference.settings import InferenceSettings
 from tests.fakes import inference_models
 from tests.fakes.inference_registry import FakeRegistry, spec
 from tests.fakes.model_workers import model_workers
+from tests.fakes.ports import free_offset
 
 
 @dataclass
@@ -90,18 +89,6 @@ class Running:
 def worker_pids() -> list[int]:
     """Return the model processes of this test: its own children, unlike those of a stack that other tests left running."""
     return [worker.pid for worker in model_workers(psutil.Process(), recursive=False)]
-
-
-def free_offset() -> int:
-    for _ in range(200):
-        offset = random.randrange(5_000, 45_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", 9102 + offset))
-            except OSError:
-                continue
-            return offset
-    raise AssertionError("no free port")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

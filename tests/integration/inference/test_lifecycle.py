@@ -16,7 +16,8 @@ from inference import model_config_pb2 as config_pb
 from interlock.inference.v1 import inference_service_pb2 as pb
 
 from tests.fakes.inference_registry import FakeRegistry
-from tests.integration.inference.conftest import Running, free_offset, worker_pids
+from tests.fakes.ports import free_offset
+from tests.integration.inference.conftest import Running, worker_pids
 from tests.integration.inference.stream import ItemFailed, StreamClient, open_stream, row
 
 ROOT = Path(__file__).parents[3]

@@ -1,9 +1,8 @@
 """Messages of the coalescing stream: requests joined along the batch dimension, answers split by slicing."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
 from interlock.types.v1 import tensor_pb2 as types_pb
@@ -30,6 +29,19 @@ _TYPE_NAME: Final = {number: name for name, number in _WIRE_TYPE.items()}
 Outcome = tuple[Tensor, ...] | ServiceError
 
 
+class Waiter(Protocol):
+    """Who waits for an item: a future, or what does with less."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, result: tuple[Tensor, ...], /) -> None:
+        """Take the outputs of the item's rows."""
+
+    def set_exception(self, exception: ServiceError, /) -> None:
+        """Take what failed."""
+
+
 @dataclass(eq=False, slots=True)
 class Item:
     """One request on its way; `deadline` in seconds of `time.monotonic()`."""
@@ -42,7 +54,7 @@ class Item:
     tenant: str
     criticality: Criticality
     attempt: int
-    outcome: "asyncio.Future[tuple[Tensor, ...]]"
+    outcome: Waiter
     size_bytes: int = 0
     """About what it takes in a message, never less."""
     left: bool = False

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.common.call import Call
+from services.common.call import Call, Pending
 from services.common.errors import DeadlineExceeded, ServiceError
 from services.common.tasks import spawn
 from services.common.tracing import Tracing
@@ -14,7 +14,7 @@ from services.router.adapters.inference_client.replica import Dial, Replica, Ver
 from services.router.adapters.inference_client.standing import Usual
 from services.router.adapters.inference_client.stream import InferStream, StreamOptions
 from services.router.domain.failure import NoReplicaReady
-from services.router.domain.ports import Job
+from services.router.domain.ports import Job, OutputsReceiver
 from services.router.domain.routing import Target
 from services.router.domain.tensor import Tensor
 
@@ -95,29 +95,56 @@ class InferencePools:
         span.end()
         return outputs
 
-    async def _infer(self, asked: "_Asked", hope_s: float) -> tuple[Tensor, ...]:
+    def begin(self, target: Target, job: Job, call: Call, receiver: OutputsReceiver) -> Pending | None:
+        """Ask as `infer` does, without a task as long as the first replica that is asked answers. Traces nothing.
+
+        None, before anything was done: only `infer` knows what to do.
+        """
+        key = target.version.model, target.version.id
+        asked = _Asked(target, key, self._usual_of(key), job, call, call.traceparent)
+        try:
+            found = self._pick_now(asked, ())
+            if found is None:
+                return None
+            patience_s = self._patience_s(asked.usual, call) if found[1] else None
+            return _FirstTry(self, asked, found[0], patience_s, receiver)
+        except ServiceError:
+            return None
+
+    async def go_on(self, asked: "_Asked", place: Place, failed: HopFailed) -> tuple[Tensor, ...]:
+        """Return the outputs for a request whose first try has failed."""
+        return await self._infer(asked, self._hope_s, (place, failed))
+
+    async def _infer(
+        self, asked: "_Asked", hope_s: float, first: tuple[Place, HopFailed] | None = None
+    ) -> tuple[Tensor, ...]:
+        """`first`: the first try and how it failed, where that is behind us."""
         usual, call = asked.usual, asked.call
         tried: tuple[Replica, ...] = ()
         runs, runs_limit, tries = 0, _RUNS_LIMIT, 0
         while True:
-            place, others = await self._pick(asked, tried, hope_s)
-            patience_s = self._patience_s(usual, call) if others and runs < _RUNS_LIMIT else None
-            try:
-                return await _try(asked, place, runs + 1, patience_s)
-            except HopFailed as failed:
-                tries += 1
-                if failed.ran:
-                    runs += 1
-                    runs_limit = _RUNS_LIMIT + int(isinstance(failed, AttemptTimedOut))
-                if failed.told:
-                    place[0].suspect(asked.key, place[1])
-                spent = runs >= runs_limit or tries >= _TRIES_LIMIT or (failed.ran and not usual.may_retry)
-                if spent or call.remaining_s() < (_THIRD_LEFT_S if runs >= _RUNS_LIMIT else _LEAST_LEFT_S):
-                    raise
-                if failed.ran:
-                    usual.retried()
-                tried = (*tried, place[0])
-                self._on_retry()
+            if first is None:
+                place, others = await self._pick(asked, tried, hope_s)
+                patience_s = self._patience_s(usual, call) if others and runs < _RUNS_LIMIT else None
+                try:
+                    return await _try(asked, place, runs + 1, patience_s)
+                except HopFailed as error:
+                    failed = error
+            else:
+                (place, failed), first = first, None
+            tries += 1
+            if failed.ran:
+                runs += 1
+                runs_limit = _RUNS_LIMIT + int(isinstance(failed, AttemptTimedOut))
+            if failed.told:
+                place[0].suspect(asked.key, place[1])
+            spent = runs >= runs_limit or tries >= _TRIES_LIMIT or (failed.ran and not usual.may_retry)
+            if spent or call.remaining_s() < (_THIRD_LEFT_S if runs >= _RUNS_LIMIT else _LEAST_LEFT_S):
+                raise failed
+            if failed.ran:
+                usual.retried()
+            tried = (*tried, place[0])
+            self._on_retry()
 
     def _patience_s(self, usual: Usual, call: Call) -> float | None:
         """Return how long one try may take; None when there would be no retry, or no time for one."""
@@ -134,12 +161,8 @@ class InferencePools:
         """Return where a request goes, and whether there is another place for it; wait for one where that makes sense."""
         while True:
             changed = self._changed
-            replicas = self._of(asked.target)
-            ready = [(replica, stream) for replica in replicas if (stream := replica.stream(asked.key)) is not None]
-            if ready:
-                found = _best(asked.key, ready, tried)
-                if found is None:
-                    raise NoReplicaReady(*asked.key)
+            found = self._pick_now(asked, tried)
+            if found is not None:
                 return found
             left_s = min(self._hope_left_s(asked.target, hope_s), asked.call.remaining_s() - _LEAST_LEFT_S)
             if left_s <= 0:
@@ -149,6 +172,17 @@ class InferencePools:
                     await changed.wait()
             except TimeoutError:
                 continue
+
+    def _pick_now(self, asked: "_Asked", tried: Sequence[Replica]) -> tuple[Place, bool] | None:
+        """Return what `_pick` returns; None where no replica is ready."""
+        replicas = self._of(asked.target)
+        ready = [(replica, stream) for replica in replicas if (stream := replica.stream(asked.key)) is not None]
+        if not ready:
+            return None
+        found = _best(asked.key, ready, tried)
+        if found is None:
+            raise NoReplicaReady(*asked.key)
+        return found
 
     def _hope_left_s(self, target: Target, hope_s: float) -> float:
         last = max((replica.last_hope(_key(target)) for replica in self._of(target)), default=0.0)
@@ -184,20 +218,80 @@ async def _try(asked: _Asked, place: Place, attempt: int, patience_s: float | No
     try:
         outputs = await stream.infer(asked.job, asked.call, attempt, asked.traceparent, patience_s)
         failed = False
-    except HopFailed as error:
-        failed = error.ran or None
-        raise
-    except DeadlineExceeded:
-        failed = asked.usual.was_enough(asked.call.deadline - started) or None
-        raise
     except ServiceError as error:
-        # INTERNAL; what the caller or the model did wrong has a type of its own.
-        failed = type(error) is ServiceError or None
+        failed = _counts_as_failed(error, asked, started)
         raise
     finally:
         standing.left(started, probing=probing, failed=failed)
     asked.usual.answered(time.monotonic() - started)
     return outputs
+
+
+def _counts_as_failed(error: ServiceError, asked: _Asked, started: float) -> bool | None:
+    """Return whether a try's error is its replica's fault; None tells nothing."""
+    if isinstance(error, HopFailed):
+        return error.ran or None
+    if isinstance(error, DeadlineExceeded):
+        return asked.usual.was_enough(asked.call.deadline - started) or None
+    # INTERNAL; what the caller or the model did wrong has a type of its own.
+    return type(error) is ServiceError or None
+
+
+class _FirstTry:
+    """The first try of a request that has no task. Another one needs a task, and is `infer`'s business."""
+
+    __slots__ = ("_asked", "_item", "_over", "_place", "_pool", "_probing", "_receiver", "_started", "_task")
+
+    def __init__(
+        self, pool: InferencePools, asked: _Asked, place: Place, patience_s: float | None, receiver: OutputsReceiver
+    ) -> None:
+        """Ask a replica. Raises ServiceError where it cannot be asked."""
+        self._pool = pool
+        self._asked = asked
+        self._place = place
+        self._receiver = receiver
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+        self._item = place[1].begin(asked.job, asked.call, 1, asked.traceparent, outcome=self, patience_s=patience_s)
+        self._started = time.monotonic()
+        self._probing = place[0].standing(asked.key).enter()
+
+    def done(self) -> bool:
+        return self._over
+
+    def set_result(self, result: tuple[Tensor, ...]) -> None:
+        self._end(failed=False)
+        self._asked.usual.answered(time.monotonic() - self._started)
+        self._receiver.take_outputs(result)
+
+    def set_exception(self, exception: ServiceError) -> None:
+        if isinstance(exception, AttemptTimedOut):
+            self._place[1].withdraw(self._item)
+        self._end(failed=_counts_as_failed(exception, self._asked, self._started))
+        if isinstance(exception, HopFailed):
+            self._task = spawn(self._go_on(exception), "retry")
+        else:
+            self._receiver.fail(exception)
+
+    def take_back(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        elif not self._over:
+            self._place[1].withdraw(self._item)
+            self._end(failed=None)
+
+    def _end(self, *, failed: bool | None) -> None:
+        self._over = True
+        self._place[1].end(self._item)
+        self._place[0].standing(self._asked.key).left(self._started, probing=self._probing, failed=failed)
+
+    async def _go_on(self, failed: HopFailed) -> None:
+        try:
+            outputs = await self._pool.go_on(self._asked, self._place, failed)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to hear of it
+            self._receiver.fail(error)
+        else:
+            self._receiver.take_outputs(outputs)
 
 
 def _best(key: VersionKey, ready: list[Place], tried: Sequence[Replica]) -> tuple[Place, bool] | None:

@@ -20,6 +20,7 @@ from services.router.adapters.inference_client.failure import AttemptTimedOut, s
 from services.router.adapters.inference_client.message import (
     Item,
     Outcome,
+    Waiter,
     batch_message,
     batches,
     cancel_message,
@@ -125,9 +126,23 @@ class InferStream:
 
         With `patience_s` that is AttemptTimedOut after so many seconds; an answer that comes later is dropped.
         """
+        outcome: asyncio.Future[tuple[Tensor, ...]] = asyncio.get_running_loop().create_future()
+        item = self.begin(job, call, attempt, traceparent, outcome=outcome, patience_s=patience_s)
+        try:
+            return await outcome
+        except (asyncio.CancelledError, AttemptTimedOut):
+            self.withdraw(item)
+            raise
+        finally:
+            self.end(item)
+
+    def begin(
+        self, job: Job, call: Call, attempt: int, traceparent: str, *, outcome: Waiter, patience_s: float | None
+    ) -> Item:
+        """Ask as `infer` does, for one who calls `end` when `outcome` is told, and `withdraw` before where it must not wait."""
         if self.closed:
             raise stream_ended(ran=False)
-        item = self._new_item(job, call, attempt, traceparent)
+        item = self._new_item(job, call, attempt, traceparent, outcome)
         self._check_size(item)
         self._gathering.in_flight += 1
         self._unanswered[item.id] = item
@@ -135,19 +150,25 @@ class InferStream:
         if patience_s is not None:
             self._be_patient(item, patience_s)
         self._look_soon()
-        try:
-            return await item.outcome
-        except (asyncio.CancelledError, AttemptTimedOut):
-            self._withdraw(item)
-            raise
-        finally:
-            self._gathering.in_flight -= 1
-            self._unanswered.pop(item.id, None)
-            if item.left:
-                self._items_out -= 1
-                self._bytes_out -= item.size_bytes
-            # One call less in flight: those that wait may be half of the rest now.
-            self._look_soon()
+        return item
+
+    def end(self, item: Item) -> None:
+        """Count out an item that was begun."""
+        self._gathering.in_flight -= 1
+        self._unanswered.pop(item.id, None)
+        if item.left:
+            self._items_out -= 1
+            self._bytes_out -= item.size_bytes
+        # One call less in flight: those that wait may be half of the rest now.
+        self._look_soon()
+
+    def withdraw(self, item: Item) -> None:
+        """Take back an item without an answer."""
+        if not item.sent:
+            self._gathering.remove(item)
+        elif not self.closed:
+            self._withdrawn.append(item.id)
+            self.on_wake()
 
     def next_message(self) -> inference_pb.CoalescedInferRequest | None:
         """Return the next message to send, or None when there is nothing to say now."""
@@ -204,7 +225,7 @@ class InferStream:
         for item in list(self._unanswered.values()):
             _settle(item, stream_ended(ran=item.sent))
 
-    def _new_item(self, job: Job, call: Call, attempt: int, traceparent: str) -> Item:
+    def _new_item(self, job: Job, call: Call, attempt: int, traceparent: str, outcome: Waiter) -> Item:
         return Item(
             id=next(self._ids),
             job=job,
@@ -214,7 +235,7 @@ class InferStream:
             tenant=call.principal,
             criticality=call.criticality,
             attempt=attempt,
-            outcome=asyncio.get_running_loop().create_future(),
+            outcome=outcome,
         )
 
     def _check_size(self, item: Item) -> None:
@@ -266,13 +287,6 @@ class InferStream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _withdraw(self, item: Item) -> None:
-        if not item.sent:
-            self._gathering.remove(item)
-        elif not self.closed:
-            self._withdrawn.append(item.id)
-            self.on_wake()
 
     def _be_patient(self, item: Item, patience_s: float) -> None:
         # One timer for all: who came first runs out of time first, or nearly so.
