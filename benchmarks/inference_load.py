@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A router gathers for so long.
 TICK_S = 0.002
 LIMIT_BYTES = 32 << 20
+# The most that one message of the stream may hold.
+MESSAGE_REQUESTS = 1_024
 LEVELS = {"critical": pb.CRITICALITY_CRITICAL, "default": pb.CRITICALITY_DEFAULT, "sheddable": pb.CRITICALITY_SHEDDABLE}
 Mix = Sequence[tuple[str, float]]
 """Levels and their shares of the arrivals."""
@@ -48,6 +50,8 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     good_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
+    lost: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How requests of each level ended that were not answered in time."""
     asked_at: list[float] = field(default_factory=list)
     """When each of `good_s` was asked, by time.perf_counter()."""
 
@@ -57,16 +61,18 @@ class Tally:
             self.wrong += 1
         elif seconds > self.deadline_s:
             self.late += 1
+            self.lost[level, "late"] += 1
         else:
             self.good[level] += 1
             self.good_s.append(seconds)
             self.asked_at.append(asked)
 
-    def failed(self, status: Any, seconds: float) -> None:
+    def failed(self, level: str, status: Any, seconds: float) -> None:
         """Count a failure."""
-        name = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        self.reasons["refused" if status.code == name else "expired"] += 1
-        if status.code == name:
+        reason = "refused" if status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] else "expired"
+        self.reasons[reason] += 1
+        self.lost[level, reason] += 1
+        if reason == "refused":
             self.refused_s.append(seconds)
 
 
@@ -83,6 +89,7 @@ class Client:
         self._waiting: dict[int, tuple[float, str, asyncio.Future[None] | None]] = {}
         self._next = 1
         self._changed = asyncio.Event()
+        self._ending = ""
 
     def opened(self) -> None:
         """Open the stream."""
@@ -97,7 +104,8 @@ class Client:
         elif response.HasField("opened"):
             self.ready.set()
         else:
-            raise SystemExit(f"the stream ends: {response}")
+            self._ending = f"the stream ends: {response}"
+            self.link.abort()
 
     def read_all(self) -> None:
         """Nothing more comes."""
@@ -109,6 +117,7 @@ class Client:
     def ended(self, error: Exception | None) -> None:
         """The connection is gone."""
         self.over.set()
+        self._changed.set()
 
     def send(self, levels: Sequence[str], done: Sequence["asyncio.Future[None] | None"]) -> None:
         """Send requests in one message. Each asks for another number of turns, so that each answer is its own."""
@@ -139,6 +148,8 @@ class Client:
     async def settle(self) -> None:
         """Wait until everything is answered."""
         while self._waiting:
+            if self.over.is_set():
+                raise SystemExit(self._ending or "the connection is gone")
             self._changed.clear()
             await self._changed.wait()
 
@@ -165,20 +176,21 @@ class Client:
         names, shares, due = [level for level, _ in mix], [share for _, share in mix], started
         while (now := time.perf_counter()) < started + seconds:
             count = 0
-            while due <= now:
+            while due <= now and count < MESSAGE_REQUESTS:
                 count += 1
                 due += chance.expovariate(rate)
             if count:
                 self.send(chance.choices(names, shares, k=count), [None] * count)
-            await asyncio.sleep(TICK_S)
+            # A load that is behind yields only.
+            await asyncio.sleep(TICK_S if due > now else 0)
 
     def _take(self, results: pb.InferResults) -> None:
         now = time.perf_counter()
         values = np.frombuffer(results.tensors[0].data, "<i8").tolist() if results.tensors else []
         for failure in results.failures:
             if failure.id in self._waiting:
-                sent, _, future = self._waiting.pop(failure.id)
-                self.tally.failed(failure.error, now - sent)
+                sent, level, future = self._waiting.pop(failure.id)
+                self.tally.failed(level, failure.error, now - sent)
                 _settle(future)
         for ident, value in zip(results.ids, values, strict=True):
             if ident in self._waiting:

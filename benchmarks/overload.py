@@ -51,6 +51,7 @@ MIX = (("critical", 0.1), ("default", 0.6), ("sheddable", 0.3))
 # The long overload: critical requests for half of the capacity.
 LONG_RATIO = 10.0
 LONG_MIX = (("critical", 0.05), ("default", 0.65), ("sheddable", 0.3))
+_LOST = ("refused", "expired", "late")
 # An ordinary load, before it and after it, and when it has to be as fast as before.
 USUAL_RATIO, USUAL_S, RECOVERED_S = 0.5, 10.0, 5.0
 
@@ -125,7 +126,7 @@ class Long:
         during = self.during
         classes = "".join(
             f"| {level} | {during.sent[level]:,} | {during.sent[level] / self.seconds / self.capacity:.2f}x "
-            f"| {self.kept(level):.2f} |\n"
+            f"| {self.kept(level):.2f} | {' | '.join(f'{during.lost[level, how]:,}' for how in _LOST)} |\n"
             for level in LEVELS
         )
         memory = "".join(
@@ -142,8 +143,8 @@ class Long:
 
 Capacity {self.capacity:.0f}/s, sent {during.sent.total() / self.seconds:.0f}/s, good {during.good.total() / self.seconds:.0f}/s, {refused}, wrong {during.wrong}.
 
-| class | sent | of the capacity | answered in time % |
-|---|---|---|---|
+| class | sent | of the capacity | answered in time % | {" | ".join(_LOST)} |
+|---|---|---|---|---|---|---|
 {classes}
 | resident MiB | ordinary load before, most | overload, most | ratio |
 |---|---|---|---|
