@@ -1,7 +1,8 @@
 """Which processes a stack has, with this machine's settings."""
 
+import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from interlock_cli.settings import StackSettings
@@ -72,7 +73,11 @@ class _Builder:
             Port(self._settings.port_of(listens_as), "public REST and gRPC" if listens_as == "edge" else "gRPC"),
             Port(self._settings.metrics_port_of(name), "metrics and health"),
         )
-        return self._spec(name, f"services.{name}", door, listens_as, ports)
+        spec = self._spec(name, f"services.{name}", door, listens_as, ports)
+        if door == "envoy":
+            return spec  # the launcher of that Envoy looks after the Python inside
+        host, port = self._settings.bind_host, self._settings.metrics_port_of(name)
+        return replace(spec, life=lambda: _answers(host, port))
 
     def edge(self) -> ServiceSpec:
         port = Port(self._settings.port_of("edge"), "public REST and gRPC")
@@ -87,3 +92,13 @@ class _Builder:
             address=f"http://{address}" if listens_as == "edge" else address,
             ports=ports,
         )
+
+
+async def _answers(host: str, port: int) -> bool:
+    """Return whether the event loop of a service answers."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(b"GET /health HTTP/1.1\r\nhost: local\r\nconnection: close\r\n\r\n")
+        return (await reader.readline()).startswith(b"HTTP/1.1 200")
+    finally:
+        writer.close()

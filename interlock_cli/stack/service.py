@@ -13,9 +13,10 @@ from interlock_cli.errors import CommandFailed
 from interlock_cli.stack.backoff import Backoff, RestartPolicy
 from interlock_cli.stack.child import Child, Exit, NotReady
 from interlock_cli.stack.log_file import LogFile
-from interlock_cli.stack.spec import ServiceSpec
+from interlock_cli.stack.spec import ReadyProbe, ServiceSpec
 from services.common.tasks import spawn
 
+_LIFE_MISSES: Final = 2
 REPLACE: Final = {"INTERLOCK_REPLACE": "1"}
 
 # Tells what happened to a service: its name and one line of text.
@@ -41,6 +42,9 @@ class Patience:
     start_s: float = 90.0
     stop_s: float = 80.0
     policy: RestartPolicy = field(default_factory=RestartPolicy)
+    life_interval_s: float = 1.0
+    life_timeout_s: float = 5.0
+    """A process that twice in a row does not answer for so long is killed: its event loop stands still."""
 
 
 class StartFailed(Exception):
@@ -161,12 +165,39 @@ class Service:
                 await self._child.stop(0)
             return str(error)
         self._note_ready()
-        while True:
-            exit_ = await asyncio.shield(child.exited)
-            async with self._exchange:
-                if self._child is child or self._child is None:
-                    return f"it ended by itself ({exit_})"
-                child = self._child
+        watching = spawn(self._watch_life(), f"watch-life-{self.spec.name}")
+        try:
+            while True:
+                exit_ = await asyncio.shield(child.exited)
+                async with self._exchange:
+                    if self._child is child or self._child is None:
+                        return f"it ended by itself ({exit_})"
+                    child = self._child
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch_life(self) -> None:
+        """Kill the process when it answers nobody any more; its end is then dealt with like any other."""
+        misses, probe = 0, self.spec.life
+        while probe is not None:
+            await asyncio.sleep(self._patience.life_interval_s)
+            # While another one takes over, either may get the question.
+            if self.state is not State.READY:
+                misses = 0
+                continue
+            misses = 0 if await self._lives(probe) else misses + 1
+            if misses >= _LIFE_MISSES and self._child is not None and self.state is State.READY:
+                self._tell(self.spec.name, f"pid {self.pid} answers nobody any more and is killed")
+                self._child.kill()
+                misses = 0
+
+    async def _lives(self, probe: ReadyProbe) -> bool:
+        try:
+            async with asyncio.timeout(self._patience.life_timeout_s):
+                return await probe()
+        except (OSError, TimeoutError):
+            return False
 
     async def _launch(self, additions: dict[str, str]) -> Child:
         child = await Child.start(self.spec, self._folder, self._log, additions)

@@ -29,6 +29,8 @@ class ServiceSpec:
     ports: tuple[Port, ...] = ()
     probe: ReadyProbe | None = None
     """How readiness is asked for; None: the process tells by itself, with sd_notify."""
+    life: ReadyProbe | None = None
+    """How it is asked whether it still answers anybody; False, OSError or silence is no. None: nobody asks."""
     shares_port: bool = True
     """Whether a second process may start beside the first and take over from it."""
 

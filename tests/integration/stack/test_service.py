@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -42,7 +42,7 @@ async def supervised(
 ) -> AsyncIterator[Running]:
     log = LogFile(folder.log_of(spec.name), 1 << 20, 2)
     told: list[str] = []
-    patience = Patience(start_s=start_s, stop_s=stop_s, policy=QUICK)
+    patience = Patience(start_s=start_s, stop_s=stop_s, policy=QUICK, life_interval_s=0.02, life_timeout_s=0.05)
     service = Service(spec, folder.run, log, patience, lambda _, text: told.append(text))
     try:
         yield Running(service, folder.log_of(spec.name), told)
@@ -95,6 +95,25 @@ async def test_a_service_that_is_killed_starts_again(folder: StateFolder) -> Non
         await running.until(lambda: running.service.restart_count == 1 and running.service.state is State.READY)
         assert running.service.pid not in (None, first)
         assert any("ended by itself (signal SIGKILL)" in text for text in running.told)
+
+
+async def test_a_service_that_answers_nobody_any_more_is_killed_and_starts_again(folder: StateFolder) -> None:
+    silent = False
+
+    async def lives() -> bool:
+        if silent:
+            await asyncio.Event().wait()
+        return True
+
+    async with supervised(folder, replace(child_spec("serve"), life=lives)) as running:
+        await running.service.start()
+        first = running.service.pid
+        silent = True
+        await running.until(lambda: running.service.restart_count == 1)
+        silent = False
+        await running.until(lambda: running.service.state is State.READY)
+        assert running.service.pid not in (None, first)
+        assert f"pid {first} answers nobody any more and is killed" in running.told
 
 
 async def test_a_crash_loop_is_left_stopped(folder: StateFolder) -> None:
