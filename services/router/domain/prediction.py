@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from services.common.call import Call, Pending, Reply
 from services.common.errors import ServiceError, Violation
@@ -47,6 +47,17 @@ class TensorAnswer:
     outputs: tuple[Tensor, ...]
     choice: Choice
     ids: tuple[PredictionId, ...]
+
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(slots=True)
+class Begun(Generic[AnswerT]):
+    """Who waits for an answer that was begun, and in what form."""
+
+    reply: Reply
+    encode: Callable[[AnswerT], bytes]
 
 
 class RoutingTable:
@@ -153,9 +164,36 @@ class Predictor:
                 seen.outputs = await self._inference.infer(choice.target, Job(inputs, rows, request.outputs), call)
                 return TensorAnswer(seen.outputs, choice, tuple(seen.ids))
 
-    def begin_infer(
-        self, request: TensorRequest, call: Call, reply: Reply, encode: Callable[[TensorAnswer], bytes]
-    ) -> Pending | None:
+    def begin_predict(self, model: str, version: str, row: Row, call: Call, begun: "Begun[Answer]") -> Pending | None:
+        """Set out to answer one row without a task; None, before anything was done, for what `predict` must look at."""
+        started = time.perf_counter()
+        if self._admission.full:
+            return None
+        try:
+            choice = self.choose(self.table.current.model(model), version, row)
+            plan = choice.target.version.plan
+            if plan is None or not plan.plain or choice.rules.ladder:
+                return None
+            encoded = plan.encode(row.features)
+        except ServiceError:
+            return None
+        seen = self.observe(choice, call, started)
+        seen.add_row(self.id_of(row), choice.bucket)
+        if encoded.defaulted:
+            seen.mark_degraded()
+        seen.inputs = plan.tensors((encoded,))
+
+        def read(outputs: tuple[Tensor, ...]) -> Answer:
+            answer = new_answer(seen.ids[0], plan.reader.read(outputs, 1)[0], choice, encoded, started)
+            if answer.degraded:
+                self.metrics.count_degraded(choice.target.version.model, answer.degraded)
+            return answer
+
+        return self._begin(
+            choice.target, Job(seen.inputs, 1, (plan.reader.output,)), call, _Run(self._admission, seen, read, begun)
+        )
+
+    def begin_infer(self, request: TensorRequest, call: Call, begun: "Begun[TensorAnswer]") -> Pending | None:
         """Set out to answer tensors without a task; None, before anything was done, for what `infer` must look at."""
         started = time.perf_counter()
         if self._admission.full or request.outputs or request.user_id:
@@ -166,15 +204,22 @@ class Predictor:
         except ServiceError:
             return None
         seen = self.observe(choice, call, started)
-        run = _InferRun(self._admission, seen, choice, reply, encode)
-        run.pending = self._inference.begin(choice.target, Job(inputs, rows), call, run)
-        if run.pending is None:
-            return None
-        self._admission.in_flight += 1
-        seen.inputs = inputs
         for _ in range(rows):
             seen.add_row(self._new_id(), choice.bucket)
-        return run
+        seen.inputs = inputs
+
+        def read(outputs: tuple[Tensor, ...]) -> TensorAnswer:
+            return TensorAnswer(outputs, choice, tuple(seen.ids))
+
+        return self._begin(choice.target, Job(inputs, rows), call, _Run(self._admission, seen, read, begun))
+
+    def has_plain_version(self, model: str) -> bool:
+        """Whether rows may be answered from what their callers give alone."""
+        try:
+            targets = self.table.current.model(model).targets.values()
+        except ServiceError:
+            return False
+        return any(target.version.plan is not None and target.version.plan.plain for target in targets)
 
     def is_ready(self, target: Target) -> bool:
         """Whether some replica can run the target's version now."""
@@ -205,6 +250,13 @@ class Predictor:
         outputs = await self._inference.infer(target, Job(inputs, rows, (plan.reader.output,)), call, hope_s)
         return outputs, plan.reader.read(outputs, rows)
 
+    def _begin(self, target: Target, job: Job, call: Call, run: "_Run[AnswerT]") -> Pending | None:
+        run.pending = self._inference.begin(target, job, call, run)
+        if run.pending is None:
+            return None
+        self._admission.in_flight += 1
+        return run
+
     def _check_as_of(self, as_of_us: int) -> None:
         latest_us = int((self._now() + self._clock_tolerance_s) * _SECOND_US)
         if 0 <= as_of_us <= latest_us:
@@ -224,39 +276,43 @@ class Predictor:
         return routed
 
 
-class _InferRun:
-    """One request of tensors on its way without a task."""
+class _Run(Generic[AnswerT]):
+    """One request on its way without a task."""
 
-    __slots__ = ("_admission", "_choice", "_encode", "_reply", "_seen", "pending")
+    __slots__ = ("_admission", "_begun", "_read", "_seen", "pending")
 
     def __init__(
         self,
         admission: Admission,
         seen: Observation,
-        choice: Choice,
-        reply: Reply,
-        encode: Callable[[TensorAnswer], bytes],
+        read: Callable[[tuple[Tensor, ...]], AnswerT],
+        begun: Begun[AnswerT],
     ) -> None:
+        """`read` makes the answer of the outputs."""
         self._admission = admission
         self._seen = seen
-        self._choice = choice
-        self._reply = reply
-        self._encode = encode
+        self._read = read
+        self._begun = begun
         self.pending: Pending | None = None
 
     def take_outputs(self, outputs: tuple[Tensor, ...]) -> None:
-        self._seen.outputs = outputs
         try:
-            self._end(None)
-            body = self._encode(TensorAnswer(outputs, self._choice, tuple(self._seen.ids)))
+            answer = self._read(outputs)
         except Exception as error:  # noqa: BLE001 - others wait for what came with it
-            self._reply.fail(error)
+            self.fail(error)
+            return
+        self._seen.outputs = outputs
+        self._end(None)
+        try:
+            body = self._begun.encode(answer)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._begun.reply.fail(error)
         else:
-            self._reply.answer(body)
+            self._begun.reply.answer(body)
 
     def fail(self, error: Exception) -> None:
         self._end(error)
-        self._reply.fail(error)
+        self._begun.reply.fail(error)
 
     def take_back(self) -> None:
         if self.pending is not None:

@@ -18,7 +18,7 @@ from services.common.stream_answers import Streams
 from services.router.convert.oip import InferAnswers, InferForms, infer_from_proto, infer_to_proto, tensor_metadata
 from services.router.convert.request import check_names
 from services.router.domain.catalog import Catalog
-from services.router.domain.prediction import Predictor
+from services.router.domain.prediction import Begun, Predictor
 
 SERVER_NAME: Final = "interlock-router"
 EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "parameters", "streaming")
@@ -44,7 +44,8 @@ class OipServicer(SharedMemoryMethods):
         asked = self._forms.request(sketch)
         if asked is None:
             return None
-        return self._predictor.begin_infer(asked, call, reply, partial(self._answers.encode, request_id=sketch.id))
+        begun = Begun(reply, partial(self._answers.encode, request_id=sketch.id))
+        return self._predictor.begin_infer(asked, call, begun)
 
     @raw
     @begun_by(begin_infer)

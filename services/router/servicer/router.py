@@ -5,8 +5,8 @@ from contextlib import aclosing
 
 from interlock.router.v1 import router_service_pb2 as pb
 
-from services.common.call import Call, answers_many
-from services.common.chain import ByteBudget
+from services.common.call import Call, Pending, Reply, answers_many, begun_by
+from services.common.chain import ByteBudget, parse_message
 from services.common.stream_answers import Streams, Work
 from services.router.convert.prediction import prediction_to_proto, row_to_proto, rows_to_proto
 from services.router.convert.request import predict_from_proto, rows_from_proto
@@ -21,7 +21,8 @@ from services.router.convert.streams import (
     refuse_item,
     refuse_part,
 )
-from services.router.domain.prediction import Predictor
+from services.router.domain.answer import Answer
+from services.router.domain.prediction import Begun, Predictor
 from services.router.domain.row import Row
 
 # What is read ahead of a slow reader of PredictRowsStream is predicted for nobody, should it go.
@@ -36,6 +37,20 @@ class RouterServicer:
         self._streams = streams
         self._row_streams = row_streams
 
+    def begin_predict(self, payload: bytes, call: Call, reply: Reply) -> Pending | None:
+        """Predict one row that needs no features but its own."""
+        request = parse_message(pb.PredictRequest, payload)
+        if not self._predictor.has_plain_version(request.model):
+            return None
+        ask = predict_from_proto(request)
+
+        def encode(answer: Answer) -> bytes:
+            prediction = prediction_to_proto(answer, probabilities=ask.probabilities)
+            return pb.PredictResponse(prediction=prediction).SerializeToString()
+
+        return self._predictor.begin_predict(ask.model, ask.version, ask.row, call, Begun(reply, encode))
+
+    @begun_by(begin_predict)
     async def Predict(self, request: pb.PredictRequest, call: Call) -> pb.PredictResponse:
         """Predict one row."""
         ask = predict_from_proto(request)

@@ -1,4 +1,4 @@
-"""ModelInfer of the router through the door inside Envoy, where it needs no task: the same answers, whatever breaks."""
+"""Predict and ModelInfer of the router through the door inside Envoy, where it needs no task: the same answers, whatever breaks."""
 
 import asyncio
 import random
@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from inference import grpc_service_pb2 as oip_pb
+from interlock.router.v1 import router_service_pb2 as pb
+from interlock.types.v1.feature_value_pb2 import FeatureValue
 
 from services.common.door_asgi import AsgiDoor
 from services.common.door_sweeper import Sweeper
@@ -19,30 +21,32 @@ from tests.fakes.router_inference import status_of
 from tests.fakes.router_models import PAIR
 from tests.fakes.router_world import STANDARD_READY, World, eventually
 
-PATH = "/inference.GRPCInferenceService/ModelInfer"
-ROWS = (1, 2, 3)
+PATHS = {
+    "infer": "/inference.GRPCInferenceService/ModelInfer",
+    "predict": "/interlock.router.v1.RouterService/Predict",
+}
+both_forms = pytest.mark.parametrize("form", list(PATHS))
 
 
 class Door:
     """The door over the router of a world, in this process."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, form: str) -> None:
+        self._form = form
         self.chain = world.running.runtime.chain
         self._door = AsgiDoor(self.chain, world.running.methods)
 
     async def know(self) -> None:
         """Have requests of each size answered once: from then on they need no task."""
-        for rows in ROWS:
-            assert value_of(await self.answered(self.ask(0, rows))) == (0.5,) * rows
+        for a in range(3):
+            await self.check(a, self.ask(a))
 
-    def ask(self, a: int, rows: int = 1, timeout: str = "20S") -> EnvoyLike:
-        request = oip_pb.ModelInferRequest(model_name=PAIR, id=f"id-{a}")
-        request.inputs.add(name="x", datatype="FP64", shape=[rows, 2])
-        request.raw_input_contents.append(struct.pack(f"<{2 * rows}d", *([float(a), 0.5] * rows)))
-        server = EnvoyLike(frame(request.SerializeToString()))
+    def ask(self, a: int, timeout: str = "20S") -> EnvoyLike:
+        message = self._predict(a) if self._form == "predict" else self._infer(a)
+        server = EnvoyLike(frame(message.SerializeToString()))
         headers = {"content-type": "application/grpc", "te": "trailers", "grpc-timeout": timeout}
         pairs = [(key.encode(), value.encode()) for key, value in headers.items()]
-        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": PATH, "headers": pairs}
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": PATHS[self._form], "headers": pairs}
         assert self._door.begin(scope, server.receive, server.send) is None
         return server
 
@@ -50,16 +54,37 @@ class Door:
         await eventually(lambda: (len(server.sent) >= 2 and not server.sent[0]["trailers"]) or len(server.sent) == 3)
         return server
 
+    async def check(self, a: int, server: EnvoyLike) -> None:
+        """The answer comes, and is that of request `a`."""
+        self.check_sent(a, await self.answered(server))
+
+    def check_sent(self, a: int, server: EnvoyLike) -> None:
+        body, value = server.sent[1]["body"][5:], a * 1000 + 0.5
+        if self._form == "predict":
+            assert pb.PredictResponse.FromString(body).prediction.prediction.double_value == value
+            return
+        answer = oip_pb.ModelInferResponse.FromString(body)
+        assert (answer.id, answer.model_name) == (f"id-{a}", PAIR)
+        assert answer.raw_output_contents[0] == struct.pack("<d", value) * _rows(a)
+
+    def _predict(self, a: int) -> pb.PredictRequest:
+        features = {name: FeatureValue(double_value=value) for name, value in (("a", float(a)), ("b", 0.5))}
+        return pb.PredictRequest(model=PAIR, features=features)
+
+    def _infer(self, a: int) -> oip_pb.ModelInferRequest:
+        request = oip_pb.ModelInferRequest(model_name=PAIR, id=f"id-{a}")
+        request.inputs.add(name="x", datatype="FP64", shape=[_rows(a), 2])
+        request.raw_input_contents.append(struct.pack("<2d", float(a), 0.5) * _rows(a))
+        return request
+
     async def check_books(self) -> None:
         """Nothing of any call is left."""
         await eventually(lambda: not self.chain.deadlines.watched)
         assert (self.chain.budget.used_bytes, self.chain.arrivals.count()) == (0, 0)
 
 
-def value_of(server: EnvoyLike) -> tuple[float, ...]:
-    answer = oip_pb.ModelInferResponse.FromString(server.sent[1]["body"][5:])
-    data = answer.raw_output_contents[0]
-    return struct.unpack(f"<{len(data) // 8}d", data)
+def _rows(a: int) -> int:
+    return 1 + a % 3
 
 
 def has_task() -> bool:
@@ -67,12 +92,12 @@ def has_task() -> bool:
 
 
 @asynccontextmanager
-async def opened(replicas: int = 1, **overrides: object) -> AsyncIterator[tuple[World, Door]]:
+async def opened(form: str, replicas: int = 1, **overrides: object) -> AsyncIterator[tuple[World, Door]]:
     async with World(replicas=replicas) as world:
         world.overrides |= overrides
         await world.start_router()
         await eventually(lambda: all(replica.streams == len(STANDARD_READY) for replica in world.replicas))
-        door = Door(world)
+        door = Door(world, form)
         await door.know()
         sweeping = asyncio.ensure_future(Sweeper(door.chain.deadlines).run())
         for replica in world.replicas:
@@ -83,43 +108,41 @@ async def opened(replicas: int = 1, **overrides: object) -> AsyncIterator[tuple[
 
 
 async def all_right(door: Door, first: int, count: int) -> None:
-    servers = [door.ask(a, 1 + a % 3) for a in range(first, first + count)]
+    servers = [door.ask(a) for a in range(first, first + count)]
     for a, server in enumerate(servers, first):
-        assert value_of(await door.answered(server)) == (a * 1000 + 0.5,) * (1 + a % 3)
+        await door.check(a, server)
 
 
-async def test_a_call_waits_for_its_answer_without_a_task() -> None:
-    async with opened() as (world, door):
+@both_forms
+async def test_a_call_waits_for_its_answer_without_a_task(form: str) -> None:
+    async with opened(form) as (world, door):
         world.replica.hold = asyncio.Event()
         servers = [door.ask(a) for a in range(50)]
         await eventually(lambda: len(world.replica.items) == 50)
         assert not has_task()
         world.replica.hold.set()
         for a, server in enumerate(servers):
-            assert value_of(await door.answered(server)) == (a * 1000 + 0.5,)
-            answer = oip_pb.ModelInferResponse.FromString(server.sent[1]["body"][5:])
-            assert (answer.id, answer.model_name, answer.parameters["served_by"].string_param != "") == (
-                f"id-{a}", PAIR, True,
-            )  # fmt: skip
-        answered = world.metric("interlock_router_requests_total", method=PATH[1:], code="OK")
-        assert answered == 50 + len(ROWS)
+            await door.check(a, server)
+        method = PATHS[form][1:]
+        assert world.metric("interlock_router_requests_total", method=method, code="OK") == 53
 
 
-async def test_thousands_of_calls_whose_callers_go_never_mix_answers_up() -> None:
-    async with opened() as (world, door):
+@both_forms
+async def test_thousands_of_calls_whose_callers_go_never_mix_answers_up(form: str) -> None:
+    async with opened(form) as (world, door):
         world.replica.delay_s = 0.002
         chance = random.Random(7)
 
         async def one(a: int) -> str:
             await asyncio.sleep(chance.random() * 0.5)
-            server = door.ask(a, 1 + a % 3)
+            server = door.ask(a)
             if a % 2:
                 await asyncio.sleep(chance.random() * 0.05)
                 server.gone = True
             await eventually(lambda: len(server.sent) == 3 or server.gone)
             if not server.sent:
                 return "gone"
-            assert value_of(server) == (a * 1000 + 0.5,) * (1 + a % 3)
+            door.check_sent(a, server)
             return "answered"
 
         outcomes = await asyncio.gather(*(one(a) for a in range(1000)))
@@ -128,16 +151,18 @@ async def test_thousands_of_calls_whose_callers_go_never_mix_answers_up() -> Non
         await all_right(door, 5000, 30)
 
 
-async def test_a_worker_that_died_costs_one_more_try() -> None:
-    async with opened() as (world, door):
+@both_forms
+async def test_a_worker_that_died_costs_one_more_try(form: str) -> None:
+    async with opened(form) as (world, door):
         world.replica.refuse = lambda item: (
             status_of(grpc.StatusCode.UNAVAILABLE, "WORKER_DIED") if item.attempt == 1 else None
         )
-        assert value_of(await door.answered(door.ask(3))) == (3000.5,)
+        await door.check(3, door.ask(3))
         assert [item.attempt for item in world.replica.items] == [1, 2]
         assert world.metric("interlock_router_inference_retries_total") == 1
 
 
+@both_forms
 @pytest.mark.parametrize(
     ("code", "reason", "status", "items"),
     [
@@ -146,23 +171,25 @@ async def test_a_worker_that_died_costs_one_more_try() -> None:
     ],
 )
 async def test_what_inference_refuses_reaches_the_caller(
-    code: grpc.StatusCode, reason: str, status: bytes, items: int
+    form: str, code: grpc.StatusCode, reason: str, status: bytes, items: int
 ) -> None:
-    async with opened() as (world, door):
+    async with opened(form) as (world, door):
         world.replica.refuse = lambda _: status_of(code, reason)
         server = await door.answered(door.ask(1))
         assert (server.header(b"grpc-status"), len(world.replica.items)) == (status, items)
 
 
-async def test_a_broken_stream_loses_no_call() -> None:
-    async with opened() as (world, door):
+@both_forms
+async def test_a_broken_stream_loses_no_call(form: str) -> None:
+    async with opened(form) as (world, door):
         world.replica.delay_s = 0.005
         world.replica.break_after_items = 20
         await all_right(door, 1, 100)
 
 
-async def test_a_frozen_replica_costs_no_call() -> None:
-    async with opened(3, attempt_timeout_s=0.1) as (world, door):
+@both_forms
+async def test_a_frozen_replica_costs_no_call(form: str) -> None:
+    async with opened(form, 3, attempt_timeout_s=0.1) as (world, door):
         frozen = world.replicas[0]
         frozen.silent, frozen.hold = True, asyncio.Event()
         for first in range(0, 200, 20):
@@ -173,8 +200,9 @@ async def test_a_frozen_replica_costs_no_call() -> None:
         await all_right(door, 200, 50)
 
 
-async def test_the_deadline_ends_a_call_and_takes_it_back() -> None:
-    async with opened() as (world, door):
+@both_forms
+async def test_the_deadline_ends_a_call_and_takes_it_back(form: str) -> None:
+    async with opened(form) as (world, door):
         world.replica.hold = asyncio.Event()
         server = await door.answered(door.ask(1, timeout="100m"))
         assert server.header(b"grpc-status") == b"4"
@@ -183,8 +211,9 @@ async def test_the_deadline_ends_a_call_and_takes_it_back() -> None:
         await all_right(door, 2, 3)
 
 
-async def test_without_a_replica_a_call_hears_so() -> None:
-    async with opened() as (world, door):
+@both_forms
+async def test_without_a_replica_a_call_hears_so(form: str) -> None:
+    async with opened(form) as (world, door):
         world.replica.set_ready([])
         await eventually(lambda: world.replica.streams == 0)
         server = await door.answered(door.ask(1, timeout="1S"))
