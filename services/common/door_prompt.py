@@ -143,13 +143,17 @@ class PromptCall:
         if self._over:
             return
         try:
-            self._pending = self._set_out(question)
+            pending = self._set_out(question)
         except BaseException as error:  # noqa: BLE001 - nobody else would answer the caller
             self.fail(error)
             return
-        if self._pending is None and not self._over:
+        if self._over:
+            return
+        if pending is None:
             self._end_uncounted()
             self._go_on(_from_the_beginning(question, self._receive))
+        else:
+            self._pending = pending
 
     def _set_out(self, question: "asyncio.Future[Event]") -> Pending | None:
         if question.cancelled() or question.exception() is not None:
@@ -172,6 +176,8 @@ class PromptCall:
 
     def _end(self) -> None:
         self._over = True
+        # It knows us as well: a circle for each call would keep the garbage collector busy, and the caches cold.
+        self._pending = None
         self._chain.deadlines.remove(self)
         self._chain.budget.used_bytes -= self._size_bytes
 

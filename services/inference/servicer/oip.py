@@ -67,8 +67,10 @@ class _PromptAnswer:
         self._ident = ident
         self._reply = reply
         self.item: Item | None = None
+        """Set while it waits: it knows this object too."""
 
     def deliver(self, answer: BatchAnswer, places: Sequence[Place]) -> None:
+        self.item = None
         try:
             body = self._answers.encode(self._host.key, self._ident, answer, places[0])
         except Exception as error:  # noqa: BLE001 - its batch-mates are not to suffer
@@ -77,11 +79,13 @@ class _PromptAnswer:
             self._reply.answer(body)
 
     def fail(self, items: Sequence[Item], error: ServiceError) -> None:
+        self.item = None
         self._reply.fail(error)
 
     def take_back(self) -> None:
-        if self.item is not None:
-            self._host.cancel(self.item)
+        item, self.item = self.item, None
+        if item is not None:
+            self._host.cancel(item)
 
 
 class OipServicer(SharedMemoryMethods):

@@ -320,6 +320,8 @@ class _Run(Generic[AnswerT]):
         self._end(asyncio.CancelledError())
 
     def _end(self, error: BaseException | None) -> None:
+        # It knows this object too.
+        self.pending = None
         self._admission.in_flight -= 1
         self._seen.end(error)
 

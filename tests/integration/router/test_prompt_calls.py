@@ -1,6 +1,7 @@
 """Predict and ModelInfer of the router through the door inside Envoy, where it needs no task: the same answers, whatever breaks."""
 
 import asyncio
+import gc
 import random
 import struct
 from collections.abc import AsyncIterator
@@ -125,6 +126,19 @@ async def test_a_call_waits_for_its_answer_without_a_task(form: str) -> None:
             await door.check(a, server)
         method = PATHS[form][1:]
         assert world.metric("interlock_router_requests_total", method=method, code="OK") == 53
+
+
+@both_forms
+async def test_an_answered_call_leaves_nothing_for_the_garbage_collector(form: str) -> None:
+    """Circles of objects, one for each call, made the collector and cold caches eat what having no task gains."""
+    async with opened(form) as (_, door):
+        gc.disable()
+        try:
+            await all_right(door, 1, 50)
+            kinds = {type(each).__name__ for each in gc.get_objects()}
+        finally:
+            gc.enable()
+        assert not kinds & {"PromptCall", "_Run", "_FirstTry", "Observation"}
 
 
 @both_forms

@@ -283,6 +283,8 @@ class _FirstTry:
     def _end(self, *, failed: bool | None) -> None:
         self._over = True
         self._place[1].end(self._item)
+        # It knows this object too.
+        del self._item
         self._place[0].standing(self._asked.key).left(self._started, probing=self._probing, failed=failed)
 
     async def _go_on(self, failed: HopFailed) -> None:
