@@ -71,7 +71,8 @@ def _guided(name: str, runs: int) -> Found:
         command = [sys.executable, "-m", "tests.proof.fuzz_guided", name, *options]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=ROOT, check=False)
     covered = re.findall(r" cov: (\d+)", done.stderr)
-    bug = "" if done.returncode == 0 else f"{name}, exit {done.returncode}:\n{(done.stdout + done.stderr)[-_SHOWN_CHARS:]}"
+    end = f"{name}, exit {done.returncode}:\n{(done.stdout + done.stderr)[-_SHOWN_CHARS:]}"
+    bug = end if done.returncode else ""
     return Found(
         name, runs, time.monotonic() - begun, f"{covered[-1] if covered else '?'} lines and branches covered", bug
     )
