@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Final
 
 from interlock_cli.settings import StackSettings
@@ -11,6 +12,7 @@ from interlock_cli.stack.spec import Port, ServiceSpec, StackPlan
 from interlock_cli.stack.state_folder import StateFolder
 from services.common.edge.installation import shared_libpython
 from services.common.settings import join_host_port
+from services.common.unix_http import exchange
 
 DRAIN_ORDER: Final = ("edge", "router", "inference", "features", "registry", "monitor", "redis")
 
@@ -96,9 +98,5 @@ class _Builder:
 
 async def _answers(host: str, port: int) -> bool:
     """Return whether the event loop of a service answers."""
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(b"GET /health HTTP/1.1\r\nhost: local\r\nconnection: close\r\n\r\n")
-        return (await reader.readline()).startswith(b"HTTP/1.1 200")
-    finally:
-        writer.close()
+    status, _ = await exchange(*await asyncio.open_connection(host, port), "GET", "/health", f"{host}:{port}")
+    return status == HTTPStatus.OK

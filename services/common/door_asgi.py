@@ -97,7 +97,9 @@ class AsgiDoor:
         try:
             if method is not None:
                 if is_grpc:
-                    await _send_grpc(send, await self._answer_grpc(method, headers, receive))
+                    await _send_grpc(
+                        send, await self._answer_grpc(method, headers, receive, self._accept(method, headers))
+                    )
                 else:
                     await _send_http(send, 415, [], b"")
             elif is_grpc:
@@ -136,10 +138,10 @@ class AsgiDoor:
         method: Method,
         headers: Headers,
         receive: Receive,
-        accepted: tuple[Call, ServiceError | None] | None = None,
+        accepted: tuple[Call, ServiceError | None],
     ) -> Awaitable[Answer]:
         chain, limit_bytes = self._chain, self._chain.limits.message_bytes
-        call, refusal = accepted or self._accept(method, headers)
+        call, refusal = accepted
 
         async def read(watched: Watched) -> bytes:
             if refusal is not None or b"trailers" not in headers.raw.get(b"te", b""):

@@ -100,7 +100,7 @@ class PromptCall:
             self.fail(error)
             return
         self._end()
-        self._metrics.answered(time.monotonic() - self.since)
+        self._metrics.finish(time.monotonic() - self.since, "OK")
         headers = [CONTENT_TYPE, ACCEPT_ENCODING, self._request_id()]
         self._give(
             {"type": "http.response.start", "status": 200, "headers": headers, "trailers": True},

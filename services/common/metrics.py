@@ -116,14 +116,10 @@ class MethodMetrics:
         self.in_flight = 0
         self._finished = finished
 
-    def answered(self, seconds: float) -> None:
-        """Count one call that was in flight and is answered well."""
+    def finish(self, seconds: float, code: str) -> None:
+        """Count one call that was in flight and is over, under its gRPC code name."""
         self.in_flight -= 1
         self.seconds.observe(seconds)
-        self.count("OK")
-
-    def count(self, code: str) -> None:
-        """Count one finished call under its gRPC code name."""
         self._finished.add((self.method, code))
 
 

@@ -135,9 +135,7 @@ class OipServicer(SharedMemoryMethods):
             return None
         waiting = _PromptAnswer(self._answers, host, sketch.id, reply)
         host.dispatcher.arrived(1)
-        waiting.item = self._item(host, wanted, waiting, call)
-        host.submit(waiting.item)
-        host.dispatcher.pump_soon()
+        waiting.item = self._submit(host, wanted, waiting, call)
         return waiting
 
     @raw
@@ -232,20 +230,19 @@ class OipServicer(SharedMemoryMethods):
     async def _run(self, host: ModelHost, wanted: InferRequest, call: Call) -> _Outcome:
         """Run a request that the dispatcher has counted as arrived."""
         waiting = _Answer()
-        item = self._item(host, wanted, waiting, call)
-        host.submit(item)
-        host.dispatcher.pump_soon()
+        item = self._submit(host, wanted, waiting, call)
         try:
             return await waiting.future
         except asyncio.CancelledError:
             host.cancel(item)
             raise
 
-    def _item(self, host: ModelHost, wanted: InferRequest, waiting: Sink, call: Call) -> Item:
+    def _submit(self, host: ModelHost, wanted: InferRequest, waiting: Sink, call: Call) -> Item:
+        """Queue a request that the dispatcher has counted as arrived. Raises a `ServiceError` when it is refused."""
         deadline = call.deadline
         if wanted.timeout_s is not None:
             deadline = min(deadline, time.monotonic() + wanted.timeout_s)
-        return Item(
+        item = Item(
             rows=wanted.rows,
             inputs=wanted.inputs,
             key=wanted.key,
@@ -255,6 +252,9 @@ class OipServicer(SharedMemoryMethods):
             request_id=call.request_id,
             trace=self._tracer.begin(host.key, call.traceparent),
         )
+        host.submit(item)
+        host.dispatcher.pump_soon()
+        return item
 
     def _find_ready(self, model: str, version: str) -> ModelHost:
         _check_ids(model, version, "model_name")
