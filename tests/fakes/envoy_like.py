@@ -1,8 +1,21 @@
 """The server inside Envoy, as an ASGI application sees it."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Generator, MutableMapping
 from typing import Any
+
+
+def grpc_scope(path: str, **headers: str) -> dict[str, Any]:
+    """The scope of a gRPC call; an underscore in a name is a hyphen, and an empty header is left out."""
+    wire = {"content-type": "application/grpc", "te": "trailers"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    pairs = [(key.encode(), value.encode()) for key, value in wire.items() if value]
+    return {"type": "http", "method": "POST", "path": path, "headers": pairs}
+
+
+def count_of(*kinds: str) -> int:
+    """How many objects of the classes of these names the garbage collector knows."""
+    return sum(type(each).__name__ in kinds for each in gc.get_objects())
 
 
 class Sent(Awaitable[None]):

@@ -6,7 +6,6 @@ import random
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +16,7 @@ from interlock.types.v1.feature_value_pb2 import FeatureValue
 from services.common.door_asgi import AsgiDoor
 from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
-from tests.fakes.envoy_like import EnvoyLike
+from tests.fakes.envoy_like import EnvoyLike, count_of, grpc_scope
 from tests.fakes.router_inference import status_of
 from tests.fakes.router_models import PAIR
 from tests.fakes.router_world import STANDARD_READY, World, eventually
@@ -45,9 +44,7 @@ class Door:
     def ask(self, a: int, timeout: str = "20S") -> EnvoyLike:
         message = self._predict(a) if self._form == "predict" else self._infer(a)
         server = EnvoyLike(frame(message.SerializeToString()))
-        headers = {"content-type": "application/grpc", "te": "trailers", "grpc-timeout": timeout}
-        pairs = [(key.encode(), value.encode()) for key, value in headers.items()]
-        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": PATHS[self._form], "headers": pairs}
+        scope = grpc_scope(PATHS[self._form], grpc_timeout=timeout)
         assert self._door.begin(scope, server.receive, server.send) is None
         return server
 
@@ -86,11 +83,6 @@ class Door:
 
 def _rows(a: int) -> int:
     return 1 + a % 3
-
-
-def count_of(kinds: set[str]) -> int:
-    """How many objects of these classes the collector knows."""
-    return sum(type(each).__name__ in kinds for each in gc.get_objects())
 
 
 def has_task() -> bool:
@@ -140,9 +132,9 @@ async def test_an_answered_call_leaves_nothing_for_the_garbage_collector(form: s
         gc.collect()
         gc.disable()
         try:
-            before = count_of({"PromptCall", "_Run", "_FirstTry", "Observation"})
+            before = count_of("PromptCall", "_Run", "_FirstTry", "Observation")
             await all_right(door, 1, 50)
-            assert count_of({"PromptCall", "_Run", "_FirstTry", "Observation"}) == before
+            assert count_of("PromptCall", "_Run", "_FirstTry", "Observation") == before
         finally:
             gc.enable()
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, MutableMapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
 from services.common.tracing import Tracing
-from tests.fakes.envoy_like import EnvoyLike, Quiet
+from tests.fakes.envoy_like import EnvoyLike, Quiet, grpc_scope
 
 Message = dict[str, Any]
 LIMIT = 1000
@@ -42,10 +43,7 @@ def door_of(
     return AsgiDoor(chain, [method_of(handler)]), Sweeper(chain.deadlines), chain
 
 
-def scope(**headers: str) -> Message:
-    wire = {"content-type": "application/grpc", "te": "trailers"} | {k.replace("_", "-"): v for k, v in headers.items()}
-    pairs = [(key.encode(), value.encode()) for key, value in wire.items() if value]
-    return {"type": "http", "method": "POST", "path": "/t.S/Call", "headers": pairs}
+scope = partial(grpc_scope, "/t.S/Call")
 
 
 def framed(text: str) -> bytes:

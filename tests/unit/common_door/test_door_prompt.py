@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from services.common.errors import ResourceExhausted
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
 from services.common.tracing import Tracing
-from tests.fakes.envoy_like import EnvoyLike, Quiet
+from tests.fakes.envoy_like import EnvoyLike, Quiet, grpc_scope
 
 LIMIT = 1000
 
@@ -75,10 +76,7 @@ class World:
         assert held == (0, 0, 0, 0)
 
 
-def scope(**headers: str) -> dict[str, Any]:
-    wire = {"content-type": "application/grpc", "te": "trailers"} | {k.replace("_", "-"): v for k, v in headers.items()}
-    pairs = [(key.encode(), value.encode()) for key, value in wire.items() if value]
-    return {"type": "http", "method": "POST", "path": "/t.S/Call", "headers": pairs}
+scope = partial(grpc_scope, "/t.S/Call")
 
 
 async def until(condition: Callable[[], object]) -> None:

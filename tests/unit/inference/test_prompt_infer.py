@@ -25,16 +25,11 @@ from services.inference.domain.model_host import ModelHost
 from services.inference.domain.replica import Replica
 from services.inference.domain.version import BatchingPolicy, LoadState, VersionKey, VersionSpec
 from services.inference.servicer.oip import OipServicer
-from tests.fakes.envoy_like import EnvoyLike
+from tests.fakes.envoy_like import EnvoyLike, count_of, grpc_scope
 from tests.fakes.inference_runner import ANSWER, SPEC, FakeRunner
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 QUEUE_ROWS = 64
-
-
-def count_of(kinds: set[str]) -> int:
-    """How many objects of these classes the collector knows."""
-    return sum(type(each).__name__ in kinds for each in gc.get_objects())
 
 
 class World:
@@ -64,9 +59,7 @@ class World:
         request.inputs.add(name="x", datatype="UINT8", shape=[1, 1])
         request.raw_input_contents.append(bytes((a,)))
         server = EnvoyLike(frame(request.SerializeToString()))
-        headers = {"content-type": "application/grpc", "te": "trailers", "grpc-timeout": timeout}
-        pairs = [(key.encode(), value.encode()) for key, value in headers.items()]
-        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": PATH, "headers": pairs}
+        scope = grpc_scope(PATH, grpc_timeout=timeout)
         assert self._door.begin(scope, server.receive, server.send) is None
         return server
 
@@ -97,13 +90,12 @@ async def test_each_call_gets_its_own_rows_and_none_has_a_task() -> None:
     servers = [world.ask(a) for a in range(40)]
     await until(lambda: world.host.dispatcher.in_flight == 40)
     assert not any(task.get_name() == "call" for task in asyncio.all_tasks())
-    kinds = {"PromptCall", "_PromptAnswer"}
     gc.disable()
     try:
-        waiting = count_of(kinds)
+        waiting = count_of("PromptCall", "_PromptAnswer")
         await world.all_answered(servers)
         # A circle of objects for each call would be for the collector, which costs more than having no task gains.
-        assert waiting - count_of(kinds) == 80
+        assert waiting - count_of("PromptCall", "_PromptAnswer") == 80
     finally:
         gc.enable()
     for a, server in enumerate(servers):
@@ -156,9 +148,7 @@ async def test_a_model_that_is_not_here_is_refused(model: str) -> None:
     world = World()
     request = oip_pb.ModelInferRequest(model_name=model)
     server = EnvoyLike(frame(request.SerializeToString()))
-    headers = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
-    scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers}
-    assert AsgiDoor(world.chain, world.methods).begin(scope, server.receive, server.send) is None
+    assert AsgiDoor(world.chain, world.methods).begin(grpc_scope(PATH), server.receive, server.send) is None
     await until(lambda: server.sent)
     assert server.header(b"grpc-status") in {b"3", b"5"}
     world.check_books()
