@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -136,15 +136,20 @@ def requests() -> tuple[list[bytes], "object"]:
     for asked in request_bodies(flights, MODEL, timedelta()):
         user_id = asked["user_id"]
         message = router_pb.PredictRequest(model=MODEL, version="1", user_id=user_id, include_probabilities=True)
-        for name, value in asked["features"].items():
-            if name in CATEGORICAL:
-                message.features[name].string_value = value
-            else:
-                message.features[name].int64_value = value
+        put_features(message, asked["features"])
         bodies.append(message.SerializeToString())
     if len(set(bodies)) != ROW_COUNT:
         raise SystemExit(f"{len(set(bodies))} distinct rows, {ROW_COUNT} wanted")
     return bodies, flights.features
+
+
+def put_features(message: router_pb.PredictRequest, features: Mapping[str, Any]) -> None:
+    """Puts a flight's features into a request."""
+    for name, value in features.items():
+        if name in CATEGORICAL:
+            message.features[name].string_value = value
+        else:
+            message.features[name].int64_value = value
 
 
 def check_answers(bodies: list[bytes], rows: "object", trained: TrainedVersion) -> None:

@@ -32,10 +32,21 @@ import numpy as np
 import psutil
 from interlock.router.v1 import router_service_pb2 as router_pb
 
-from benchmarks.end_to_end import LOAD, MODEL, PORT_OFFSET, PREDICT, READY_TIMEOUT_S, ROOT, ROW_COUNT, UNDER_TEST, stack
+from benchmarks.end_to_end import (
+    LOAD,
+    MODEL,
+    PORT_OFFSET,
+    PREDICT,
+    READY_TIMEOUT_S,
+    ROOT,
+    ROW_COUNT,
+    UNDER_TEST,
+    put_features,
+    stack,
+)
 from benchmarks.h2_load import Load, Tally
 from benchmarks.processor_time import ProcessorTime
-from interlock_cli.demo.data import CATEGORICAL, LATER, LIVE, load_flights
+from interlock_cli.demo.data import LATER, LIVE, load_flights
 from interlock_cli.demo.replay import departure_times, shift_to
 from interlock_cli.demo.run import REPLAYED
 from interlock_cli.demo.traffic import request_bodies
@@ -194,11 +205,7 @@ def requests(version: str) -> list[bytes]:
         message.as_of_time.FromDatetime(as_of)
         if version == "2":
             message.entities.update(asked["entities"])
-        for name, value in asked["features"].items():
-            if name in CATEGORICAL:
-                message.features[name].string_value = value
-            else:
-                message.features[name].int64_value = value
+        put_features(message, asked["features"])
         bodies.append(message.SerializeToString())
     return bodies
 
