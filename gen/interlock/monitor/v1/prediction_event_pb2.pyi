@@ -93,7 +93,10 @@ class PredictionBatch(_message.Message):
     """Prediction ids, UUIDv7, 16 bytes each, joined."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
-        """Rows as the model took them. Rows of predictions that were not run are absent: has_tensors tells."""
+        """Rows as the model took them. Rows of predictions that were not run are absent: has_tensors tells. So is a tensor that has no
+        columns in the log: one of more than two dimensions, or one in which no feature is, if others are or if it has more than 64
+        columns.
+        """
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]:
