@@ -39,7 +39,7 @@ class Settings(CommonSettings):
     event_interval_s: PositiveFloat = 0.5
     """How long prediction events wait at most until they leave for the monitor; a full batch leaves at once. Seconds."""
     event_queue_limit: PositiveInt = 10_000
-    """Predictions that may wait for the monitor; beyond that the oldest are dropped and counted."""
+    """Predictions that may wait for the monitor; beyond that the oldest batch of them is dropped and counted."""
     event_queue_limit_bytes: PositiveInt = 64 * 1024 * 1024
     """Bytes that waiting predictions may hold."""
     event_flush_s: PositiveFloat = 2.0

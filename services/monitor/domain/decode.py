@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from services.common.tensor_limits import UNNAMED_COLUMNS_LIMIT
 from services.monitor.domain.columns import Bytes, FeatureColumn, Floats, Ints, Numbers, PredictionColumns
 from services.monitor.domain.raw_batch import RawBatch, RawTensor
 from services.monitor.domain.version_info import FeatureKind, Task, VersionInfo
@@ -29,8 +30,6 @@ DTYPES: Final[Mapping[str, npt.DTypeLike]] = {
     "FP64": "<f8",
     _BF16: "<u2",
 }
-UNNAMED_COLUMNS_LIMIT: Final = 64
-"""Columns of a tensor that become features of their own when no signature names them; a wider tensor has none."""
 _LENGTH: Final = Struct("<I")
 _REASONS: Final = (None, "ABSENT", "STALE", "UNAVAILABLE")
 """By number of the contract's MissingReason."""

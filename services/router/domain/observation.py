@@ -95,15 +95,17 @@ class Observation:
         status, code = _outcome(error, self._call)
         seconds = time.perf_counter() - self._started
         self._metrics.observe(self._choice, code, len(self.ids), seconds, fixed=self.fixed)
-        ran = status == 0
-        inputs, names = self.inputs if ran else (), self._choice.rules.redacted
+        ran, signature, names = status == 0, self._choice.target.version.signature, self._choice.rules.redacted
+        inputs = self.inputs if ran else ()
+        if inputs and signature.unlogged:
+            inputs = tuple([tensor for tensor in inputs if tensor.name not in signature.unlogged])
         self._events.record(
             PredictionEvent(
                 choice=self._choice,
                 ids=tuple(self.ids),
                 buckets=tuple(self._buckets),
                 degraded=tuple(self._degraded),
-                inputs=redacted(self._choice.target.version.signature, names, inputs) if names else inputs,
+                inputs=redacted(signature, names, inputs) if names else inputs,
                 outputs=self.outputs if ran else (),
                 status=status,
                 principal=self._call.principal,

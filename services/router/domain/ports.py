@@ -89,7 +89,7 @@ class PredictionEvent:
     buckets: tuple[int, ...]
     degraded: tuple[bool, ...]
     inputs: tuple[Tensor, ...]
-    """As the model took them; empty when it was not run."""
+    """As the model took them, without the signature's `unlogged`; empty when it was not run."""
     outputs: tuple[Tensor, ...]
     """As the model gave them; empty when it was not run."""
     status: int

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from services.common.tensor_limits import UNNAMED_COLUMNS_LIMIT
 from services.router.domain.tensor import DATA_TYPES, Kind
 
 REQUEST_SOURCE: Final = "request"
@@ -98,3 +99,16 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     features: tuple[FeatureSpec, ...] = ()
     prediction: PredictionSpec | None = None
+    unlogged: frozenset[str] = field(init=False, compare=False)
+    """Inputs of which the monitor's log has no columns, such as images: prediction events are without them."""
+
+    def __post_init__(self) -> None:
+        named = {feature.tensor for feature in self.features}
+        unlogged = {
+            spec.name
+            for spec in self.inputs
+            if len(spec.shape) > 2
+            or (named and spec.name not in named)
+            or (not named and len(spec.shape) == 2 and spec.shape[1] > UNNAMED_COLUMNS_LIMIT)
+        }
+        object.__setattr__(self, "unlogged", frozenset(unlogged))

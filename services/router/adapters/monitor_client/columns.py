@@ -1,16 +1,23 @@
-"""Prediction events as columnar batches of the contract."""
+"""Prediction events as columns: what waits for the monitor is kept in the form in which it leaves.
 
-from collections.abc import Iterable, Iterator, Sequence
+A prediction's own objects are let go at once. Thousands of them that wait would make every request take memory that no cache
+holds, and the collector look at each of them: that cost more than all of the code here.
+"""
+
+from collections.abc import Sequence
 from typing import Final
 
 from interlock.monitor.v1 import prediction_event_pb2
 from interlock.types.v1 import tensor_pb2
 
-from services.router.domain.enrichment import FeatureRead, MissingReason
+from services.router.domain.enrichment import FeatureRead, Missing, MissingReason
 from services.router.domain.ports import PredictionEvent
-from services.router.domain.tensor import Tensor
 
-BATCH_ROWS_LIMIT: Final = 2048
+Form = tuple[object, ...]
+
+_ROW_BYTES: Final = 128
+_TENSOR_BYTES: Final = 64
+_READ_BYTES: Final = 256
 _PREFIX: Final = "DATA_TYPE_"
 _NONE: Final = prediction_event_pb2.MISSING_REASON_UNSPECIFIED
 _REASONS: Final = {
@@ -21,131 +28,137 @@ _REASONS: Final = {
 _WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in tensor_pb2.DataType.items()}
 
 
-def event_bytes(event: PredictionEvent) -> int:
-    """Return about how much memory an event holds."""
-    size_bytes = 256 * len(event.ids)
+def form_of(event: PredictionEvent) -> tuple[Form, tuple[bytes, ...], int]:
+    """Return what events must have in common to share columns, the tensors' bytes, and about how much memory it all takes."""
+    choice = event.choice
+    version = choice.target.version
+    size_bytes = _ROW_BYTES * len(event.ids)
+    entities = None
+    if event.reads:
+        # Callers name the entities: a batch must not get a column for each name of each of them.
+        entities = frozenset([name for read in event.reads for name in read.entities])
+        size_bytes += sum([_read_bytes(read) for read in event.reads])
+    form: list[object] = [version.model, version.id, choice.variant, choice.epoch, event.fixed, entities]
+    data: list[bytes] = []
     for tensor in (*event.inputs, *event.outputs):
-        size_bytes += len(tensor.data)
-    return size_bytes + sum([_read_bytes(read) for read in event.reads]) if event.reads else size_bytes
-
-
-def to_batches(
-    events: Iterable[PredictionEvent], environment: str, limit_bytes: int
-) -> Iterator[prediction_event_pb2.PredictionBatch]:
-    """Yield batches: one version, variant, epoch and tensor form each, of bounded rows and bytes."""
-    groups: dict[tuple[object, ...], list[PredictionEvent]] = {}
-    for event in events:
-        groups.setdefault(_key(event), []).append(event)
-    for group in groups.values():
-        for part in _cut(group, limit_bytes):
-            yield _batch(part, environment)
+        form += (tensor.name, tensor.shape[1:])
+        data.append(tensor.data)
+        size_bytes += _TENSOR_BYTES + len(tensor.data)
+    return tuple(form), tuple(data), size_bytes
 
 
 def _read_bytes(read: FeatureRead) -> int:
-    values = 0 if read.fetched is None else 128 * len(read.fetched.values)
-    return 256 + values + sum(128 + len(name) + len(key) for name, key in read.entities.items())
+    times = 0 if read.fetched is None else 32 * len(read.fetched.event_times_us)
+    return _READ_BYTES + times + sum([len(key) for key in read.entities.values()])
 
 
-def _key(event: PredictionEvent) -> tuple[object, ...]:
-    version = event.choice.target.version
-    forms = tuple([(tensor.name, tensor.shape[1:]) for tensor in (*event.inputs, *event.outputs)])
-    # Callers name the entities: a batch must not get a column for each name of each of them.
-    entities = frozenset([name for read in event.reads for name in read.entities]) if event.reads else None
-    return (version.model, version.id, event.choice.variant, event.choice.epoch, event.fixed, forms, entities)
+class EventColumns:
+    """The predictions of events of one form, column by column."""
 
-
-def _cut(group: Sequence[PredictionEvent], limit_bytes: int) -> Iterator[list[PredictionEvent]]:
-    part: list[PredictionEvent] = []
-    rows = size_bytes = 0
-    for event in group:
-        more_bytes = event_bytes(event)
-        if part and (rows + len(event.ids) > BATCH_ROWS_LIMIT or size_bytes + more_bytes > limit_bytes):
-            yield part
-            part, rows, size_bytes = [], 0, 0
-        part.append(event)
-        rows += len(event.ids)
-        size_bytes += more_bytes
-    if part:
-        yield part
-
-
-def _batch(events: Sequence[PredictionEvent], environment: str) -> prediction_event_pb2.PredictionBatch:
-    first = events[0]
-    names = sorted({event.principal for event in events})
-    index = {name: position for position, name in enumerate(names)}
-    rows = sum([len(event.ids) for event in events])
-    batch = prediction_event_pb2.PredictionBatch(
-        model=first.choice.target.version.model,
-        version="" if first.fixed else first.choice.target.version.id,
-        variant=first.choice.variant,
-        environment=environment,
-        epoch=first.choice.epoch,
-        prediction_ids=b"".join([found.bytes for event in events for found in event.ids]),
-        inputs=_joined([event.inputs for event in events]),
-        outputs=_joined([event.outputs for event in events]),
-        principal_names=names,
-        redacted_features=sorted(first.choice.rules.redacted),
-        has_tensors=[bool(event.inputs) for event in events for _ in event.ids],
-        statuses=[event.status for event in events for _ in event.ids],
-        buckets=[bucket for event in events for bucket in event.buckets],
-        principals=[index[event.principal] for event in events for _ in event.ids],
-        degraded=[degraded for event in events for degraded in event.degraded],
-        cached=[False] * rows,
-        latencies_us=[event.latency_us for event in events for _ in event.ids],
-        sampling_weights=[1.0] * rows,
-        feature_read_times_us=[
-            0 if read is None or read.fetched is None else read.fetched.read_time_us
-            for event in events
-            for read in event.reads or [None] * len(event.ids)
-        ],
+    __slots__ = (
+        "_choice",
+        "_data",
+        "_entity_keys",
+        "_event_times_us",
+        "_fixed",
+        "_heads",
+        "_inputs",
+        "_missing",
+        "_read_times_us",
+        "_rows",
+        "size_bytes",
     )
-    _add_reads(batch, events)
-    _add_missing(batch, events)
-    return batch
 
+    def __init__(self, first: PredictionEvent) -> None:
+        """Make the columns for events of the form of `first`, which is not taken yet."""
+        tensors = (*first.inputs, *first.outputs)
+        self.size_bytes = 0
+        self._choice = first.choice
+        self._fixed = first.fixed
+        self._inputs = len(first.inputs)
+        self._heads = [(tensor.name, _WIRE_TYPE[tensor.data_type], tensor.shape[1:]) for tensor in tensors]
+        self._data: list[tuple[bytes, ...]] = []
+        self._rows: list[tuple[bytes, int, bool, int, str, int]] = []
+        self._read_times_us: list[int] = []
+        self._entity_keys: dict[str, list[str]] = {name: [] for read in first.reads for name in read.entities}
+        self._event_times_us: list[tuple[int, ...]] = []
+        self._missing: dict[int, Missing] = {}
 
-def _add_reads(batch: prediction_event_pb2.PredictionBatch, events: Sequence[PredictionEvent]) -> None:
-    """Add the columns of entity keys and event times, without those of redacted names."""
-    if not any(event.reads for event in events):
-        return
-    choice = events[0].choice
-    reads = [read for event in events for read in (event.reads or [None] * len(event.ids))]
-    for entity in sorted(
-        {name for read in reads if read is not None for name in read.entities} - choice.rules.redacted
-    ):
-        keys = ["" if read is None else read.entities.get(entity, "") for read in reads]
-        batch.entity_keys.add(entity=entity, keys=keys)
-    plan = choice.target.version.plan
-    for index, feature in enumerate(() if plan is None else plan.fetched):
-        if feature.spec.name in choice.rules.redacted:
-            continue
-        times = [0 if read is None or read.fetched is None else read.fetched.event_times_us[index] for read in reads]
-        batch.feature_event_times.add(feature=feature.spec.name, event_times_us=times)
+    def __len__(self) -> int:
+        """Return the number of predictions."""
+        return len(self._rows)
 
-
-def _add_missing(batch: prediction_event_pb2.PredictionBatch, events: Sequence[PredictionEvent]) -> None:
-    """Add a column for each feature that some row lacked, without redacted ones."""
-    if not any(event.missing for event in events):
-        return
-    columns: dict[str, list[prediction_event_pb2.MissingReason.ValueType]] = {}
-    count, first = sum(len(event.ids) for event in events), 0
-    for event in events:
+    def add(self, event: PredictionEvent, data: tuple[bytes, ...], size_bytes: int) -> None:
+        """Take the predictions of an event of the same form; it may be forgotten then."""
         for row, missing in event.missing.items():
-            for name, reason in missing.items():
-                columns.setdefault(name, [_NONE] * count)[first + row] = _REASONS[reason]
-        first += len(event.ids)
-    for name in sorted(columns.keys() - events[0].choice.rules.redacted):
-        batch.missing_features.add(feature=name, reasons=columns[name])
+            self._missing[len(self._rows) + row] = missing
+        if event.reads:
+            self._add_reads(event.reads)
+        status, principal, latency_us = event.status, event.principal, event.latency_us
+        for prediction_id, bucket, degraded in zip(event.ids, event.buckets, event.degraded, strict=True):
+            self._rows.append((prediction_id.bytes, bucket, degraded, status, principal, latency_us))
+        self._data.append(data)
+        self.size_bytes += size_bytes
 
+    def _add_reads(self, reads: Sequence[FeatureRead]) -> None:
+        for name, keys in self._entity_keys.items():
+            keys += [read.entities.get(name, "") for read in reads]
+        for read in reads:
+            self._read_times_us.append(0 if read.fetched is None else read.fetched.read_time_us)
+            self._event_times_us.append(() if read.fetched is None else read.fetched.event_times_us)
 
-def _joined(blocks: Sequence[tuple[Tensor, ...]]) -> list[tensor_pb2.Tensor]:
-    """Return the tensors of all blocks joined by rows; the blocks agree in everything but their rows."""
-    return [
-        tensor_pb2.Tensor(
-            name=pieces[0].name,
-            data_type=_WIRE_TYPE[pieces[0].data_type],
-            shape=(sum([piece.shape[0] for piece in pieces]), *pieces[0].shape[1:]),
-            data=b"".join([piece.data for piece in pieces]),
+    def to_batch(self, environment: str) -> prediction_event_pb2.PredictionBatch:
+        """Return the message; called once."""
+        count, version, redacted = len(self), self._choice.target.version, self._choice.rules.redacted
+        ids, buckets, degraded, statuses, principals, latencies_us = zip(*self._rows, strict=True)
+        names = sorted(set(principals))
+        index = {name: position for position, name in enumerate(names)}
+        tensors = [
+            tensor_pb2.Tensor(name=name, data_type=data_type, shape=(count, *shape), data=b"".join(pieces))
+            for (name, data_type, shape), pieces in zip(self._heads, zip(*self._data, strict=True), strict=True)
+        ]
+        batch = prediction_event_pb2.PredictionBatch(
+            model=version.model,
+            version="" if self._fixed else version.id,
+            variant=self._choice.variant,
+            environment=environment,
+            epoch=self._choice.epoch,
+            prediction_ids=b"".join(ids),
+            inputs=tensors[: self._inputs],
+            outputs=tensors[self._inputs :],
+            principal_names=names,
+            redacted_features=sorted(redacted),
+            has_tensors=[bool(tensors)] * count,
+            statuses=statuses,
+            buckets=buckets,
+            principals=[index[name] for name in principals],
+            degraded=degraded,
+            cached=[False] * count,
+            latencies_us=latencies_us,
+            sampling_weights=[1.0] * count,
+            feature_read_times_us=self._read_times_us or [0] * count,
         )
-        for pieces in zip(*blocks, strict=True)
-    ]
+        # Of redacted names there are no columns.
+        for entity in sorted(self._entity_keys.keys() - redacted):
+            batch.entity_keys.add(entity=entity, keys=self._entity_keys[entity])
+        if self._event_times_us:
+            self._add_event_times(batch)
+        self._add_missing(batch)
+        return batch
+
+    def _add_event_times(self, batch: prediction_event_pb2.PredictionBatch) -> None:
+        plan = self._choice.target.version.plan
+        for position, feature in enumerate(() if plan is None else plan.fetched):
+            if feature.spec.name in self._choice.rules.redacted:
+                continue
+            times = [row[position] if row else 0 for row in self._event_times_us]
+            batch.feature_event_times.add(feature=feature.spec.name, event_times_us=times)
+
+    def _add_missing(self, batch: prediction_event_pb2.PredictionBatch) -> None:
+        """Add a column for each feature that some row lacked."""
+        columns: dict[str, list[prediction_event_pb2.MissingReason.ValueType]] = {}
+        for row, missing in self._missing.items():
+            for name, reason in missing.items():
+                columns.setdefault(name, [_NONE] * len(self))[row] = _REASONS[reason]
+        for name in sorted(columns.keys() - self._choice.rules.redacted):
+            batch.missing_features.add(feature=name, reasons=columns[name])

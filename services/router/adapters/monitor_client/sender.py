@@ -3,15 +3,13 @@
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
 from interlock.monitor.v1 import monitor_service_pb2 as monitor_pb
-from interlock.monitor.v1.prediction_event_pb2 import PredictionBatch
 
-from services.router.adapters.monitor_client.columns import BATCH_ROWS_LIMIT, to_batches
 from services.router.adapters.monitor_client.event_queue import EventQueue
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     MonitorCall = StreamUnaryCall[monitor_pb.RecordPredictionsRequest, monitor_pb.RecordPredictionsResponse]
 
 _LOG: Final = structlog.get_logger("events")
-_BATCH_LIMIT_BYTES: Final = 4 * 1024 * 1024
 _FIRST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 10.0
 _MOST_DOUBLINGS: Final = 8
@@ -83,35 +80,38 @@ class EventSender:
         sequences = itertools.count(1)
         while True:
             self._queue.filled.clear()
-            closing = self._closing.is_set()
-            while len(self._queue):
-                await self._send_some(call, sequences)
-            if closing:
-                break
+            # What comes in the meantime is the next round's: else a batch of a few rows would leave after each other one.
+            for _ in range(len(self._queue)):
+                if len(self._queue):
+                    await self._send_batch(call, next(sequences))
             if call.done():
                 raise asyncio.InvalidStateError
-            await _wait(self._queue.filled, self._interval_s)
+            if not self._closing.is_set():
+                await _wait(self._queue.filled, self._interval_s)
+            elif not len(self._queue):
+                break
         await call.done_writing()
         await call
 
-    async def _send_some(self, call: "MonitorCall", sequences: Iterator[int]) -> None:
-        events = self._queue.take(BATCH_ROWS_LIMIT)
-        unsent = sum(len(event.ids) for event in events)
+    async def _send_batch(self, call: "MonitorCall", sequence: int) -> None:
+        columns = self._queue.take()
+        sent = False
         try:
-            for batch in to_batches(events, self._environment, _BATCH_LIMIT_BYTES):
-                await call.write(self._request(next(sequences), batch))
-                unsent -= len(batch.statuses)
-                self._on_sent(len(batch.statuses))
-                self._failures = 0
+            await call.write(
+                monitor_pb.RecordPredictionsRequest(
+                    router_id=self._router_id,
+                    sequence=sequence,
+                    dropped_count=self._queue.take_dropped(),
+                    batch=columns.to_batch(self._environment),
+                )
+            )
+            sent = True
+            self._on_sent(len(columns))
+            self._failures = 0
         finally:
             # Whether a message of a broken stream arrived is not known; sending it again could count it twice.
-            if unsent:
-                self._queue.count_dropped(unsent)
-
-    def _request(self, sequence: int, batch: PredictionBatch) -> monitor_pb.RecordPredictionsRequest:
-        return monitor_pb.RecordPredictionsRequest(
-            router_id=self._router_id, sequence=sequence, dropped_count=self._queue.take_dropped(), batch=batch
-        )
+            if not sent:
+                self._queue.count_dropped(len(columns))
 
     async def _pause(self) -> None:
         bound_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**self._failures)
