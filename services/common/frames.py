@@ -18,7 +18,8 @@ _HELLO_LIMIT_S: Final = 5.0
 # What was written last gets to leave before a connection is cut.
 _LINGER_S: Final = 5.0
 # Below it a copy is cheaper than a second buffer.
-_JOINED_BYTES: Final = 64 * 1024
+_PIECE_BYTES: Final = 4 * 1024
+"""Smaller pieces are sooner joined than handed to the kernel each."""
 # A peer whose host has gone is noticed after 10 s of silence and 3 s of questions. (TCP only.)
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3))
 
@@ -72,15 +73,16 @@ class FrameLink(asyncio.Protocol):
         self._transport.write(_HELLO.pack(MAGIC, self._limit_bytes))
         self._timer = asyncio.get_running_loop().call_later(_HELLO_LIMIT_S, self._no_hello)
 
-    def send(self, message: bytes) -> None:
-        """Send a message, not longer than `peer_limit_bytes`; it is lost where the connection is."""
+    def send(self, *message: bytes) -> None:
+        """Send a message, given in pieces, not longer than `peer_limit_bytes`; it is lost where the connection is."""
         if self._transport is None or self._said_all or self._transport.is_closing():
             return
-        header = _LENGTH.pack(len(message))
-        if len(message) <= _JOINED_BYTES:
-            self._transport.write(header + message)
+        size = sum(map(len, message))
+        pieces = (_LENGTH.pack(size), *message)
+        if size <= _PIECE_BYTES * len(pieces):
+            self._transport.write(b"".join(pieces))
         else:
-            self._transport.writelines((header, message))
+            self._transport.writelines(pieces)
 
     def stop_sending(self) -> None:
         """Tell the peer that nothing more comes; what it has to say is still taken."""

@@ -13,17 +13,16 @@ from inference import grpc_service_pb2 as oip_pb
 
 from services.common.chain import parse_message
 from services.common.part_count import check_part_count
+from services.common.wire_pieces import tag_of, varint
 
 _STRING: Final = FieldDescriptorProto.TYPE_STRING
 _BYTES: Final = FieldDescriptorProto.TYPE_BYTES
 _ONE: Final = FieldDescriptorProto.LABEL_OPTIONAL
 _MANY: Final = FieldDescriptorProto.LABEL_REPEATED
-# Of `inference.ModelInferResponse`.
-_ID_TAG: Final = b"\x1a"
-_RAW_TAG: Final = b"\x32"
+_ID_TAG: Final = tag_of(oip_pb.ModelInferResponse, "id")
+_RAW_TAG: Final = tag_of(oip_pb.ModelInferResponse, "raw_output_contents")
 _FORMS_LIMIT: Final = 1024
 _FORM_LIMIT_BYTES: Final = 4096
-_LENGTHS: Final = tuple(bytes((size,)) for size in range(0x80))
 
 
 def _sketch() -> Any:
@@ -86,19 +85,7 @@ def answer_tail(ident: str, contents: list[bytes]) -> bytes:
     parts: list[bytes] = []
     if ident:
         text = ident.encode()
-        parts += (_ID_TAG, _length(len(text)), text)
+        parts += (_ID_TAG, varint(len(text)), text)
     for data in contents:
-        parts += (_RAW_TAG, _length(len(data)), data)
+        parts += (_RAW_TAG, varint(len(data)), data)
     return b"".join(parts)
-
-
-def _length(size: int) -> bytes:
-    """Return a number as protobuf writes lengths: seven bits a byte, the lowest first."""
-    if size < 0x80:
-        return _LENGTHS[size]
-    found = bytearray()
-    while size >= 0x80:
-        found.append(size & 0x7F | 0x80)
-        size >>= 7
-    found.append(size)
-    return bytes(found)

@@ -327,7 +327,7 @@ async def test_a_replica_that_takes_no_more_is_left_for_one_that_does() -> None:
     await eventually(lambda: not stream.has_room)
     sent = 0
     while (message := stream.next_message()) is not None:
-        sent += len(message.batch.ids)
+        sent += len(inference_pb.CoalescedInferRequest.FromString(b"".join(message)).batch.ids)
         stream.has_sent()
     assert sent == 3, "no more than it may have in flight"
     assert (

@@ -41,7 +41,7 @@ async def _outgoing(stream: InferStream, wake: asyncio.Event) -> AsyncIterator[i
     yield stream.opening
     while True:
         while (message := stream.next_message()) is not None:
-            yield message
+            yield inference_pb.CoalescedInferRequest.FromString(b"".join(message))
         stream.has_sent()
         if stream.closed:
             return
@@ -135,7 +135,7 @@ class _FrameCarrier:
     def _flush(self) -> None:
         stream = self._stream
         while not self.link.full and (message := stream.next_message()) is not None:
-            self.link.send(message.SerializeToString())
+            self.link.send(*message)
         if stream.closed:
             self.link.stop_sending()
         elif not self.link.full:

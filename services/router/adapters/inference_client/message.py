@@ -9,6 +9,7 @@ from interlock.types.v1 import tensor_pb2 as types_pb
 
 from services.common.criticality import Criticality
 from services.common.errors import ServiceError
+from services.common.wire_pieces import field_pieces, tag_of
 from services.router.adapters.inference_client.failure import error_of
 from services.router.domain.failure import InvalidModelOutput
 from services.router.domain.ports import Job
@@ -22,6 +23,9 @@ _LEAST_TIMEOUT_US: Final = 1000
 # Far more than the descriptions of an item's row take.
 _ITEM_OVERHEAD_BYTES: Final = 1024
 
+_BATCH_TAG: Final = tag_of(inference_pb.CoalescedInferRequest, "batch")
+_TENSORS_TAG: Final = tag_of(inference_pb.InferBatch, "tensors")
+_DATA_TAG: Final = tag_of(types_pb.Tensor, "data")
 _PREFIX: Final = "DATA_TYPE_"
 _WIRE_TYPE: Final = {name.removeprefix(_PREFIX): number for name, number in types_pb.DataType.items()}
 _TYPE_NAME: Final = {number: name for name, number in _WIRE_TYPE.items()}
@@ -90,24 +94,14 @@ def open_message(model: str, version: str, client_id: str) -> inference_pb.Coale
     return inference_pb.CoalescedInferRequest(open=opening)
 
 
-def batch_message(items: Sequence[Item], now: float) -> inference_pb.CoalescedInferRequest:
-    """Return the message of one batch that leaves at `now`."""
+def batch_message(items: Sequence[Item], now: float) -> list[bytes]:
+    """Return the message of one batch that leaves at `now`, in pieces: the bytes of tensors as they are, not copied."""
     first = items[0].job
-    tensors = [
-        types_pb.Tensor(
-            name=tensor.name,
-            data_type=_WIRE_TYPE[tensor.data_type],
-            shape=(sum(item.job.rows for item in items), *tensor.shape[1:]),
-            data=tensor.data if len(items) == 1 else b"".join(item.job.inputs[index].data for item in items),
-        )
-        for index, tensor in enumerate(first.inputs)
-    ]
     levels = _unless_all([item.criticality for item in items], Criticality.DEFAULT)
-    batch = inference_pb.InferBatch(
+    columns = inference_pb.InferBatch(
         ids=[item.id for item in items],
         rows=[item.job.rows for item in items],
         timeouts_us=[max(int((item.deadline - now - _RETURN_S) * 1e6), _LEAST_TIMEOUT_US) for item in items],
-        tensors=tensors,
         outputs=first.outputs,
         # None of a column is less than a column of nothing.
         criticalities=cast("list[inference_pb.Criticality.ValueType]", levels),
@@ -116,12 +110,20 @@ def batch_message(items: Sequence[Item], now: float) -> inference_pb.CoalescedIn
         tenants=_unless_all([item.tenant for item in items], ""),
         request_ids=_unless_all([item.request_id for item in items], ""),
     )
-    return inference_pb.CoalescedInferRequest(batch=batch)
+    pieces = [columns.SerializeToString()]
+    rows = sum([item.job.rows for item in items])
+    for index, tensor in enumerate(first.inputs):
+        description = types_pb.Tensor(
+            name=tensor.name, data_type=_WIRE_TYPE[tensor.data_type], shape=(rows, *tensor.shape[1:])
+        )
+        data = field_pieces(_DATA_TAG, [item.job.inputs[index].data for item in items])
+        pieces += field_pieces(_TENSORS_TAG, [description.SerializeToString(), *data])
+    return field_pieces(_BATCH_TAG, pieces)
 
 
-def cancel_message(ids: Sequence[int]) -> inference_pb.CoalescedInferRequest:
+def cancel_message(ids: Sequence[int]) -> list[bytes]:
     """Return the message that takes requests back."""
-    return inference_pb.CoalescedInferRequest(cancel=inference_pb.InferCancel(ids=ids))
+    return [inference_pb.CoalescedInferRequest(cancel=inference_pb.InferCancel(ids=ids)).SerializeToString()]
 
 
 def split_results(results: inference_pb.InferResults) -> list[tuple[int, int, Outcome]]:

@@ -170,8 +170,8 @@ class InferStream:
             self._withdrawn.append(item.id)
             self.on_wake()
 
-    def next_message(self) -> inference_pb.CoalescedInferRequest | None:
-        """Return the next message to send, or None when there is nothing to say now."""
+    def next_message(self) -> list[bytes] | None:
+        """Return the next message to send, in pieces, or None when there is nothing to say now."""
         while self._outbox and not self.closed:
             # Those whose callers have gone since need not travel.
             items = [item for item in self._outbox.popleft() if not item.outcome.done()]
@@ -312,7 +312,7 @@ class InferStream:
             if item is not None:
                 _settle(item, AttemptTimedOut(ran=item.sent))
 
-    def _sent(self, items: list[Item]) -> inference_pb.CoalescedInferRequest:
+    def _sent(self, items: list[Item]) -> list[bytes]:
         for item in items:
             item.sent = True
         self._options.on_sent(len(items))
