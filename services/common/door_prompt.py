@@ -38,6 +38,7 @@ class PromptCall:
     __slots__ = (
         "_call",
         "_chain",
+        "_given",
         "_go_on",
         "_method",
         "_metrics",
@@ -76,6 +77,7 @@ class PromptCall:
         self._send = send
         self._go_on = go_on
         self._over = False
+        self._given: tuple[asyncio.Future[Event], ...] = ()
         self._pending: Pending | None = None
         self._size_bytes = 0
 
@@ -84,11 +86,7 @@ class PromptCall:
         self._chain.arrivals.begin(self)
         self._chain.deadlines.add(self)
         self._metrics.in_flight += 1
-        question = self._receive()
-        # asyncio.ensure_future asks three functions whether it is a future: it is, but for a request without a body.
-        if not isinstance(question, asyncio.Future):
-            question = asyncio.ensure_future(question)
-        question.add_done_callback(self._begin)
+        self._ask()
 
     def answer(self, body: bytes) -> None:
         """Answer with a message in wire form."""
@@ -137,33 +135,59 @@ class PromptCall:
         with self._chain.record(self._method, self._call) as record:
             record.cancelled()
 
-    def _begin(self, question: "asyncio.Future[Event]") -> None:
-        """Begin to answer, once there is something of the body."""
-        self._chain.arrivals.end(self)
+    def _ask(self) -> None:
+        question = self._receive()
+        # asyncio.ensure_future asks three functions whether it is a future: it is, but for a request without a body.
+        if not isinstance(question, asyncio.Future):
+            question = asyncio.ensure_future(question)
+        question.add_done_callback(self._take)
+
+    def _take(self, question: "asyncio.Future[Event]") -> None:
+        """Take a part of the body, and begin to answer with the last one."""
+        if not self._given:
+            self._chain.arrivals.end(self)
         if self._over:
             return
+        self._given += (question,)
         try:
-            pending = self._set_out(question)
+            event = _result_of(question)
+            if event.get("more_body") and self._hold(len(event["body"])):
+                self._ask()
+                return
+            pending = self._set_out(event)
         except BaseException as error:  # noqa: BLE001 - nobody else would answer the caller
             self.fail(error)
             return
         if self._over:
             return
         if pending is None:
+            given = self._given
             self._end_uncounted()
-            self._go_on(_from_the_beginning(question, self._receive))
+            self._go_on(_from_the_beginning(given, self._receive))
         else:
+            self._given = ()
             self._pending = pending
 
-    def _set_out(self, question: "asyncio.Future[Event]") -> Pending | None:
-        if question.cancelled() or question.exception() is not None:
+    def _hold(self, size_bytes: int) -> bool:
+        """Count a part of a body that is not its last one; returns whether the call may have so many bytes."""
+        if self._size_bytes + size_bytes > self._chain.limits.message_bytes:
+            return False
+        self._chain.budget.take(size_bytes)
+        self._size_bytes += size_bytes
+        return True
+
+    def _set_out(self, event: Event) -> Pending | None:
+        if event.get("type") != "http.request" or event.get("more_body"):
             return None
-        event = question.result()
-        if event["type"] != "http.request" or event.get("more_body"):
-            return None
-        message = plain_message(event["body"])
+        body = event["body"]
+        if self._size_bytes:
+            body = b"".join([part.result()["body"] for part in self._given])
+        message = plain_message(body)
         if message is None or self._method.begin is None:
             return None
+        # The parts were counted as they came.
+        self._chain.budget.used_bytes -= self._size_bytes
+        self._size_bytes = 0
         self._chain.admit(len(message))
         self._size_bytes = len(message)
         self.receive = self._receive
@@ -177,7 +201,7 @@ class PromptCall:
     def _end(self) -> None:
         self._over = True
         # It knows us as well: a circle for each call would keep the garbage collector busy, and the caches cold.
-        self._pending = None
+        self._pending, self._given = None, ()
         self._chain.deadlines.remove(self)
         self._chain.budget.used_bytes -= self._size_bytes
 
@@ -198,7 +222,12 @@ class PromptCall:
             return
 
 
-def _from_the_beginning(first: "asyncio.Future[Event]", receive: Receive) -> Receive:
-    """Return a `receive` whose first answer is one that was given already."""
-    given = [first]
-    return lambda: given.pop() if given else receive()
+def _result_of(question: "asyncio.Future[Event]") -> Event:
+    """Return what was read; nothing where that failed, of which the ordinary way will hear itself."""
+    return {} if question.cancelled() or question.exception() is not None else question.result()
+
+
+def _from_the_beginning(given: "tuple[asyncio.Future[Event], ...]", receive: Receive) -> Receive:
+    """Return a `receive` whose first answers are those that were given already."""
+    first = iter(given)
+    return lambda: next(first, None) or receive()

@@ -75,8 +75,8 @@ class EnvoyLike:
 class Quiet(EnvoyLike):
     """Gives the body and says nothing more until a test completes what is `open`."""
 
-    def __init__(self, *chunks: bytes) -> None:
-        super().__init__(*chunks)
+    def __init__(self, *chunks: bytes, complete: bool = True) -> None:
+        super().__init__(*chunks, complete=complete)
         self.open: list[asyncio.Future[MutableMapping[str, Any]]] = []
 
     def _complete_one(self, future: "asyncio.Future[MutableMapping[str, Any]]") -> None:

@@ -106,21 +106,64 @@ async def test_a_call_is_start_one_body_and_trailers() -> None:
     world.check_books()
 
 
-@pytest.mark.parametrize(
-    ("chunks", "headers"),
-    [
-        ((frame(b"you")[:3], frame(b"you")[3:]), {}),
-        ((b"\x01" + frame(gzip.compress(b"you"))[1:],), {"grpc_encoding": "gzip"}),
-    ],
-)
-async def test_a_body_in_pieces_or_compressed_goes_the_ordinary_way(
-    chunks: tuple[bytes, ...], headers: dict[str, str]
-) -> None:
+YOU = frame(b"you")
+ZIPPED = b"\x01" + frame(gzip.compress(b"you"))[1:]
+
+
+@pytest.mark.parametrize("chunks", [(YOU[:3], YOU[3:]), (YOU[:5], b"", YOU[5:7], YOU[7:]), (YOU, b"")])
+async def test_a_body_in_pieces_is_begun_with_the_last_one(chunks: tuple[bytes, ...]) -> None:
     world, server = World(), EnvoyLike(*chunks)
-    world.begin(server, **headers)
+    world.begin(server)
+    await until(lambda: world.waiting)
+    assert world.waiting[0].payload == b"you"
+    world.waiting[0].reply.answer(b"hello")
+    assert server.sent[1]["body"] == frame(b"hello")
+    world.check_books()
+
+
+@pytest.mark.parametrize("chunks", [(ZIPPED,), (ZIPPED[:9], ZIPPED[9:])])
+async def test_a_compressed_body_goes_the_ordinary_way(chunks: tuple[bytes, ...]) -> None:
+    world, server = World(), EnvoyLike(*chunks)
+    world.begin(server, grpc_encoding="gzip")
     await until(lambda: len(server.sent) == 3)
-    assert (server.sent[1]["body"], world.waiting) == (frame(b"YOU"), [])
+    assert (server.sent[1]["body"], world.waiting) == (YOU.upper(), [])
     assert (world.count("OK"), server.asked >= len(chunks)) == (1, True)
+    world.check_books()
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [(0, f"{LIMIT + 400} bytes"), (9_500, "the process holds 9500 bytes")],
+    ids=["of one message", "of the process"],
+)
+async def test_pieces_that_are_too_much_are_refused_and_given_back(held: int, words: str) -> None:
+    body = frame(bytes(LIMIT + 400))
+    world, server = World(), EnvoyLike(*(body[start : start + 501] for start in range(0, len(body), 501)))
+    world.chain.budget.used_bytes = held
+    world.begin(server)
+    await until(lambda: server.sent)
+    assert (status(server), world.waiting) == (b"8", [])
+    assert words.encode() in (server.header(b"grpc-message") or b"")
+    assert world.chain.budget.used_bytes == held
+    world.chain.budget.used_bytes = 0
+    world.check_books()
+
+
+@pytest.mark.parametrize("ends", ["deadline", "disconnect"])
+async def test_nothing_is_left_of_a_call_that_ends_between_two_pieces(ends: str) -> None:
+    world, server = World(), Quiet(YOU[:6], b"o", complete=False)
+    world.begin(server, grpc_timeout="50m" if ends == "deadline" else "1S")
+    await until(lambda: server.open)
+    assert world.chain.budget.used_bytes == len(YOU[:6]) + 1
+    if ends == "disconnect":
+        server.open[0].set_result({"type": "http.disconnect"})
+        await until(lambda: world.count("CANCELLED"))
+    else:
+        await until(lambda: server.sent)
+        assert b"before the request was complete" in (server.header(b"grpc-message") or b"")
+        server.open[0].set_result({"type": "http.request", "body": YOU[6:], "more_body": False})
+    await until(lambda: not world.chain.deadlines.watched)
+    assert world.waiting == []
     world.check_books()
 
 
