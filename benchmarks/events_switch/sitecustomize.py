@@ -1,7 +1,9 @@
 """Lets a benchmark turn the router's prediction events off and on while it serves; on PYTHONPATH of a stack, no other.
 
-Every Python that starts with this folder on its path imports it. In a router, events are off while the file named by
-EVENTS_OFF_FILE is there: a prediction then ends with its metrics, and no event is made. Looked at five times a second.
+Every Python that starts with this folder on its path imports it. In a router, once the file named by EVENT_SLICES_FILE is
+there, events are on and off in turn, a tenth of a second each: while they are off, a prediction ends with its metrics, and no
+event is made. Each line that is added to the file is two such slices: nanoseconds of processor time of the whole process and
+predictions that ended, with events and without.
 """
 
 import os
@@ -12,26 +14,41 @@ from pathlib import Path
 from typing import Any
 
 _MODULE = "services.router.domain.observation"
-_PAUSE_S = 0.2
+_SLICE_S = 0.1
 
 
-def _watch(file: Path) -> None:
-    while not hasattr(sys.modules.get(_MODULE), "Observation"):
-        time.sleep(_PAUSE_S)
+def _alternate(file: Path) -> None:
+    while not (file.exists() and hasattr(sys.modules.get(_MODULE), "Observation")):
+        time.sleep(_SLICE_S)
     module: Any = sys.modules[_MODULE]
-    with_event = module.Observation.end
+    as_it_is = module.Observation.end
+    ended = 0
+
+    def with_event(self: Any, error: BaseException | None) -> None:
+        nonlocal ended
+        ended += 1
+        as_it_is(self, error)
 
     def without_event(self: Any, error: BaseException | None) -> None:
+        nonlocal ended
+        ended += 1
         _, code = module._outcome(error, self._call)  # noqa: SLF001 - what `end` itself does, without the event
         seconds = time.perf_counter() - self._started
         self._metrics.observe(self._choice, code, len(self.ids), seconds, fixed=self.fixed)
 
-    while True:
-        wanted = without_event if file.exists() else with_event
-        if module.Observation.end is not wanted:
-            module.Observation.end = wanted
-        time.sleep(_PAUSE_S)
+    def one_slice(end: Any) -> tuple[int, int]:
+        module.Observation.end = end
+        before, count = time.process_time_ns(), ended
+        time.sleep(_SLICE_S)
+        return time.process_time_ns() - before, ended - count
+
+    with file.open("a", buffering=1) as lines:
+        while True:
+            first, second = one_slice(with_event), one_slice(without_event)
+            print(*first, *second, file=lines)
+            second, first = one_slice(without_event), one_slice(with_event)
+            print(*first, *second, file=lines)
 
 
-if named := os.environ.get("EVENTS_OFF_FILE"):
-    threading.Thread(target=_watch, args=(Path(named),), daemon=True).start()
+if named := os.environ.get("EVENT_SLICES_FILE"):
+    threading.Thread(target=_alternate, args=(Path(named),), daemon=True).start()
