@@ -80,7 +80,8 @@ class EventSender:
         sequences = itertools.count(1)
         while True:
             self._queue.filled.clear()
-            # What comes in the meantime is the next round's: else a batch of a few rows would leave after each other one.
+            # What comes in the meantime is the next round's: else a batch of a few rows would leave after each other one. And
+            # what waited may have been let go meanwhile, where there was no room.
             for _ in range(len(self._queue)):
                 if len(self._queue):
                     await self._send_batch(call, next(sequences))
