@@ -102,9 +102,9 @@ class Observation:
         self._events.record(
             PredictionEvent(
                 choice=self._choice,
-                ids=tuple(self.ids),
-                buckets=tuple(self._buckets),
-                degraded=tuple(self._degraded),
+                ids=self.ids,
+                buckets=self._buckets,
+                degraded=self._degraded,
                 inputs=redacted(signature, names, inputs) if names else inputs,
                 outputs=self.outputs if ran else (),
                 status=status,

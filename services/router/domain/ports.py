@@ -82,12 +82,12 @@ class NewId(Protocol):
 
 @dataclass(slots=True)
 class PredictionEvent:
-    """Predictions of one request that share target, outcome and tensors; one entry per row in the tuples."""
+    """Predictions of one request that share target, outcome and tensors; one entry per row in the sequences."""
 
     choice: Choice
-    ids: tuple[PredictionId, ...]
-    buckets: tuple[int, ...]
-    degraded: tuple[bool, ...]
+    ids: Sequence[PredictionId]
+    buckets: Sequence[int]
+    degraded: Sequence[bool]
     inputs: tuple[Tensor, ...]
     """As the model took them, without the signature's `unlogged`; empty when it was not run."""
     outputs: tuple[Tensor, ...]

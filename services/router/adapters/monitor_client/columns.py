@@ -90,13 +90,14 @@ class EventColumns:
 
     def add(self, event: PredictionEvent, data: tuple[bytes, ...], size_bytes: int) -> None:
         """Take the predictions of an event of the same form; it may be forgotten then."""
-        for row, missing in event.missing.items():
-            self._missing[len(self._rows) + row] = missing
+        if event.missing:
+            self._missing |= {len(self._rows) + row: missing for row, missing in event.missing.items()}
         if event.reads:
             self._add_reads(event.reads)
         status, principal, latency_us = event.status, event.principal, event.latency_us
-        for prediction_id, bucket, degraded in zip(event.ids, event.buckets, event.degraded, strict=True):
-            self._rows.append((prediction_id.bytes, bucket, degraded, status, principal, latency_us))
+        buckets, degraded = event.buckets, event.degraded
+        for row, prediction_id in enumerate(event.ids):
+            self._rows.append((prediction_id.bytes, buckets[row], degraded[row], status, principal, latency_us))
         self._data.append(data)
         self.size_bytes += size_bytes
 
