@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = {
     # Carries the real tritonserver with its Python backend.
-    "triton": ("nvidia-pytriton==0.7.0", "onnxruntime==1.31.1", "numpy==2.4.6"),
+    "triton": ("nvidia-pytriton==0.7.0", "onnxruntime==1.31.1", "numpy==1.26.4"),
     "mosec": ("mosec==0.9.8", "onnxruntime==1.31.1", "numpy==2.4.6"),
 }
 
