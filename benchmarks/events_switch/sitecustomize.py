@@ -6,6 +6,7 @@ event is made. Each line that is added to the file is two such slices: nanosecon
 predictions that ended, with events and without.
 """
 
+import itertools
 import os
 import sys
 import threading
@@ -22,32 +23,34 @@ def _alternate(file: Path) -> None:
         time.sleep(_SLICE_S)
     module: Any = sys.modules[_MODULE]
     as_it_is = module.Observation.end
-    ended = 0
+    with_events = without = 0
 
     def with_event(self: Any, error: BaseException | None) -> None:
-        nonlocal ended
-        ended += 1
+        nonlocal with_events
+        with_events += 1
         as_it_is(self, error)
 
     def without_event(self: Any, error: BaseException | None) -> None:
-        nonlocal ended
-        ended += 1
+        nonlocal without
+        without += 1
         _, code = module._outcome(error, self._call)  # noqa: SLF001 - what `end` itself does, without the event
         seconds = time.perf_counter() - self._started
         self._metrics.observe(self._choice, code, len(self.ids), seconds, fixed=self.fixed)
 
-    def one_slice(end: Any) -> tuple[int, int]:
+    def one_slice(end: Any) -> int:
         module.Observation.end = end
-        before, count = time.process_time_ns(), ended
+        before = time.process_time_ns()
         time.sleep(_SLICE_S)
-        return time.process_time_ns() - before, ended - count
+        return time.process_time_ns() - before
 
+    counted = (0, 0)
     with file.open("a", buffering=1) as lines:
-        while True:
-            first, second = one_slice(with_event), one_slice(without_event)
-            print(*first, *second, file=lines)
-            second, first = one_slice(without_event), one_slice(with_event)
-            print(*first, *second, file=lines)
+        for turn in itertools.cycle((with_event, without_event)):
+            other = without_event if turn is with_event else with_event
+            spent = {turn: one_slice(turn), other: one_slice(other)}
+            now = with_events, without
+            print(spent[with_event], now[0] - counted[0], spent[without_event], now[1] - counted[1], file=lines)
+            counted = now
 
 
 if named := os.environ.get("EVENT_SLICES_FILE"):
