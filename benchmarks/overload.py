@@ -299,7 +299,7 @@ answered after the deadline, of all sent. Wasted: rows that the model ran for no
 
 | load | goodput %, median | least | refusal p99 ms, median | most |
 |---|---|---|---|---|
-{chr(10).join(summary(cells, ratio) for ratio in RATIOS)}
+{chr(10).join(summary(cells, ratio) for ratio in RATIOS if any(cell.ratio == ratio for cell in cells))}
 
 {found.text() if found else ""}""",
         encoding="utf-8",
