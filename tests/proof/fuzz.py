@@ -24,6 +24,7 @@ from services.common.errors import ServiceError, to_status
 from services.common.infer_sketch import InferSketch
 from services.common.shared_regions import SharedRegions
 from services.common.shared_tensors import SharedTensors
+from services.common.wire_pieces import varint
 from services.inference.convert import oip as inference_oip
 from services.inference.convert.coalesced import open_from_proto, payload_from_proto, requests_from_proto
 from services.inference.domain.tensor import TensorSpec
@@ -107,21 +108,12 @@ _CHANGES: Final[Sequence[Callable[[random.Random, bytes, bytes], bytes]]] = (
     lambda draw, part, _: bytes(byte ^ 1 << draw.randrange(8) for byte in part[:1]) + part[1:],
     lambda draw, part, _: bytes(draw.choice(_INTERESTING[:5]) for _ in part[:1]) + part[1:],
     lambda draw, part, _: draw.randbytes(draw.choice((1, 2, 4, 16))) + part,
-    lambda draw, _, __: _varint(draw.choice(_INTERESTING)),
+    lambda draw, _, __: varint(draw.choice(_INTERESTING)),
     lambda _, __, ___: b"",
     lambda draw, part, _: part * draw.choice((2, 3, 50)),
     lambda draw, _, other: _slice(draw, other),
     lambda draw, part, other: part + _slice(draw, other),
 )
-
-
-def _varint(number: int) -> bytes:
-    found = bytearray()
-    while number >= 0x80:
-        found.append(number & 0x7F | 0x80)
-        number >>= 7
-    found.append(number)
-    return bytes(found)
 
 
 class _Router:

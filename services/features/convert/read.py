@@ -11,12 +11,12 @@ from interlock.features.v1 import feature_service_pb2 as pb
 
 from services.common.errors import Violation
 from services.common.refusals import InvalidRequest
+from services.common.wire_pieces import varint
 from services.features.convert.stamp import time_us
 from services.features.convert.value import value_from_proto
 from services.features.domain.failure import INVALID_EVENT_TIME
 from services.features.domain.online_read import ReadPlan, check_row_count
 from services.features.domain.ports import Column, ReadRow
-from services.features.domain.wire import varint
 
 # Tag of a column's values and the length of one, for every length of a single byte.
 _HEADS: Final = tuple(b"\x12" + varint(size) for size in range(128))

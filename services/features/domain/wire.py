@@ -7,6 +7,7 @@ changes: one oneof field each, double 1, int64 2 (two's complement varint), stri
 import struct
 from typing import Final
 
+from services.common.wire_pieces import varint
 from services.features.domain.definitions import FeatureType, Scalar, Value
 
 NULL: Final = b"\x30\x00"
@@ -38,18 +39,6 @@ def decode(data: bytes) -> Value:
 def tag_of(scalar: FeatureType, *, is_list: bool) -> int:
     """Return the first byte of every value of a type that is not null."""
     return _LIST if is_list else _TAGS[scalar]
-
-
-def varint(number: int) -> bytes:
-    """Return a whole number, 0 or greater, as protobuf writes lengths."""
-    if number < 0x80:
-        return bytes((number,))
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def _encode_scalar(value: Scalar) -> bytes:
