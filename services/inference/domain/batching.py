@@ -55,10 +55,10 @@ class Batch:
         """What the members share."""
         return self.items[0].key
 
-    def halves(self) -> tuple["Batch", "Batch"]:
-        """Return two batches of half the members, to find the one that spoils it."""
-        middle = len(self.items) // 2
-        return Batch(self.items[:middle], Reason.RETRY), Batch(self.items[middle:], Reason.RETRY)
+    def parts(self, count: int) -> list["Batch"]:
+        """Return at most so many batches with equal shares of the members, to be run again."""
+        size = -(-len(self.items) // count)
+        return [Batch(self.items[at : at + size], Reason.RETRY) for at in range(0, len(self.items), size)]
 
 
 class _Lane:

@@ -146,7 +146,7 @@ async def test_only_the_poisoned_request_of_a_batch_fails() -> None:
     rig.drain()
     assert rig.caller.answers == {value: bytes([2 * value]) for value in (1, 2, 3, 4, 6, 7, 8)}
     assert {tag: error.reason for tag, error in rig.caller.errors.items()} == {5: "MODEL_REFUSED"}
-    assert rig.runner.sizes == [8, 4, 4, 2, 2, 1, 1]
+    assert rig.runner.sizes == [8, 2, 2, 2, 2, 1, 1]
     assert rig.dispatcher.in_flight == 0
 
 
