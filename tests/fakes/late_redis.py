@@ -16,10 +16,18 @@ class LateReplies:
         self._carrying: set[asyncio.Task[None]] = set()
         self.socket = redis.folder / "late.sock"
         self.delay_s = 0.0
+        self.unanswered = 0
+        """Replies that are on their way."""
+        self._released = asyncio.Event()
 
     @property
     def url(self) -> str:
         return f"unix://{self.socket}"
+
+    def release(self) -> None:
+        """Let what is on its way arrive, and what follows at once."""
+        self.delay_s = 0.0
+        self._released.set()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["LateReplies"]:
@@ -56,6 +64,13 @@ class LateReplies:
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, late: bool = True) -> None:
         while content := await source.read(65_536):
             if late and self.delay_s:
-                await asyncio.sleep(self.delay_s)
+                self.unanswered += 1
+                try:
+                    async with asyncio.timeout(self.delay_s):
+                        await self._released.wait()
+                except TimeoutError:
+                    pass
+                finally:
+                    self.unanswered -= 1
             sink.write(content)
             await sink.drain()

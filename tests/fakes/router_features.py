@@ -43,6 +43,8 @@ class FakeFeatures(features_rpc.FeatureServiceServicer):
     delay_s: float = 0.0
     answered: int = 0
     """Reads that got an answer, be it a refusal."""
+    cancelled: int = 0
+    """Reads whose caller went while they waited."""
     names_rows: bool = True
     """Whether a refusal says which rows are wrong."""
     requests: list[features_pb.ReadFeaturesRequest] = field(default_factory=list)
@@ -64,7 +66,11 @@ class FakeFeatures(features_rpc.FeatureServiceServicer):
         self.requests.append(request)
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
         if self.delay_s:
-            await asyncio.sleep(self.delay_s)
+            try:
+                await asyncio.sleep(self.delay_s)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
         self.answered += 1
         if self.code is not None:
             await context.abort(self.code, "because")

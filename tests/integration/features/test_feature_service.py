@@ -25,8 +25,10 @@ from services.features.convert.value import value_from_proto
 from tests.fakes.feature_bindings import FakeBindings, serve_bindings
 from tests.fakes.feature_values import HOUR, SECOND, PushStream, Values, a_row, now_us, running_values, stamp, statuses
 from tests.fakes.features_service import a_view, an_entity, hours
+from tests.fakes.late_redis import LateReplies
 from tests.fakes.redis_server import RedisServer, redis_server
 from tests.fakes.registry_service import new_id
+from tests.fakes.router_world import eventually
 
 SERVICE = "interlock.features.v1.FeatureService"
 HTTP = "interlock.features.v1.FeaturesHttpService/PushFeatures"
@@ -632,3 +634,38 @@ async def test_json_that_the_contract_does_not_have_is_refused_with_its_place(va
         assert found == places, body
     for view, body, code in (("none", "{}", "404"), ("gates", "{}", "400"), ("gates", '{"rows": []}', "400")):
         assert (await post(values, view, body))[0] == code
+
+
+async def test_a_cancel_ends_the_call_and_what_has_not_been_asked_of_redis_yet(
+    tmp_path: Path, redis: RedisServer, registry_address: str
+) -> None:
+    """Nothing else would end it: every time-out is far away. A round trip that has begun ends by itself, for nobody."""
+    async with (
+        LateReplies(redis).listening() as late,
+        running_values(tmp_path, late.url, registry_address=registry_address, redis_read_deadline_s=300) as values,
+        redis.client() as client,
+    ):
+
+        async def reads_at_redis() -> int:
+            return int((await client.info("commandstats")).get("cmdstat_hmget", {"calls": 0})["calls"])
+
+        def in_flight() -> float | None:
+            registry = values.features.serving.runtime.registry
+            return registry.get_sample_value(
+                "interlock_features_requests_in_flight", {"method": f"{SERVICE}/ReadFeatures"}
+            )
+
+        await values.features.apply(an_entity(), a_view())
+        await values.push(*(a_row(f"c{number}", now_us(), delay_mean=float(number)) for number in range(20)))
+        before = await reads_at_redis()
+        late.delay_s = 300.0
+        reads = [asyncio.ensure_future(values.read(f"c{number}")) for number in range(20)]
+        await eventually(lambda: in_flight() == 20 and late.unanswered)
+        for read in reads:
+            read.cancel()
+        await eventually(lambda: in_flight() == 0)
+        assert late.unanswered
+        late.release()
+        found = await asyncio.gather(*(values.read(f"c{number}") for number in range(20)))
+        assert [rows[0][0] for rows in found] == [float(number) for number in range(20)]
+        assert await reads_at_redis() - before < 2 * 20

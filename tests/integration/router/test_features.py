@@ -31,6 +31,7 @@ from tests.fakes.router_registry import Resource, deployment_of, route_of, versi
 from tests.fakes.router_world import World, error_of, eventually, reason_of
 
 ENTITIES = {"carrier": "B6", "origin": "JFK"}
+SOURCES = ("carriers.delay", "weather.wind")
 DEFAULT, REFUSE = signature_pb2.MISSING_POLICY_DEFAULT, signature_pb2.MISSING_POLICY_REFUSE
 FALLBACK = signature_pb2.MISSING_POLICY_FALLBACK
 
@@ -116,22 +117,45 @@ async def test_rows_have_keys_of_their_own_and_share_one_read(filled: World) -> 
 async def test_requests_of_one_moment_share_reads_and_each_gets_its_own_row(filled: World) -> None:
     for number in range(64):
         filled.features.put("carriers.delay", f"c{number}", float(number))
-    sources = ("carriers.delay", "weather.wind")
     async with open_channel(filled.features_address) as channel:
-        reads = FeatureReads(
-            FeatureServiceStub(channel),
-            timeout_s=2.0, gather_s=0.2, tracing=Tracing("test"), metrics=FetchMetrics(CollectorRegistry()),
-        )  # fmt: skip
-        found = await asyncio.gather(*(reads.read(sources, [_key(number)], Call("m")) for number in range(64)))
+        reads = _reads(channel, timeout_s=2.0)
+        found = await asyncio.gather(*(reads.read(SOURCES, [_key(number)], Call("m")) for number in range(64)))
         # A request that goes away takes nobody with it.
         filled.features.delay_s = 0.05
-        staying, leaving = (asyncio.ensure_future(reads.read(sources, [_key(number)], Call("m"))) for number in (1, 2))
+        staying, leaving = (asyncio.ensure_future(reads.read(SOURCES, [_key(number)], Call("m"))) for number in (1, 2))
         await asyncio.sleep(0.01)
         leaving.cancel()
         assert _first(await staying) == 1.0
     assert [_first(rows) for rows in found] == [float(number) for number in range(64)]
     # A lone one leaves at once; from then on half of those in flight leave together.
     assert sorted(len(request.rows) for request in filled.features.requests[:7]) == [1, 1, 2, 4, 8, 16, 32]
+
+
+async def test_a_read_ends_once_the_last_of_its_requests_has_gone(filled: World) -> None:
+    filled.features.put("carriers.delay", "c1", 1.0)
+    async with open_channel(filled.features_address) as channel:
+        reads = _reads(channel, timeout_s=300.0)
+        filled.features.delay_s = 300.0
+        asked = [asyncio.ensure_future(reads.read(SOURCES, [_key(number)], Call("m"))) for number in range(4)]
+        # A lone one leaves at once, and so does half of two; the others are read together.
+        await eventually(lambda: sorted(len(request.rows) for request in filled.features.requests) == [1, 1, 2])
+        asked[2].cancel()
+        asked[0].cancel()
+        await eventually(lambda: filled.features.cancelled == 1)
+        asked[3].cancel()
+        await eventually(lambda: filled.features.cancelled == 2)
+        assert not asked[1].done()
+        asked[1].cancel()
+        await eventually(lambda: filled.features.cancelled == 3)
+        filled.features.delay_s = 0.0
+        assert _first(await reads.read(SOURCES, [_key(1)], Call("m"))) == 1.0
+
+
+def _reads(channel: grpc.aio.Channel, timeout_s: float) -> FeatureReads:
+    return FeatureReads(
+        FeatureServiceStub(channel),
+        timeout_s=timeout_s, gather_s=0.2, tracing=Tracing("test"), metrics=FetchMetrics(CollectorRegistry()),
+    )  # fmt: skip
 
 
 def _key(number: int) -> FeatureAsk:

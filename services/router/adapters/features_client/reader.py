@@ -60,6 +60,16 @@ class _Item:
     traceparent: str
     request_id: str
     outcome: "asyncio.Future[list[Outcome]]"
+    message: "_Message | None" = None
+    """What it is read with, while that is out."""
+
+
+@dataclass(slots=True)
+class _Message:
+    """Requests whose rows are read together."""
+
+    items: list[_Item]
+    sent: "asyncio.Task[None]"
 
 
 class _Group:
@@ -153,6 +163,9 @@ class FeatureReads:
                     found.update(zip(indices, await item.outcome, strict=True))
         except TimeoutError:
             raise FeaturesUnavailable from None
+        except asyncio.CancelledError:
+            _forsake(items)
+            raise
         finally:
             for (as_of_us, _), item in zip(parts, items, strict=True):
                 self._done(sources, as_of_us, item)
@@ -169,10 +182,9 @@ class FeatureReads:
     def _done(self, sources: tuple[str, ...], as_of_us: int | None, item: _Item) -> None:
         group = self._groups[sources, as_of_us]
         group.gathering.in_flight -= 1
-        if not item.outcome.done():
-            item.outcome.cancel()
+        if item.outcome.cancel() or item.outcome.cancelled():
             group.gathering.remove(item)
-        elif not item.outcome.cancelled():
+        else:
             # Whoever waited may have gone before it read of a failure.
             item.outcome.exception()
         if group.gathering.in_flight == 0:
@@ -195,14 +207,19 @@ class FeatureReads:
         message: list[_Item] = []
         for item in group.gathering.take():
             if message and sum(len(found.rows) for found in message) + len(item.rows) > limit:
-                spawn(self._send(group, message), "read features")
+                self._begin(group, message)
                 message = []
             message.append(item)
         if message:
-            spawn(self._send(group, message), "read features")
+            self._begin(group, message)
+
+    def _begin(self, group: _Group, items: list[_Item]) -> None:
+        message = _Message(items, spawn(self._send(group, items), "read features"))
+        for item in items:
+            item.message = message
 
     async def _send(self, group: _Group, items: Sequence[_Item]) -> None:
-        """Read the rows of some requests in one message and give each its own; never raises."""
+        """Read the rows of some requests in one message and give each its own; raises nothing but its cancellation."""
         rows = [row for item in items for row in item.rows]
         try:
             outcomes = await self._outcomes(group, rows, items)
@@ -212,6 +229,10 @@ class FeatureReads:
                 if not item.outcome.done():
                     item.outcome.set_exception(FeaturesUnavailable())
             return
+        finally:
+            # They know each other: a circle for each message would keep the garbage collector busy.
+            for item in items:
+                item.message = None
         first = 0
         for item in items:
             if not item.outcome.done():
@@ -289,9 +310,23 @@ class FeatureReads:
         except grpc.aio.AioRpcError as error:
             code = error.code().name
             raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
         finally:
             self._metrics.read(len(rows), code)
         return found
+
+
+def _forsake(items: Sequence[_Item]) -> None:
+    """End the reads that nobody waits for any more, in features and its store too.
+
+    For callers who went. A read that takes too long goes on to its deadline: the breaker must hear of it.
+    """
+    for item in items:
+        item.outcome.cancel()
+        if item.message is not None and all(fellow.outcome.done() for fellow in item.message.items):
+            item.message.sent.cancel()
 
 
 def _stop_timer(group: _Group) -> None:
