@@ -37,8 +37,8 @@ class DoorApp:
         if scope["type"] == "lifespan":
             return self._lifespan(receive, send)
         if scope["type"] == "http" and self._door is not None:
-            return self._door.begin(scope, receive, send) or _NO_TASK
-        return _NO_TASK
+            return self._door.begin(scope, receive, send) or NO_TASK
+        return NO_TASK
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         asyncio.get_running_loop().set_task_factory(_task_of)
@@ -65,11 +65,12 @@ class _NoTask:
         """Do nothing: it never ends."""
 
 
-_NO_TASK: Final = _NoTask()
+NO_TASK: Final = _NoTask()
+"""What an application returns for a call that it answers by callbacks alone."""
 
 
 def _task_of(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
-    return work if work is _NO_TASK else asyncio.Task(work, loop=loop, **options)
+    return work if work is NO_TASK else asyncio.Task(work, loop=loop, **options)
 
 
 def asgi_app(name: str, kind: type[SettingsT], build: Build[SettingsT]) -> DoorApp:
