@@ -216,7 +216,9 @@ Global___InferResponseStatistics: _TypeAlias = InferResponseStatistics  # noqa: 
 
 @_typing.final
 class InferBatchStatistics(_message.Message):
-    """Statistics of the executions of one batch size."""
+    """Statistics of the executions of one batch size. Why batches left is not for this protocol to tell: the metric
+    interlock_inference_batches_total counts them by cause, and the trace of each names its interlock.batch_reason.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
