@@ -39,7 +39,7 @@ def main() -> None:
                 model.write(place)
             servers.ROOT = checkout.resolve()
             os.environ.update(one.split("=", 1) for one in variables)
-            started, _ = opened.enter_context(all_servers(place, [arguments.server], str(TEST_CORE)))
+            started, _ = opened.enter_context(all_servers(place, [arguments.server], arguments.cores))
             pair.append(started[arguments.server])
         loader, ask = Loader(folder), WORKLOADS[arguments.workload].ask(arguments.server)
         assert ask is not None
@@ -81,6 +81,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--server", default=OURS[2], choices=OURS)
     parser.add_argument("--workload", default="tabular", choices=WORKLOADS)
     parser.add_argument("--in-flight", nargs="+", type=int, default=[1, 16, 64])
+    parser.add_argument(
+        "--cores", default=str(TEST_CORE), help="cores under test, as taskset takes them; the load has 1"
+    )
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--slice-s", type=float, default=0.3)
     return parser.parse_args()

@@ -40,11 +40,10 @@ def main() -> None:
             arguments.cores,
             workloads,
             _floors(arguments.seconds),
-            arguments.scheduling,
             arguments.placement,
         )
         loader = Loader(folder, arguments.connections)
-        with all_servers(folder, arguments.servers, arguments.cores, arguments.scheduling, arguments.placement) as (
+        with all_servers(folder, arguments.servers, arguments.cores, arguments.placement) as (
             servers,
             run.missing,
         ):
@@ -136,9 +135,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--servers", nargs="+", default=[*OURS, *RIVALS], choices=[*OURS, *SEVERAL, *RIVALS])
     parser.add_argument(
         "--connections", type=int, default=4, help="of the load; a process keeps those that it has taken"
-    )
-    parser.add_argument(
-        "--scheduling", default="normal", choices=["normal", "batch"], help="INTERLOCK_SCHEDULING of ours"
     )
     parser.add_argument(
         "--placement",

@@ -104,7 +104,6 @@ class Run:
     cores: str
     workloads: dict[str, Workload]
     floors: dict[str, dict[str, float]]
-    scheduling: str
     placement: str
     seconds: float = 0.0
     results: Results = field(default_factory=lambda: defaultdict(list))
@@ -117,8 +116,8 @@ def report(run: Run) -> str:
     setting = (
         f"`python -m benchmarks.serving --minutes {run.minutes:g}`, {time.strftime('%Y-%m-%d', time.gmtime())}, "
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {run.rounds} rounds of {run.seconds:.1f} s a cell, "
-        f"everything under test on core {run.cores}, the load on core 1, ours with "
-        f"`INTERLOCK_SCHEDULING={run.scheduling}` and placement {run.placement}, load average {os.getloadavg()[1]:.1f} at the end. "
+        f"everything under test on core {run.cores}, the load on core 1, our models' "
+        f"placement {run.placement}, load average {os.getloadavg()[1]:.1f} at the end. "
         "A cell: rows/s (ratio), p50/p99 ms, processor time of the server's processes in us a request (ratio of what one core "
         "can do by that). Ratios are medians over rounds. Sampled answers are the model's, counts equal on both sides."
     )

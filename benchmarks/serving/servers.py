@@ -142,7 +142,6 @@ def all_servers(
     folder: Path,
     wanted: Sequence[str],
     cores: str,
-    scheduling: str = "normal",
     placement: str = "process",
     *,
     models: Sequence[Model] = MODELS,
@@ -158,7 +157,7 @@ def all_servers(
         machine = Machine(folder, cores)
         opened.callback(machine.close)
         if any(name in (*OURS, *SEVERAL) for name in wanted):
-            ours = _ours(machine, folder, wanted, scheduling, placement, models=models, entries=entries or {})
+            ours = _ours(machine, folder, wanted, placement, models=models, entries=entries or {})
             servers |= {name: one for name, one in ours.items() if name in wanted}
         for name, start in RIVALS.items():
             if name not in wanted:
@@ -178,7 +177,6 @@ def _ours(
     machine: Machine,
     folder: Path,
     wanted: Sequence[str],
-    scheduling: str,
     placement: str,
     *,
     models: Sequence[Model],
@@ -191,7 +189,6 @@ def _ours(
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
         "INTERLOCK_REGISTRY_ADDRESS": registry,
         "INTERLOCK_LOG_LEVEL": "warning",
-        "INTERLOCK_SCHEDULING": scheduling,
         "INTERLOCK_INFERENCE_START_WAIT_S": "0",
     }
 

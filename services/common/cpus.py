@@ -1,4 +1,4 @@
-"""How many processors this process may use, and how it shares them."""
+"""How many processors this process may use."""
 
 import contextlib
 import os
@@ -16,17 +16,6 @@ def thread_count(wanted: int) -> int:
     quota = _cgroup_cpus()
     most = max(1, min(available, quota) if quota else available)
     return min(wanted, most) if wanted > 0 else most
-
-
-def schedule_in_batches() -> None:
-    """Let this process, and the threads and children that it starts from now on, be woken without interrupting others.
-
-    On a busy processor each message otherwise stops its sender in favour of its receiver: Envoy's thread runs for a
-    single answer while Python, stopped in the middle of a turn, holds the interpreter's lock. Without that, messages
-    gather while a thread works, and a prediction takes a quarter of the switches. An idle processor does as ever.
-    """
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _cgroup_cpus() -> int:

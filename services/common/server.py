@@ -23,7 +23,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from services.common.call import Binding, Method, methods_of
 from services.common.chain import Chain, Limits
-from services.common.cpus import schedule_in_batches
 from services.common.door_grpc import DoorProfile, GrpcDoor
 from services.common.errors import ServiceError
 from services.common.handover import share_evenly, steer_to_successor
@@ -253,8 +252,6 @@ def _run(
     try:
         settings, launched = read_settings(kind), read_settings(LaunchedSettings)
         configure_logs(name, form=settings.log_format, level=settings.log_level, process=launched.process)
-        if settings.scheduling == "batch":
-            schedule_in_batches()
         if settings.door == "envoy" and in_envoy is not None:
             try:
                 return in_envoy(settings)

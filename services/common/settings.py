@@ -85,9 +85,6 @@ class CommonSettings(BaseSettings):
     """Added to every port, so that two stacks can live on one machine. 0 to 56,000."""
     door: Literal["envoy", "grpcio"] = "grpcio"
     """How calls come in: through Python inside Envoy for the hot methods, or through grpcio for all."""
-    scheduling: Literal["normal", "batch"] = "normal"
-    """How the kernel runs this process and its children. With `batch` nobody is interrupted by who wakes up, which saves
-    processor time on a core under load; for cores that run small models and nothing else."""
     replace: bool = False
     """Start beside a process that holds the same port, to take over from it."""
 

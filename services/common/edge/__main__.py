@@ -2,7 +2,6 @@
 
 import sys
 
-from services.common.cpus import schedule_in_batches
 from services.common.edge.launcher import launch_plain
 from services.common.edge.settings import EdgeSettings
 from services.common.logs import configure_logs
@@ -15,8 +14,6 @@ def main() -> int:
     try:
         settings = read_settings(EdgeSettings)
         configure_logs("edge", form=settings.log_format, level=settings.log_level)
-        if settings.scheduling == "batch":
-            schedule_in_batches()
         return launch_plain(settings)
     except (InvalidSettings, StartFailed, OSError) as error:
         sys.stderr.write(f"interlock edge cannot start: {error}\n")

@@ -1,9 +1,12 @@
 """gRPC calls through a real Envoy: the same answers whichever door is behind it."""
 
 import asyncio
+import os
 import random
 import re
 from collections.abc import Awaitable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -73,6 +76,19 @@ async def test_a_cancelled_call_frees_its_handler_at_once(door: Running) -> None
         await until_counts(client, lambda now: now["running"] == 0)
         after = counts(await client.echo())
         assert after["cancelled"] - before["cancelled"] == 10
+
+
+@pytest.mark.parametrize("door", ["envoy"], indirect=True)
+async def test_threads_work_off_what_waits_while_calls_overlap(door: Running) -> None:
+    async with client_of(door) as client, asyncio.timeout(60):
+        calls = [client.echo(action="sleep", sleep_s=8.0) for _ in range(2)]
+        while not {("wrk:worker_0", os.SCHED_BATCH), ("envoy", os.SCHED_BATCH)} <= classes_of(door.envoy_pid()):
+            await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+        # Calls that come one after the other are lone ones.
+        while any(found == os.SCHED_BATCH for _, found in classes_of(door.envoy_pid())):
+            await client.echo()
 
 
 async def test_the_deadline_ends_the_call_and_its_handler(door: Running) -> None:
@@ -222,6 +238,17 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     assert any(detail.Unpack(info) for detail in status_of(error).details)
     return info.reason
+
+
+def classes_of(pid: int) -> set[tuple[str, int]]:
+    """Names and scheduling classes of the threads of a process."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError, FileNotFoundError):
+            found.add(
+                ((task / "comm").read_text().strip(), os.sched_getscheduler(int(task.name)) & ~os.SCHED_RESET_ON_FORK)
+            )
+    return found
 
 
 def counts(answer: Any) -> dict[str, int]:
