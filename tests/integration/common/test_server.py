@@ -114,8 +114,7 @@ async def stand() -> AsyncIterator[Stand]:
 
 
 async def test_a_service_says_ready_serves_and_drains(stand: Stand) -> None:
-    process = await stand.start(INTERLOCK_SCHEDULING="batch")
-    assert os.sched_getscheduler(process.process.pid) == os.SCHED_BATCH
+    process = await stand.start()
     async with open_channel(stand.address) as channel:
         in_flight = asyncio.ensure_future(EchoClient(channel).say("wait 400"))
         await EchoClient(channel).say("hi")
