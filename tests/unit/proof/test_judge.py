@@ -164,6 +164,7 @@ BUGS: dict[str, tuple[Callable[[History], None], str]] = {
     "unavailable with nothing broken": (refuse("UNAVAILABLE", "WORKER_DIED"), "blamed"),
     "cancelled by nobody": (refuse("CANCELLED", ""), "blamed"),
     "a deadline that has not passed": (refuse("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"), "blamed"),
+    "a deadline that Envoy says has passed": (refuse("DEADLINE_EXCEEDED", ""), "blamed"),
     "a stream that is reset before its time": (refuse("RESET 2 200", ""), "blamed"),
 }
 
@@ -216,6 +217,8 @@ def test_what_may_happen_is_no_violation() -> None:
                 Result(None, "", "INVALID_ARGUMENT", "MODEL_REFUSED"),
             ),
         ),
+        Asked(8, 2.0, "oip", rows, deadline_s=0.5),
+        Answered(8, 2.4, "DEADLINE_EXCEEDED", ""),
     ]
     verdict = judge(history)
     assert not verdict.violations, verdict.story()
