@@ -78,16 +78,17 @@ async def test_a_cancelled_call_frees_its_handler_at_once(door: Running) -> None
         assert after["cancelled"] - before["cancelled"] == 10
 
 
-@pytest.mark.parametrize("door", ["envoy"], indirect=True)
 async def test_threads_work_off_what_waits_while_calls_overlap(door: Running) -> None:
+    pid = door.envoy_pid() if door.kind == "envoy" else door.processes[0].pid
+    names = {"wrk:worker_0", "envoy"} if door.kind == "envoy" else {"python", "event_engine"}
     async with client_of(door) as client, asyncio.timeout(60):
         calls = [client.echo(action="sleep", sleep_s=8.0) for _ in range(2)]
-        while not {("wrk:worker_0", os.SCHED_BATCH), ("envoy", os.SCHED_BATCH)} <= classes_of(door.envoy_pid()):
+        while not {(name, os.SCHED_BATCH) for name in names} <= classes_of(pid):
             await asyncio.sleep(0.01)
         for call in calls:
             call.cancel()
         # Calls that come one after the other are lone ones.
-        while any(found == os.SCHED_BATCH for _, found in classes_of(door.envoy_pid())):
+        while any(found == os.SCHED_BATCH for _, found in classes_of(pid)):
             await client.echo()
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.common.door_turns import Turns
+from services.common.door_turns import Turns, threads_in_envoy, threads_of_process
 
 
 @pytest.fixture
@@ -22,13 +22,20 @@ def thread() -> Iterator[int]:
     running.join()
 
 
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test sets."""
+    now = [100.0]
+    monkeypatch.setattr("services.common.door_turns.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
 def class_of(thread: int) -> int:
     return os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK
 
 
-def test_threads_do_not_interrupt_each_other_while_calls_overlap(thread: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns, now = Turns(), [100.0]
-    monkeypatch.setattr("services.common.door_turns.time", SimpleNamespace(monotonic=lambda: now[0]))
+def test_threads_do_not_interrupt_each_other_while_calls_overlap(thread: int, now: list[float]) -> None:
+    turns = Turns(threads_in_envoy)
     turns.look(1)
     assert class_of(thread) == os.SCHED_OTHER
     turns.look(2)
@@ -42,6 +49,17 @@ def test_threads_do_not_interrupt_each_other_while_calls_overlap(thread: int, mo
     assert class_of(thread) == os.SCHED_OTHER
 
 
+def test_calls_that_overlap_are_counted(thread: int, now: list[float]) -> None:
+    turns = Turns(threads_of_process)
+    with turns:
+        assert class_of(thread) == class_of(os.getpid()) == os.SCHED_OTHER
+        with turns:
+            assert class_of(thread) == class_of(os.getpid()) == os.SCHED_BATCH
+    now[0] += 0.3
+    with turns:
+        assert class_of(thread) == class_of(os.getpid()) == os.SCHED_OTHER
+
+
 def test_a_kernel_that_does_not_allow_it_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -50,7 +68,7 @@ def test_a_kernel_that_does_not_allow_it_is_asked_once(monkeypatch: pytest.Monke
         raise PermissionError("not in this container")
 
     monkeypatch.setattr("os.sched_setscheduler", refuse)
-    turns = Turns()
+    turns = Turns(threads_in_envoy)
     for calls in (2, 2, 2):
         turns.look(calls)
     assert len(asked) == 1
