@@ -225,9 +225,9 @@ async def test_the_deadline_ends_a_call_and_takes_it_back(form: str) -> None:
 
 @both_forms
 async def test_without_a_replica_a_call_hears_so(form: str) -> None:
-    async with opened(form) as (world, door):
+    async with opened(form, replica_hope_s=0.2) as (world, door):
         world.replica.set_ready([])
         await eventually(lambda: world.replica.streams == 0)
-        server = await door.answered(door.ask(1, timeout="1S"))
+        server = await door.answered(door.ask(1, timeout="20S"))
         assert server.header(b"grpc-status") == b"14"
         assert b"replica" in (server.header(b"grpc-message") or b"")
