@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from contextvars import Token
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,6 +26,7 @@ from services.common.arrivals import Arrivals
 from services.common.call import CURRENT_CALL, Call, Method
 from services.common.criticality import Criticality, criticality_of
 from services.common.deadlines import ClientGone, Deadlines, Watched
+from services.common.door_turns import Turns
 from services.common.errors import (
     BYTES_IN_FLIGHT_EXCEEDED,
     DEADLINE_PASSED,
@@ -127,6 +128,7 @@ class Chain:
         self.budget = ByteBudget(limits.bytes_in_flight)
         self.deadlines = Deadlines()
         self.arrivals = Arrivals()
+        self.turns = Turns()
         self._metrics = metrics
         self._tracing = tracing
         self._criticality_header = criticality_header
@@ -162,7 +164,7 @@ class Chain:
         whether the request is bytes, which are answered with bytes; a message, which a door has made of something else,
         is answered with a message.
         """
-        with self.record(method, call) as record:
+        with self.record(method, call) as record, self.turns.counted() if method.hot else nullcontext():
             try:
                 with self.deadlines.watch(call) as watched:
                     request = payload if isinstance(payload, bytes) else await payload(watched)

@@ -5,7 +5,7 @@ It serves every method of the table, with health and reflection, on TCP and on `
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self
 
@@ -23,7 +23,6 @@ from services.common.chain import (
     Chain,
     caller_timeout_s,
 )
-from services.common.door_turns import Turns
 
 _STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
@@ -31,7 +30,6 @@ _ID_ALONE: Final = {REQUEST_ID_KEY}
 _LINGER_S: Final = 1.0
 _PAUSE_S: Final = 0.2
 _Context = grpc.aio.ServicerContext[bytes, bytes]
-_Block = AbstractContextManager[None]
 _Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -81,13 +79,11 @@ class DoorProfile:
 
 
 class GrpcDoor:
-    """One `grpc.aio` server over a method table; unary calls count in `turns`."""
+    """One `grpc.aio` server over a method table."""
 
-    def __init__(
-        self, chain: Chain, methods: Sequence[Method], profile: DoorProfile, turns: Turns | None = None
-    ) -> None:
+    def __init__(self, chain: Chain, methods: Sequence[Method], profile: DoorProfile) -> None:
         self._server = grpc.aio.server(options=profile.options())
-        self._server.add_generic_rpc_handlers(tuple(_generic_handlers(chain, methods, turns or nullcontext())))
+        self._server.add_generic_rpc_handlers(tuple(_generic_handlers(chain, methods)))
         services = sorted({method.service for method in methods})
         enable_reflection: Callable[..., None] = reflection.enable_server_reflection
         enable_reflection([*services, reflection.SERVICE_NAME], self._server)
@@ -109,27 +105,26 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def _generic_handlers(chain: Chain, methods: Sequence[Method], turns: _Block) -> list[grpc.GenericRpcHandler]:
+def _generic_handlers(chain: Chain, methods: Sequence[Method]) -> list[grpc.GenericRpcHandler]:
     by_service: dict[str, dict[str, Any]] = {}
     for method in methods:
-        by_service.setdefault(method.service, {})[method.name] = _rpc_handler(chain, method, turns)
+        by_service.setdefault(method.service, {})[method.name] = _rpc_handler(chain, method)
     return [grpc.method_handlers_generic_handler(service, handlers) for service, handlers in by_service.items()]
 
 
-def _rpc_handler(chain: Chain, method: Method, turns: _Block) -> Any:
+def _rpc_handler(chain: Chain, method: Method) -> Any:
     if not method.streaming:
-        return grpc.unary_unary_rpc_method_handler(_unary(chain, method, turns))
+        return grpc.unary_unary_rpc_method_handler(_unary(chain, method))
     if method.client_streaming:
         # On the wire one answer is a stream of one: a single shape serves client and bidirectional streams.
         return grpc.stream_stream_rpc_method_handler(_stream(chain, method))
     return grpc.unary_stream_rpc_method_handler(_single_request(_stream(chain, method)))
 
 
-def _unary(chain: Chain, method: Method, turns: _Block) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+def _unary(chain: Chain, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
     async def answer(payload: bytes, context: _Context) -> bytes:
         call = _accept(chain, method, context)
-        with turns:
-            outcome = await chain.unary(method, payload, call)
+        outcome = await chain.unary(method, payload, call)
         if outcome.status is not None:
             await _fail(context, outcome.status, outcome.initial_metadata | outcome.trailers)
         metadata = outcome.initial_metadata

@@ -11,7 +11,6 @@ import structlog
 from services.common.deadlines import Deadlines, Receive
 from services.common.door_asgi import AsgiDoor, Scope, Send
 from services.common.door_sweeper import Sweeper
-from services.common.door_turns import Turns, threads_in_envoy
 from services.common.edge.settings import DoorSettings, forget_embedding
 from services.common.logs import configure_logs
 from services.common.server import Build, call_at_end, serving, settle_collections
@@ -113,7 +112,7 @@ def _told_to_drain(pipe: int | None, drain: Callable[[], Coroutine[Any, Any, Non
 
 @asynccontextmanager
 async def _sweeping(deadlines: Deadlines) -> AsyncIterator[None]:
-    task = spawn(Sweeper(deadlines, Turns(threads_in_envoy)).run(), "door-sweeper")
+    task = spawn(Sweeper(deadlines).run(), "door-sweeper")
     try:
         yield
     finally:

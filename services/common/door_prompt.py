@@ -83,6 +83,7 @@ class PromptCall:
 
     def begin(self) -> None:
         """Wait for the body."""
+        self._chain.turns.begin()
         self._chain.arrivals.begin(self)
         self._chain.deadlines.add(self)
         self._metrics.in_flight += 1
@@ -202,6 +203,7 @@ class PromptCall:
         self._over = True
         # It knows us as well: a circle for each call would keep the garbage collector busy, and the caches cold.
         self._pending, self._given = None, ()
+        self._chain.turns.end()
         self._chain.deadlines.remove(self)
         self._chain.budget.used_bytes -= self._size_bytes
 

@@ -11,7 +11,6 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 from services.common.deadlines import Deadlines, Watching
-from services.common.door_turns import Turns
 
 _INTERVAL_S: Final = 0.010
 # Most calls are over before anybody needs to ask.
@@ -19,19 +18,16 @@ _YOUNG_S: Final = 0.020
 
 
 class Sweeper:
-    """Cancels the task of every watched call whose client went away; tells `turns` how many calls there are."""
+    """Cancels the task of every watched call whose client went away."""
 
-    def __init__(self, deadlines: Deadlines, turns: Turns | None = None) -> None:
+    def __init__(self, deadlines: Deadlines) -> None:
         self._deadlines = deadlines
-        self._turns = turns
 
     async def run(self) -> None:
         """Sweep until cancelled; asleep while nothing is watched."""
         while True:
             await self._deadlines.busy.wait()
             await asyncio.sleep(_INTERVAL_S)
-            if self._turns is not None:
-                self._turns.look(len(self._deadlines.watched))
             self._sweep(time.monotonic() - _YOUNG_S)
             if not self._deadlines.watched:
                 self._deadlines.busy.clear()

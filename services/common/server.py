@@ -24,7 +24,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from services.common.call import Binding, Method, methods_of
 from services.common.chain import Chain, Limits
 from services.common.door_grpc import DoorProfile, GrpcDoor
-from services.common.door_turns import Turns, threads_of_process
 from services.common.errors import ServiceError
 from services.common.handover import share_evenly, steer_to_successor
 from services.common.health import HealthBoard, health_binding
@@ -142,13 +141,11 @@ async def serving(
     build: Build[SettingsT],
     addresses: Sequence[str],
     launched: LaunchedSettings | None = None,
-    *,
-    turns: Turns | None = None,
 ) -> AsyncIterator[Serving[SettingsT]]:
     """Run a service on `addresses` (`host:port` or `unix:/path`) while the block runs, then drain it.
 
     `launched` is given to one of several processes that share the port: its launcher has checked the ports, answers for
-    all on the metrics port, and steers new connections when they drain. `turns` is for the process of a grpcio door.
+    all on the metrics port, and steers new connections when they drain.
 
     Start: metrics and probes, adapters, listen, SERVING. End, in this order: NOT_SERVING, drain callbacks, the delay
     in which load balancers notice, refuse new calls and let those in flight finish, close adapters, flush traces.
@@ -171,7 +168,7 @@ async def serving(
             )
         bindings = await stack.enter_async_context(build(settings, runtime))
         methods = methods_of([*bindings, health_binding(runtime.health)])
-        door = GrpcDoor(runtime.chain, methods, _profile(settings), turns)
+        door = GrpcDoor(runtime.chain, methods, _profile(settings))
         ports = await door.listen(addresses)
         for port in ports:
             share_evenly(port)
@@ -274,9 +271,7 @@ def _run(
 async def _live(name: str, settings: SettingsT, build: Build[SettingsT], launched: LaunchedSettings) -> int:
     stop = StopSignals(launched.drain_fd)
     try:
-        async with serving(
-            name, settings, build, [settings.address_of(name)], launched, turns=Turns(threads_of_process)
-        ):
+        async with serving(name, settings, build, [settings.address_of(name)], launched):
             stop.started = True
             settle_collections()
             notify(read_notify_socket(), READY)

@@ -163,7 +163,7 @@ class _Stream(Generic[RequestT]):
         call = self._call_of(request)
         CURRENT_CALL.set(call)
         try:
-            with self._chain.budget.hold(size_bytes), self._chain.deadlines.watch(call):
+            with self._chain.budget.hold(size_bytes), self._chain.turns.counted(), self._chain.deadlines.watch(call):
                 body = _encoded(await self._work.answer(request, call))
             check_size("the answer", len(body), self._chain.limits.message_bytes)
         except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop

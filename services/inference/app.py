@@ -105,7 +105,7 @@ def _parts(settings: InferenceSettings, runtime: Runtime[InferenceSettings], cac
     return HostParts(
         artifacts=cache,
         launcher=ModelLauncher(limits),
-        clock=MonotonicClock(),
+        clock=MonotonicClock(runtime.chain.turns),
         observer=PrometheusObserver(runtime.registry),
         limits=QueueLimits(settings.inference_queue_rows, settings.inference_queue_bytes),
         loads=asyncio.Semaphore(settings.inference_parallel_loads),

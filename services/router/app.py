@@ -134,6 +134,7 @@ async def _inferring(settings: Settings, runtime: Runtime[Settings], router_id: 
         on_sent=metrics.sent,
         use_frames=settings.hop == "frames",
         arriving=runtime.chain.arrivals.count,
+        turns=runtime.chain.turns,
     )
     pools = InferencePools(
         settings.pool_addresses(),

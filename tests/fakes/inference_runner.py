@@ -45,7 +45,7 @@ class FakeClock:
         heapq.heappush(self._timers, (max(when, self.time), next(self._order), timer))
         return timer
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], None], *, gathers: bool) -> None:
         self.call_at(self.time, callback)
 
     def advance(self, seconds: float) -> None:

@@ -4,11 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from services.common.door_turns import Turns
 from services.inference.domain.ports import Timer
 
 
 class MonotonicClock:
     """`time.monotonic` with callbacks of the running loop, whose own clock may have another zero."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
 
     def now(self) -> float:
         """Return monotonic seconds."""
@@ -18,6 +22,6 @@ class MonotonicClock:
         """Call back at `when`."""
         return asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), callback)
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call back in the next turn of the loop."""
-        asyncio.get_running_loop().call_soon(callback)
+    def call_soon(self, callback: Callable[[], None], *, gathers: bool) -> None:
+        """Call back in the next turn of the loop, or when the calls that are being handed over are here."""
+        self._turns.soon(callback, gathers=gathers)

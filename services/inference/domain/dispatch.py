@@ -183,10 +183,10 @@ class Dispatcher:
             self._interrupt_unwanted()
 
     def pump_soon(self) -> None:
-        """Pump in the next turn of the loop, once for all that comes until then."""
+        """Pump once what has come by now is taken in, once for all of it."""
         if not self._pump_due:
             self._pump_due = True
-            self._clock.call_soon(self.pump)
+            self._clock.call_soon(self.pump, gathers=self.queue.max_delay_s > 0)
 
     def pump(self) -> None:
         """Send what should leave now, and set the timer for the next look."""

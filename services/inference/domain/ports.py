@@ -28,8 +28,8 @@ class Clock(Protocol):
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call back at `when`, monotonic seconds; soon when that is past."""
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call back once everything that has happened by now has been taken in."""
+    def call_soon(self, callback: Callable[[], None], *, gathers: bool) -> None:
+        """Call back once everything that has happened by now has been taken in; who `gathers` may have to wait for it."""
 
 
 OnResult = Callable[[int, BatchAnswer | RunFailure], None]

@@ -3,7 +3,7 @@
 import argparse
 import socket
 
-from services.inference.worker.limits import ignore_signals, live_with_parent
+from services.inference.worker.limits import ignore_signals, live_with_parent, usual_scheduling
 from services.inference.worker.loop import WorkerLoop
 from services.inference.worker.shared_loop import SharedLoop
 
@@ -19,6 +19,7 @@ def main() -> None:
     )
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
+    usual_scheduling()
     ignore_signals()
     live_with_parent(arguments.parent)
     with socket.socket(fileno=arguments.socket) as connection:

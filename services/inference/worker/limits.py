@@ -63,12 +63,16 @@ def background_priority(spared: AbstractSet[int] = frozenset()) -> Iterator[None
         finally:
             _set_niceness(niceness, spared)
         return
-    usual = os.sched_getscheduler(0)
     _set_scheduler(os.SCHED_BATCH, spared)
     try:
         yield
     finally:
-        _set_scheduler(usual, spared)
+        _set_scheduler(os.SCHED_OTHER, spared)
+
+
+def usual_scheduling() -> None:
+    """Leave the scheduling class that a front end under load was in when it started this process (`door_turns`)."""
+    _set_scheduler(os.SCHED_OTHER, frozenset())
 
 
 def _may_raise_priority() -> bool:

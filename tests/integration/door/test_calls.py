@@ -246,9 +246,7 @@ def classes_of(pid: int) -> set[tuple[str, int]]:
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(ProcessLookupError, FileNotFoundError):
-            found.add(
-                ((task / "comm").read_text().strip(), os.sched_getscheduler(int(task.name)) & ~os.SCHED_RESET_ON_FORK)
-            )
+            found.add(((task / "comm").read_text().strip(), os.sched_getscheduler(int(task.name))))
     return found
 
 

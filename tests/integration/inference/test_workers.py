@@ -49,6 +49,20 @@ async def test_a_frozen_process_is_ended_and_replaced(
             assert await stream.infer(row(3)) == [(row(3) * 2 + 1).tobytes()]
 
 
+async def test_a_process_that_starts_under_load_runs_as_any_other(
+    start: Start, registry: FakeRegistry, put_oracle: Callable[..., None]
+) -> None:
+    async with registry.listening() as address, start(address) as running:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        try:
+            put_oracle()
+            await running.ready("oracle/1")
+        finally:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        (pid,) = worker_pids()
+        assert {os.sched_getscheduler(int(task)) for task in os.listdir(f"/proc/{pid}/task")} == {os.SCHED_OTHER}  # noqa: PTH208
+
+
 async def test_two_processes_serve_one_version_and_their_number_changes_live(
     running: Running, registry: FakeRegistry, put_oracle: Callable[..., None]
 ) -> None:

@@ -41,7 +41,7 @@ class World:
         anything: Any = nothing
         spec = VersionSpec(VersionKey("m", "1"), (), (SPEC,), (ANSWER,))
         parts = HostParts(
-            artifacts=anything, launcher=anything, clock=MonotonicClock(), observer=PrometheusObserver(registry),
+            artifacts=anything, launcher=anything, clock=MonotonicClock(self.chain.turns), observer=PrometheusObserver(registry),
             limits=QueueLimits(rows=QUEUE_ROWS), loads=anything, pauses=anything, arriving=self.chain.arrivals.count,
         )  # fmt: skip
         replica = Replica("r", "default", parts, lambda key, ready: None)

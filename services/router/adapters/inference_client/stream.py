@@ -8,13 +8,14 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from interlock.inference.v1 import inference_service_pb2 as inference_pb
 
 from services.common.arrivals import no_arrivals
 from services.common.call import Call
+from services.common.door_turns import Turns
 from services.common.errors import MESSAGE_TOO_LARGE, ResourceExhausted, ServiceError
 from services.router.adapters.inference_client.failure import AttemptTimedOut, stream_ended
 from services.router.adapters.inference_client.message import (
@@ -60,6 +61,8 @@ class StreamOptions:
     """Whether messages travel as frames where a replica takes them so."""
     arriving: Callable[[], int] = no_arrivals
     """How many calls are on their way in."""
+    turns: Turns = field(default_factory=Turns)
+    """Those of the door, whose calls are gathered."""
 
 
 class InferStream:
@@ -248,10 +251,10 @@ class InferStream:
             )
 
     def _look_soon(self) -> None:
-        """See in the next turn of the loop whether something should leave, once for all that comes or goes until then."""
+        """See whether something should leave once what has come by now is here, once for all of it."""
         if not self._look_due and self._gathering.waiting:
             self._look_due = True
-            asyncio.get_running_loop().call_soon(self._leave_when_due)
+            self._options.turns.soon(self._leave_when_due, gathers=self._options.gather_s > 0)
 
     def _leave_when_due(self) -> None:
         self._look_due = False
