@@ -164,11 +164,12 @@ class Chain:
         whether the request is bytes, which are answered with bytes; a message, which a door has made of something else,
         is answered with a message.
         """
-        with self.record(method, call) as record, self.turns.counted() if method.hot else nullcontext():
+        with self.record(method, call) as record:
             try:
                 with self.deadlines.watch(call) as watched:
                     request = payload if isinstance(payload, bytes) else await payload(watched)
-                    body = await self._answer(method, request, call)
+                    with self.turns.counted() if method.hot else nullcontext():
+                        body = await self._answer(method, request, call)
             except BaseException as error:  # noqa: BLE001 - SystemExit out of a task would end the event loop
                 return _failure(method, record.fail(error), call, encoded=encoded)
             return Answer(body, None, call.initial_metadata, call.trailers)

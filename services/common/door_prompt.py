@@ -38,6 +38,7 @@ class PromptCall:
     __slots__ = (
         "_call",
         "_chain",
+        "_counted",
         "_given",
         "_go_on",
         "_method",
@@ -76,14 +77,13 @@ class PromptCall:
         self._receive = receive
         self._send = send
         self._go_on = go_on
-        self._over = False
+        self._over = self._counted = False
         self._given: tuple[asyncio.Future[Event], ...] = ()
         self._pending: Pending | None = None
         self._size_bytes = 0
 
     def begin(self) -> None:
         """Wait for the body."""
-        self._chain.turns.begin()
         self._chain.arrivals.begin(self)
         self._chain.deadlines.add(self)
         self._metrics.in_flight += 1
@@ -193,6 +193,9 @@ class PromptCall:
         self._size_bytes = len(message)
         self.receive = self._receive
         check_time(self._call)
+        # Not before: who takes his time over the body is no company for others.
+        self._chain.turns.begin()
+        self._counted = True
         return self._method.begin(message, self._call, self)
 
     def _take_back(self) -> None:
@@ -203,7 +206,8 @@ class PromptCall:
         self._over = True
         # It knows us as well: a circle for each call would keep the garbage collector busy, and the caches cold.
         self._pending, self._given = None, ()
-        self._chain.turns.end()
+        if self._counted:
+            self._chain.turns.end()
         self._chain.deadlines.remove(self)
         self._chain.budget.used_bytes -= self._size_bytes
 

@@ -90,8 +90,11 @@ class Turns:
             if self.together:
                 _set_class(os.SCHED_BATCH, _of_the_door())
             else:
-                # All of them: who was started meanwhile has the class of who started it.
-                _set_class(os.SCHED_OTHER, _names())
+                # All of them: who was started meanwhile has the class of who started it, and some may start right now.
+                moved: set[int] = set()
+                while new := _names().keys() - moved:
+                    _set_class(os.SCHED_OTHER, new)
+                    moved |= new
         except OSError as error:
             self._allowed = False
             _LOG.warning("scheduling_not_allowed", error=str(error))

@@ -80,7 +80,9 @@ class Service:
         """Return when the process says that it is ready."""
         async with asyncio.timeout(_START_TIMEOUT_S):
             while not await self._is_ready():
-                assert self.process.returncode is None, f"{self.name} ended\n{self.story()}"
+                assert self.process.returncode is None, (
+                    f"{self.name} ended with {self.process.returncode}\n{self.story()}"
+                )
                 await asyncio.sleep(_POLL_S)
 
     async def restart(self) -> None:
@@ -128,7 +130,9 @@ class Service:
         port = int(self.address.rpartition(":")[2])
         async with asyncio.timeout(_START_TIMEOUT_S):
             while not any(_listens(process, port) for process in self.processes()):
-                assert self.process.returncode is None, f"{self.name} ended\n{self.story()}"
+                assert self.process.returncode is None, (
+                    f"{self.name} ended with {self.process.returncode}\n{self.story()}"
+                )
                 await asyncio.sleep(_POLL_S)
 
 

@@ -14,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
-from tests.integration.door.conftest import MESSAGE_BYTES, Client, Running, client_of
+from tests.integration.door.conftest import MESSAGE_BYTES, Client, Running, client_of, running_door
 from tests.integration.door.probe_service import PROBE, message
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -78,11 +78,13 @@ async def test_a_cancelled_call_frees_its_handler_at_once(door: Running) -> None
         assert after["cancelled"] - before["cancelled"] == 10
 
 
-async def test_threads_work_off_what_waits_while_calls_overlap(door: Running) -> None:
-    pid = door.envoy_pid() if door.kind == "envoy" else door.processes[0].pid
-    names = {"wrk:worker_0", "envoy"} if door.kind == "envoy" else {"python", "event_engine"}
-    async with client_of(door) as client, asyncio.timeout(60):
+async def test_threads_work_off_what_waits_while_calls_overlap(kind: str, contract: Path) -> None:
+    # A door of its own: calls that other tests left would overlap with these.
+    async with running_door(kind, contract) as door, client_of(door) as client, asyncio.timeout(60):
+        pid = door.envoy_pid() if kind == "envoy" else door.processes[0].pid
+        names = {"wrk:worker_0", "envoy"} if kind == "envoy" else {"python", "event_engine"}
         calls = [client.echo(action="sleep", sleep_s=8.0) for _ in range(2)]
+        await until_counts(client, lambda now: now["running"] >= 2)
         while not {(name, os.SCHED_BATCH) for name in names} <= classes_of(pid):
             await asyncio.sleep(0.01)
         for call in calls:
