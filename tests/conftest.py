@@ -1,7 +1,9 @@
 """What every tier shares: the folder decides the marker, and which tests may run beside each other; one Postgres."""
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(tier if tier == "e2e" else str(item.path)))
     # The longest group begins first: begun last, it would run alone while the other processes had nothing left.
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def usual_scheduling() -> Iterator[None]:
+    """Leave the class in which `door_turns` may have left this process: what other tests start would inherit it."""
+    yield
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture(scope="session")

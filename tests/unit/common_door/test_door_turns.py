@@ -26,6 +26,7 @@ def thread() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
+    """Every test finds the usual class."""
     yield
     for task in Path("/proc/self/task").iterdir():
         os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
