@@ -58,6 +58,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the shared memory object is not there, may not be opened, or is shorter than was said."""
     ERROR_REASON_SHARED_MEMORY_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 17
     """RESOURCE_EXHAUSTED: the regions are as many, or together as large, as they may be; unregister what is not used."""
+    ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 18
+    """RESOURCE_EXHAUSTED without RetryInfo: answers of a stream waited too long for the caller to read them. The stream ended;
+    what it asked and got no answer for may have run.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Lists why any of the services refuses or fails a call. It stands in google.rpc.ErrorInfo.reason without the prefix
@@ -101,4 +105,8 @@ ERROR_REASON_SHARED_MEMORY_UNUSABLE: ErrorReason.ValueType  # 16
 """FAILED_PRECONDITION: the shared memory object is not there, may not be opened, or is shorter than was said."""
 ERROR_REASON_SHARED_MEMORY_LIMIT_EXCEEDED: ErrorReason.ValueType  # 17
 """RESOURCE_EXHAUSTED: the regions are as many, or together as large, as they may be; unregister what is not used."""
+ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 18
+"""RESOURCE_EXHAUSTED without RetryInfo: answers of a stream waited too long for the caller to read them. The stream ended;
+what it asked and got no answer for may have run.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
