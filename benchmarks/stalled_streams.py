@@ -4,8 +4,10 @@
 
 500 streams of ModelStreamInfer over 10 connections, each eager to send 128 messages of 64 KiB whose answers are as large,
 to each of our doors and paths. The callers' own windows are 64 KiB a stream. Resident memory is read while they stall;
-other calls and streams go on meanwhile, over a connection of their own and over one that stalls. Then every stream is
-read to its end, and each answer is compared.
+other calls and streams go on meanwhile, over a connection of their own and over one that stalls, compared with the same on
+the idle server. After 25 s every second stream is read to its end, and each answer is compared; the others are looked at
+again after 45 s, when their time to read is over, and end: with STREAM_STALLED, or where grpcio's client was in the middle of a
+write with its own word for that (INTERNAL).
 """
 
 import argparse
@@ -15,23 +17,28 @@ import platform
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
+from grpc_status import rpc_status
 from inference import grpc_service_pb2 as oip
 from inference import grpc_service_pb2_grpc as oip_rpc
 from onnx import TensorProto, helper
 
 from benchmarks.serving.models import Model
 from benchmarks.serving.servers import OURS, Server, all_servers
+from services.common.errors import status_reason
 from tests.proof.processes import resident_bytes
 
 RESULT = Path(__file__).resolve().parent / "results" / "stalled_streams.md"
 STREAMS, CONNECTIONS, MESSAGES = 500, 10, 128
 FLOATS = 16_384
-LOOKS_S = (5, 15, 30, 45)
+LOOKS_S = (5, 15, 25, 45)
+READ_S = 25
 _OPTIONS = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -66,30 +73,44 @@ def main() -> None:
 
 async def _measure(server: Server) -> str:
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=_OPTIONS) for _ in range(CONNECTIONS + 1)]
-    *stubs, other = [oip_rpc.GRPCInferenceServiceStub(channel) for channel in channels]
-    await other.ModelInfer(_request(0, 0), timeout=30)
+    stubs = [oip_rpc.GRPCInferenceServiceStub(channel) for channel in channels]
+    # The last one is for others; the first stalls later.
+    free_s = await _ask_others((stubs[-1], stubs[0]), 5)
     before = _resident_mib(server)
     calls = [stubs[at % CONNECTIONS].ModelStreamInfer(_requests(at)) for at in range(STREAMS)]
     # A call of grpc.aio sends from its own task; nobody reads.
-    begun, held, asked, slowest_s = time.monotonic(), [], 0, 0.0
+    begun, held, taken_s, read = time.monotonic(), [], [], []
     for look_s in LOOKS_S:
-        while time.monotonic() < begun + look_s:
-            # In turn over a connection of its own and over one whose streams stall, as a call and as a stream of one.
-            stub, request = (other, stubs[0])[asked % 2], _request(STREAMS, asked)
-            started = time.monotonic()
-            if asked % 4 < 2:
-                await stub.ModelInfer(request, timeout=30)
-            else:
-                [_] = [answer async for answer in stub.ModelStreamInfer(iter([request]), timeout=30)]
-            slowest_s, asked = max(slowest_s, time.monotonic() - started), asked + 1
-            await asyncio.sleep(0.25)
+        taken_s += await _ask_others((stubs[-1], stubs[0]), begun + look_s - time.monotonic())
         held.append(_resident_mib(server))
-    right = sum(await asyncio.gather(*(_read(call, at) for at, call in enumerate(calls))))
+        if look_s == READ_S:
+            read = await asyncio.gather(*(_read(call, at) for at, call in enumerate(calls) if at % 2))
+    stalled = await asyncio.gather(*(_read(call, at) for at, call in enumerate(calls) if not at % 2))
     for channel in channels:
         await channel.close()
     await asyncio.sleep(2)
     cells = [f"{mib:,.0f}" for mib in (before, *held, _resident_mib(server))]
-    return f"| {server.name} | {' | '.join(cells)} | {asked} of {asked}: slowest {slowest_s * 1e3:.0f} ms | {right:,} of {STREAMS * MESSAGES:,} |"
+    cells.append(" / ".join(f"{np.percentile(taken, q) * 1e3:.1f}" for taken in (free_s, taken_s) for q in (50, 99)))
+    cells.append(f"{sum(right == MESSAGES for right, _ in read)} of {len(read)}")
+    cells.append(
+        f"{sum(end == 'STREAM_STALLED' for _, end in stalled)} of {len(stalled)}, after {sum(right for right, _ in stalled):,} right answers"
+    )
+    print(Counter(end for _, end in stalled), flush=True)
+    return f"| {server.name} | {' | '.join(cells)} |"
+
+
+async def _ask_others(stubs: Sequence[Any], for_s: float) -> list[float]:
+    """Call in turn over these connections, as a call and as a stream of one; returns the seconds that each took."""
+    end, taken_s = time.monotonic() + for_s, []
+    while (started := time.monotonic()) < end:
+        stub, request = stubs[len(taken_s) % 2], _request(STREAMS, len(taken_s))
+        if len(taken_s) % 4 < 2:
+            await stub.ModelInfer(request, timeout=30)
+        else:
+            [_] = [answer async for answer in stub.ModelStreamInfer(iter([request]), timeout=30)]
+        taken_s.append(time.monotonic() - started)
+        await asyncio.sleep(0.05)
+    return taken_s
 
 
 def _requests(stream: int) -> Iterator[oip.ModelInferRequest]:
@@ -103,15 +124,20 @@ def _request(stream: int, number: int) -> oip.ModelInferRequest:
     return request
 
 
-async def _read(call: "grpc.aio.StreamStreamCall", stream: int) -> int:
-    """Read a stream to its end; returns how many of its messages were answered rightly, each counted once."""
-    seen = set()
-    async for response in call:
-        answer = response.infer_response
-        wanted = np.full(FLOATS, stream * MESSAGES + int(answer.id.partition("-")[2] or -1), "<f4").tobytes()
-        if answer.id.startswith(f"{stream}-") and list(answer.raw_output_contents) == [wanted]:
+async def _read(call: "grpc.aio.StreamStreamCall", stream: int) -> tuple[int, str]:
+    """Read a stream to its end; returns how many of its messages were answered rightly, each once, and why it ended."""
+    seen, end = set(), ""
+    try:
+        async for response in call:
+            answer = response.infer_response
+            wanted = np.full(FLOATS, stream * MESSAGES + int(answer.id.partition("-")[2] or -1), "<f4").tobytes()
+            if not answer.id.startswith(f"{stream}-") or list(answer.raw_output_contents) != [wanted]:
+                return 0, f"wrong answer {answer.id}"
             seen.add(answer.id)
-    return len(seen)
+    except grpc.aio.AioRpcError as error:
+        status = rpc_status.from_call(error)
+        end = status_reason(status) if status is not None else f"{error.code().name} {error.details()}"
+    return len(seen), end
 
 
 def _resident_mib(server: Server) -> float:
@@ -125,8 +151,8 @@ def _report(lines: Sequence[str]) -> str:
 `python -m benchmarks.stalled_streams`, {time.strftime("%Y-%m-%d", time.gmtime())}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}.
 {(__doc__ or "").partition("stalled_streams.md")[2].strip()}
 
-| resident memory, MiB | before | {looks} | after they were read | other calls and streams meanwhile | right answers |
-|---|---{"|---" * len(LOOKS_S)}|---|---|---|
+| resident memory, MiB | before | {looks} | after all were read | others alone, and meanwhile: p50 / p99 ms | read to the end after 25 s, all right | told STREAM_STALLED |
+|---|---{"|---" * len(LOOKS_S)}|---|---|---|---|
 {chr(10).join(lines)}
 """
 

@@ -32,6 +32,7 @@ from services.common.errors import (
     DEADLINE_PASSED,
     MALFORMED_REQUEST,
     MESSAGE_TOO_LARGE,
+    STREAM_STALLED,
     DeadlineExceeded,
     InvalidArgument,
     ResourceExhausted,
@@ -74,6 +75,8 @@ class Limits:
     """A unary call's deadline is cut to this."""
     stream_bytes: int = 1024 * 1024
     """What one stream may hold whose messages are answered side by side: requests, and answers that are not read."""
+    stream_stall_s: float = 30.0
+    """A stream ends when its caller has made no room for the next answer for so long."""
 
 
 # Made for each call; a frozen one costs twice the time.
@@ -261,7 +264,12 @@ class Chain:
                 return
             async with aclosing(method.handler(argument, call)) as responses:
                 async for response in responses:
-                    await send(self._encode(method, response))
+                    body = self._encode(method, response)
+                    try:
+                        async with asyncio.timeout(self.limits.stream_stall_s):
+                            await send(body)
+                    except TimeoutError:
+                        raise _stalled(self.limits.stream_stall_s) from None
 
     async def _requests(self, method: Method, payloads: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
         async for payload in payloads:
@@ -360,6 +368,14 @@ def check_time(call: Call) -> None:
     """Raise DeadlineExceeded for a call that could only be answered late."""
     if call.remaining_s() < _LEAST_USEFUL_S:
         raise DeadlineExceeded("the deadline passed before the answer was ready", reason=DEADLINE_PASSED)
+
+
+def _stalled(limit_s: float) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"the caller made no room for the next answer in {limit_s:g} s; read answers while you send",
+        reason=STREAM_STALLED,
+        metadata={"limit_s": f"{limit_s:g}"},
+    )
 
 
 def _status_of(error: BaseException, call: Call, log: Any) -> Status:

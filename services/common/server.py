@@ -219,6 +219,7 @@ def _limits(settings: CommonSettings) -> Limits:
         default_deadline_s=settings.default_deadline_s,
         deadline_cap_s=settings.deadline_cap_s,
         stream_bytes=settings.stream_limit_bytes,
+        stream_stall_s=settings.stream_stall_s,
     )
 
 

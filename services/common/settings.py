@@ -104,6 +104,8 @@ class CommonSettings(BaseSettings):
     stream_limit_bytes: PositiveInt = 1024 * 1024
     """Bytes that one stream of predictions may hold, requests in hand and answers that nobody reads; then nothing more is
     read from it. A single message may be larger."""
+    stream_stall_s: PositiveFloat = 30.0
+    """A stream ends when its caller has made no room for the next answer for so long. Seconds."""
     default_deadline_s: PositiveFloat = 5.0
     """Deadline of a unary call, or of a message of a stream, that names none. Seconds."""
     deadline_cap_s: PositiveFloat = 60.0

@@ -22,6 +22,8 @@ from services.common.tasks import spawn
 DEFAULT_OUTSTANDING: Final = 256
 # Over all streams, beside one message of each: more at a time would only keep the event loop from everything else.
 _ANSWERING: Final = 1_024
+# What a stream may hold at first; each answer that leaves adds a quarter of its size. So one whose caller never reads holds little.
+_FIRST_WINDOW_BYTES: Final = 64 * 1024
 
 
 class Sized(Protocol):
@@ -91,6 +93,7 @@ class _Stream(Generic[RequestT]):
         self._work = work
         self._outstanding = 0
         self._held_bytes = 0
+        self._window_bytes = min(_FIRST_WINDOW_BYTES, chain.limits.stream_bytes)
         self._ready: deque[bytes] = deque()
         self._answering: set[asyncio.Task[None]] = set()
         self._everywhere = everywhere
@@ -133,6 +136,7 @@ class _Stream(Generic[RequestT]):
         """An answer of this size has been sent."""
         self._outstanding -= 1
         self._held_bytes -= size_bytes
+        self._window_bytes = min(self._window_bytes + size_bytes // 4, self._chain.limits.stream_bytes)
         self._room.set()
 
     async def abandon(self, tasks: tuple[asyncio.Task[None], ...]) -> None:
@@ -146,7 +150,7 @@ class _Stream(Generic[RequestT]):
         # One message goes always, also one that is larger than the bound: its answer, once sent, makes room again.
         return not self._outstanding or (
             self._outstanding < self._work.max_outstanding
-            and self._held_bytes < self._chain.limits.stream_bytes
+            and self._held_bytes < self._window_bytes
             and len(self._everywhere) < _ANSWERING
         )
 

@@ -112,30 +112,42 @@ async def test_the_router_reads_no_further_ahead_than_agreed(world: World) -> No
     assert len(await results_of(other)) == 5
 
 
-async def test_callers_that_do_not_read_hold_a_bounded_part_and_others_go_on(idle_world: World) -> None:
-    """What gRPC itself takes in and the bound of the stream are the most that is asked for a caller who reads nothing."""
-    idle_world.overrides["stream_limit_bytes"] = 256 * 1024
-    await idle_world.start_router()
+def narrow_channel(world: World) -> grpc.aio.Channel:
+    """By itself grpcio takes in megabytes that nobody has asked for."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    return grpc.aio.insecure_channel(world.address, options=options)
+
+
+def large_stream(channel: grpc.aio.Channel) -> Any:
     large = mirror_infer()
     at = [tensor.name for tensor in large.inputs].index("in_BYTES")
     large.raw_input_contents[at] = (128 * 1024).to_bytes(4, "little") + bytes(128 * 1024) + bytes(4)
+    return GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([large] * LARGE), timeout=60)
 
-    # By itself grpcio takes in megabytes that nobody has asked for.
-    narrow = grpc.aio.insecure_channel(
-        idle_world.address, options=[("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
-    )
 
-    def large_stream() -> Any:
-        return GRPCInferenceServiceStub(narrow).ModelStreamInfer(iter([large] * LARGE), timeout=60)
+async def test_callers_that_do_not_read_hold_a_bounded_part_and_others_go_on(idle_world: World) -> None:
+    """What gRPC itself takes in and the bound of the stream are the most that is asked for a caller who reads nothing."""
+    await idle_world.start_router()
+    async with narrow_channel(idle_world) as channel:
+        stalled = [large_stream(channel) for _ in range(STALLED)]
+        await eventually(lambda: len(idle_world.replica.items) >= STALLED)
+        assert len(await results_of(idle_world.router.PredictStream(iter([opening(), *map(item, range(200))])))) == 200
+        assert len([one async for one in large_stream(channel)]) == LARGE
+        # Half of what they would like at the very most; of a stream that begins a large message goes alone.
+        assert len(idle_world.replica.items) < 200 + LARGE + STALLED * LARGE // 2
+        assert [len([one async for one in call]) for call in stalled] == [LARGE] * STALLED
 
-    stalled = [large_stream() for _ in range(STALLED)]
-    await eventually(lambda: len(idle_world.replica.items) >= STALLED * 2)
-    assert len(await results_of(idle_world.router.PredictStream(iter([opening(), *map(item, range(200))])))) == 200
-    assert len([one async for one in large_stream()]) == LARGE
-    # Half of what they would like at the very most; it is two messages, for two reach the bound.
-    assert len(idle_world.replica.items) < 200 + LARGE + STALLED * LARGE // 2
-    assert [len([one async for one in call]) for call in stalled] == [LARGE] * STALLED
-    await narrow.close()
+
+async def test_a_stream_whose_answers_nobody_reads_ends_and_says_so(idle_world: World) -> None:
+    idle_world.overrides["stream_stall_s"] = 1.0
+    await idle_world.start_router()
+    async with narrow_channel(idle_world) as channel:
+        call = large_stream(channel)
+        finished = {"method": "inference.GRPCInferenceService/ModelStreamInfer", "code": "RESOURCE_EXHAUSTED"}
+        await eventually(lambda: idle_world.metric("interlock_router_requests_total", **finished))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            [_ async for _ in call]
+    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STREAM_STALLED")
 
 
 @pytest.mark.rpc(ROWS, "happy")

@@ -88,6 +88,10 @@ def value_of(body: bytes) -> bytes:
     return BytesValue.FromString(body).value
 
 
+async def bodies_of(answers: AsyncGenerator[bytes, None], count: int) -> list[bytes]:
+    return [await anext(answers) for _ in range(count)]
+
+
 async def all_of(answers: AsyncGenerator[bytes, None]) -> list[bytes]:
     async with aclosing(answers):
         return [body async for body in answers]
@@ -181,6 +185,24 @@ async def test_nothing_more_is_read_at_the_bound_of_bytes_and_a_large_message_go
         await anext(answers)
         assert len(source.left) == 1
         assert len([body async for body in answers]) == 2
+
+
+async def test_a_stream_holds_little_at_first_and_more_as_its_answers_are_taken() -> None:
+    world = Answering(limits=Limits(stream_bytes=200_000))
+    source = Source(*[bytes(32_000)] * 40, ends=False)
+    answers = world.streams.answers(source.messages(), call(), world.work(max_outstanding=100))
+    async with aclosing(answers):
+        taking = asyncio.ensure_future(anext(answers))
+        await settled(lambda: world.begun)
+        assert len(world.begun) == 3
+        world.gate.set()
+        await taking
+        # Each that left adds a quarter of its 32,000: after eight there is room for five at a time, one of them on its way.
+        await bodies_of(answers, 8)
+        await settled(lambda: len(world.begun) == 8 + 5)
+        # The limit is the limit.
+        await bodies_of(answers, 20)
+        await settled(lambda: len(world.begun) == 28 + 7)
 
 
 async def test_what_does_not_fit_the_process_is_refused_in_the_stream() -> None:
