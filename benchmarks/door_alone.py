@@ -27,6 +27,7 @@ from benchmarks.door_stand import FLOATS, LABELS, NUMBERS, infer_bodies, named_r
 from services.common.call import Binding, methods_of
 from services.common.chain import Chain, Limits
 from services.common.door_asgi import AsgiDoor
+from services.common.door_turns import Turns
 from services.common.grpc_wire import frame
 from services.common.metrics import RequestMetrics
 from services.common.server import settle_collections
@@ -167,7 +168,7 @@ def open_inference() -> AsgiDoor:
     )
     spec = VersionSpec(VersionKey("trees", "1"), (), (x,), (y,))
     parts = HostParts(
-        artifacts=nothing, launcher=nothing, clock=MonotonicClock(), observer=PrometheusObserver(registry),
+        artifacts=nothing, launcher=nothing, clock=MonotonicClock(Turns()), observer=PrometheusObserver(registry),
         limits=QueueLimits(), loads=nothing, pauses=nothing, arriving=chain.arrivals.count,
     )  # fmt: skip
     replica = Replica("alone", "default", parts, lambda key, ready: None)

@@ -121,10 +121,10 @@ class OtherDispatcher(Dispatcher):
         self.queue.running = self._running
 
 
-stream.Gathering = OtherGathering  # type: ignore[misc]
-stream.batches = batches
-dispatch.BatchQueue = OtherQueue  # type: ignore[misc]
-model_host.Dispatcher = OtherDispatcher  # type: ignore[misc]
+stream.Gathering = OtherGathering  # type: ignore[attr-defined,misc]
+stream.batches = batches  # type: ignore[attr-defined]
+dispatch.BatchQueue = OtherQueue  # type: ignore[attr-defined,misc]
+model_host.Dispatcher = OtherDispatcher  # type: ignore[attr-defined,misc]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,8 +47,7 @@ from benchmarks.end_to_end import (
 from benchmarks.h2_load import Load, Tally
 from benchmarks.processor_time import ProcessorTime
 from interlock_cli.demo.data import LATER, LIVE, load_flights
-from interlock_cli.demo.replay import departure_times, shift_to
-from interlock_cli.demo.run import REPLAYED
+from interlock_cli.demo.replay import REPLAYED, departure_times, shift_to
 from interlock_cli.demo.traffic import request_bodies
 from services.common.edge.launcher import launch
 from services.common.server import main as serve

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -70,7 +71,7 @@ class Version:
             VersionSpec(VersionKey(self.name, "1"), (file,), *tensors),
             BatchingPolicy(64, placement=placement),
         )
-        self.answered: asyncio.Queue[object] = asyncio.Queue()
+        self.answered: asyncio.Queue[Any] = asyncio.Queue()
         self.process = await launcher.start(spec, policy, lambda ident, answer: self.answered.put_nowait(answer))
         await self.process.load(spec, ModelBundle(self.folder, {"model.onnx": path}), policy)
         return self
