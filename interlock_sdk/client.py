@@ -113,7 +113,8 @@ class Client:
     ) -> AsyncIterator[tuple[int, prediction_pb2.Prediction | CallError]]:
         """Predicts 1 to 100,000 rows; gives each answer as soon as it is ready, with the row's place, from 0.
 
-        The call takes as long as its answers are read. Raises CallError.
+        The call takes as long as its answers are read; one that takes none for 30 s while they pile up is ended
+        (STREAM_STALLED). Raises CallError.
         """
         request = pb.PredictRowsStreamRequest(
             model=model,
@@ -138,7 +139,8 @@ class Client:
         """Predicts rows for as long as they come; gives each answer as soon as it is ready, with the row's place, from 0.
 
         `max_outstanding` bounds the rows ahead of the answers that are read, `row_timeout_s` the time for each answer; 0 is
-        the service's default. Raises CallError, and what `rows` raises once the rows before it are answered.
+        the service's default. A caller that takes no answer for 30 s while they pile up is ended (STREAM_STALLED). Raises
+        CallError, and what `rows` raises once the rows before it are answered.
         """
         opening = pb.PredictStreamOpen(
             model=model,
