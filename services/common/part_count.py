@@ -6,20 +6,19 @@ from services.common.errors import MALFORMED_REQUEST, InvalidArgument
 
 PART_LIMIT: Final = 1 << 17
 """Fields that a message may hold at its top, each element of a list and each entry of a map for itself."""
-_HARMLESS_BYTES: Final = 1 << 16
+_LEAST_PART_BYTES: Final = 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MORE: Final = 0x80
 _VARINT_LIMIT_BYTES: Final = 10
 
 
 def check_part_count(payload: bytes, limit: int = PART_LIMIT) -> None:
-    """Raise InvalidArgument for a large message of more than `limit` parts; what is no message the parser will find."""
+    """Raise InvalidArgument for a message of more than `limit` parts; what is no message the parser will find."""
     size_bytes = len(payload)
-    if size_bytes <= _HARMLESS_BYTES:
-        return
     at = parts = 0
     try:
-        while at < size_bytes:
+        # As long as the rest may hold too many; at the end of the message it cannot.
+        while size_bytes - at > (limit - parts) * _LEAST_PART_BYTES:
             parts += 1
             if parts > limit:
                 raise InvalidArgument(
