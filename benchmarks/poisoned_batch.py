@@ -26,7 +26,8 @@ from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from onnx import TensorProto, helper
 
 from benchmarks.serving.models import CNN, MLP, TABULAR, Model
-from benchmarks.serving.servers import OURS, all_servers
+from benchmarks.serving.report import INFERENCE, ROUTER
+from benchmarks.serving.servers import Server, all_servers
 from services.common.door_turns import Turns
 from services.inference.adapters.model_launcher import ModelLauncher
 from services.inference.adapters.monotonic_clock import MonotonicClock
@@ -41,8 +42,13 @@ from services.inference.domain.version import BatchingPolicy, FileSpec, VersionK
 from tests.fakes.inference_runner import FakeObserver
 
 RESULT = Path(__file__).parent / "results" / "poisoned_batch.md"
+MODELS = (TABULAR, MLP, CNN)
 ROWS = 8
 _POISON = 1e6
+_COLUMNS = (
+    "p50 / p99 ms, nobody poisoned | p50 / p99 ms of the seven mates | ratio of p50 | of the means "
+    "| the poisoned one hears after, ms |"
+)
 
 
 class _Burst:
@@ -126,17 +132,13 @@ async def measure(model: Model, folder: Path, bursts: int) -> str:
                 poison += burst.failed.values()
     finally:
         await process.close()
-    figures = [np.percentile(times, share) * 1e3 for times in (clean, mates) for share in (50, 99)]
-    return (
-        f"| {model.name} | {figures[0]:.2f} / {figures[1]:.2f} | {figures[2]:.2f} / {figures[3]:.2f} | {figures[2] / figures[0]:.2f} "
-        f"| {np.mean(mates) / np.mean(clean):.2f} | {np.percentile(poison, 50) * 1e3:.2f} |"
-    )
+    return f"| {model.name} | {_cells(clean, mates, poison)}"
 
 
-async def measure_callers(port: int, model: Model, bursts: int) -> str:
-    """Return a server's row of the second table."""
+async def measure_callers(server: Server, model: Model, bursts: int) -> str:
+    """Return the row of a server and a model in the second table."""
     clean, mates, poison = [], [], []
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         infer = GRPCInferenceServiceStub(channel).ModelInfer
 
         async def ask(row: np.ndarray) -> tuple[float, bool]:
@@ -158,6 +160,11 @@ async def measure_callers(port: int, model: Model, bursts: int) -> str:
             if number >= 0:
                 (mates if number % 2 else clean).extend(took for took, good in told if good)
                 poison += [took for took, good in told if not good]
+    return f"| {server.name} | {model.name} | {_cells(clean, mates, poison)}"
+
+
+def _cells(clean: Sequence[float], mates: Sequence[float], poison: Sequence[float]) -> str:
+    """Return the columns of `_COLUMNS`, of seconds."""
     figures = [np.percentile(times, share) * 1e3 for times in (clean, mates) for share in (50, 99)]
     return (
         f"{figures[0]:.2f} / {figures[1]:.2f} | {figures[2]:.2f} / {figures[3]:.2f} | {figures[2] / figures[0]:.2f} "
@@ -185,29 +192,29 @@ def main() -> None:
     arguments = parser.parse_args()
     psutil.Process().cpu_affinity([1])
     with tempfile.TemporaryDirectory(prefix="il-") as folder:
-        rows = [uvloop.run(measure(model, Path(folder), arguments.bursts)) for model in (TABULAR, MLP, CNN)]
-        spoiled = [replace(model, build=partial(refusing, model)) for model in (TABULAR, MLP, CNN)]
+        rows = [uvloop.run(measure(model, Path(folder), arguments.bursts)) for model in MODELS]
+        spoiled = [replace(model, build=partial(refusing, model)) for model in MODELS]
         for model in spoiled:
             model.write(Path(folder))
-        seen = []
-        with all_servers(Path(folder), OURS, "0", models=spoiled) as (servers, _):
-            for name in ("inference, envoy", "router + inference, envoy"):
-                for model in spoiled:
-                    cells = uvloop.run(measure_callers(servers[name].port, model, arguments.bursts))
-                    seen.append(f"| {name} | {model.name} | {cells}")
+        with all_servers(Path(folder), (INFERENCE, ROUTER), "0", models=spoiled) as (servers, _):
+            seen = [
+                uvloop.run(measure_callers(servers[name], model, arguments.bursts))
+                for name in (INFERENCE, ROUTER)
+                for model in spoiled
+            ]
     text = "\n".join([
         "# What one poisoned request costs its batch mates",
         "",
         f"`python -m benchmarks.poisoned_batch`, {time.strftime('%Y-%m-%d', time.gmtime())}: bursts of {ROWS} requests, {arguments.bursts:,} for each",
         "model, every second one with a request that makes the model fail at the end of its run. From arrival to answer.",
         "",
-        "| model | p50 / p99 ms, nobody poisoned | p50 / p99 ms of the seven mates | ratio of p50 | of the means | the poisoned one hears after, ms |",
+        f"| model | {_COLUMNS}",
         "|---|---|---|---|---|---|",
         *rows,
         "",
         "As callers see it: the eight go out at once over one connection, from core 1.",
         "",
-        "| through | model | p50 / p99 ms, nobody poisoned | p50 / p99 ms of the seven mates | ratio of p50 | of the means | the poisoned one hears after, ms |",
+        f"| through | model | {_COLUMNS}",
         "|---|---|---|---|---|---|---|",
         *seen,
         "",

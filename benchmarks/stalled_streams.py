@@ -31,7 +31,7 @@ from onnx import TensorProto, helper
 
 from benchmarks.serving.models import Model
 from benchmarks.serving.servers import OURS, Server, all_servers
-from services.common.errors import status_reason
+from services.common.errors import STREAM_STALLED, status_reason
 from tests.proof.processes import resident_bytes
 
 RESULT = Path(__file__).resolve().parent / "results" / "stalled_streams.md"
@@ -73,15 +73,15 @@ def main() -> None:
 
 async def _measure(server: Server) -> str:
     channels = [grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=_OPTIONS) for _ in range(CONNECTIONS + 1)]
-    stubs = [oip_rpc.GRPCInferenceServiceStub(channel) for channel in channels]
-    # The last one is for others; the first stalls later.
-    free_s = await _ask_others((stubs[-1], stubs[0]), 5)
+    *stubs, other = [oip_rpc.GRPCInferenceServiceStub(channel) for channel in channels]
+    others = (other, stubs[0])
+    free_s = await _ask_others(others, 5)
     before = _resident_mib(server)
     calls = [stubs[at % CONNECTIONS].ModelStreamInfer(_requests(at)) for at in range(STREAMS)]
     # A call of grpc.aio sends from its own task; nobody reads.
     begun, held, taken_s, read = time.monotonic(), [], [], []
     for look_s in LOOKS_S:
-        taken_s += await _ask_others((stubs[-1], stubs[0]), begun + look_s - time.monotonic())
+        taken_s += await _ask_others(others, begun + look_s - time.monotonic())
         held.append(_resident_mib(server))
         if look_s == READ_S:
             read = await asyncio.gather(*(_read(call, at) for at, call in enumerate(calls) if at % 2))
@@ -92,10 +92,10 @@ async def _measure(server: Server) -> str:
     cells = [f"{mib:,.0f}" for mib in (before, *held, _resident_mib(server))]
     cells.append(" / ".join(f"{np.percentile(taken, q) * 1e3:.1f}" for taken in (free_s, taken_s) for q in (50, 99)))
     cells.append(f"{sum(right == MESSAGES for right, _ in read)} of {len(read)}")
-    cells.append(
-        f"{sum(end == 'STREAM_STALLED' for _, end in stalled)} of {len(stalled)}, after {sum(right for right, _ in stalled):,} right answers"
-    )
-    print(Counter(end for _, end in stalled), flush=True)
+    ends = Counter(end for _, end in stalled)
+    print(ends, flush=True)
+    answers = sum(right for right, _ in stalled)
+    cells.append(f"{ends[STREAM_STALLED]} of {len(stalled)}, after {answers:,} right answers")
     return f"| {server.name} | {' | '.join(cells)} |"
 
 
@@ -125,14 +125,14 @@ def _request(stream: int, number: int) -> oip.ModelInferRequest:
 
 
 async def _read(call: "grpc.aio.StreamStreamCall", stream: int) -> tuple[int, str]:
-    """Read a stream to its end; returns how many of its messages were answered rightly, each once, and why it ended."""
+    """Read a stream to its end; returns how many of its messages were answered, each once, and why it ended."""
     seen, end = set(), ""
     try:
         async for response in call:
             answer = response.infer_response
             wanted = np.full(FLOATS, stream * MESSAGES + int(answer.id.partition("-")[2] or -1), "<f4").tobytes()
-            if not answer.id.startswith(f"{stream}-") or list(answer.raw_output_contents) != [wanted]:
-                return 0, f"wrong answer {answer.id}"
+            assert answer.id.startswith(f"{stream}-"), f"an answer of another stream than {stream}: {answer.id}"
+            assert list(answer.raw_output_contents) == [wanted], f"a wrong answer: {answer.id}"
             seen.add(answer.id)
     except grpc.aio.AioRpcError as error:
         status = rpc_status.from_call(error)

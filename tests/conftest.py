@@ -1,13 +1,12 @@
 """What every tier shares: the folder decides the marker, and which tests may run beside each other; one Postgres."""
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from services.inference.worker.limits import usual_scheduling
 from tests.fakes.registry_postgres import Postgres, postgres_server
 
 TIERS = {"unit", "integration", "contract", "e2e"}
@@ -29,12 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def usual_scheduling() -> Iterator[None]:
+def leaves_the_usual_class() -> Iterator[None]:
     """Leave the class in which `door_turns` may have left this process: what other tests start would inherit it."""
     yield
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):
-            os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+    usual_scheduling()
 
 
 @pytest.fixture(scope="session")

@@ -80,10 +80,7 @@ class Service:
         """Return when the process says that it is ready."""
         async with asyncio.timeout(_START_TIMEOUT_S):
             while not await self._is_ready():
-                assert self.process.returncode is None, (
-                    f"{self.name} ended with {self.process.returncode}\n{self.story()}"
-                )
-                await asyncio.sleep(_POLL_S)
+                await self._pause()
 
     async def restart(self) -> None:
         """Start a successor beside the process, then drain the process."""
@@ -130,10 +127,11 @@ class Service:
         port = int(self.address.rpartition(":")[2])
         async with asyncio.timeout(_START_TIMEOUT_S):
             while not any(_listens(process, port) for process in self.processes()):
-                assert self.process.returncode is None, (
-                    f"{self.name} ended with {self.process.returncode}\n{self.story()}"
-                )
-                await asyncio.sleep(_POLL_S)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        assert self.process.returncode is None, f"{self.name} ended with {self.process.returncode}\n{self.story()}"
+        await asyncio.sleep(_POLL_S)
 
 
 def _listens(process: psutil.Process, port: int) -> bool:

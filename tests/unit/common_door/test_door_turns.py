@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from services.common.door_turns import Turns
+from services.inference.worker.limits import usual_scheduling
 
 
 @pytest.fixture
@@ -28,8 +29,7 @@ def thread() -> Iterator[int]:
 def as_before() -> Iterator[None]:
     """Every test finds the usual class."""
     yield
-    for task in Path("/proc/self/task").iterdir():
-        os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
+    usual_scheduling()
 
 
 @pytest.fixture
