@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 import struct
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from interlock.types.v1.signature_pb2 import (
 from onnx import TensorProto, helper
 
 from tests.fakes.inference_registry import FakeRegistry, spec
+from tests.fakes.ports import free_offset
 from tests.fakes.router_monitor import FakeMonitor, serve_monitor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,7 +214,7 @@ class Stand:
 @contextmanager
 def open_stand(folder: Path, door: str, core: int) -> Iterator[Stand]:
     """Run everything on `core` with the router's `door` until the block ends."""
-    offset = _free_offset()
+    offset = free_offset()
     peers = _start(["-m", "benchmarks.door_stand"], core, {}, stdout=subprocess.PIPE)
     assert peers.stdout is not None
     started = [peers]
@@ -252,15 +252,6 @@ def _wait_ready(port: int, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.1)
     raise SystemExit(f"the stand did not come up on port {port}")
-
-
-def _free_offset() -> int:
-    for offset in random.sample(range(11_000, 50_000), 100):
-        with suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 8080 + offset))
-            other.bind(("127.0.0.1", 9101 + offset))
-            return offset
-    raise SystemExit("no free ports")
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ async def new_fleet(
     With `clocks` every service that is a process of its own has a time of day of its own, which can be moved; Envoy has not.
     """
     folder = Path(tempfile.mkdtemp(prefix="il-"))
-    offsets = _offsets(4 + more_replicas)
+    offsets = [free_offset() for _ in range(4 + more_replicas)]
     common = {key: value for key, value in os.environ.items() if not key.startswith("INTERLOCK_")} | {
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen"))),
         "INTERLOCK_REGISTRY_ADDRESS": f"127.0.0.1:{PORTS['registry'] + offsets[0]}",
@@ -297,10 +297,3 @@ async def new_fleet(
     finally:
         await asyncio.gather(*(one.stop() for one in fleet.services if hasattr(one, "process")))
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _offsets(count: int) -> list[int]:
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(free_offset())
-    return sorted(found)

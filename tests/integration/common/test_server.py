@@ -40,7 +40,8 @@ class EchoProcess:
             done, _ = await asyncio.wait({told, ended}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
             if told not in done:
                 told.cancel()
-                pytest.fail(f"never heard {state}; exit code {self.process.returncode}")
+                said = await self.output() if ended in done else ""
+                pytest.fail(f"never heard {state}; exit code {self.process.returncode}\n{said}")
             self.states.extend(told.result().decode().split("\n"))
         ended.cancel()
 
