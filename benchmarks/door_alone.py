@@ -4,9 +4,10 @@ its model.
     python -m benchmarks.door_alone            prints CPU microseconds a request for each kind of request
 
 An ASGI server that does as pyvoy does (a task for the application, futures for the body) calls the real door, chain,
-servicers and domain of the router (`infer`, `predict`, `rest`) or of inference (`inference`); what is asked, inference or
-the model's process, answers what it holds as one batch in the next turn of the loop. The least of many short rounds of
-processor time of the one thread: other work on the machine changes it little.
+servicers and domain of the router (`infer`, `predict`, `rest`, and `fetched`: `predict` with seven features of four views
+besides) or of inference (`inference`); what is asked, inference, features or the model's process, answers what it holds as
+one batch in the next turn of the loop. The least of many short rounds of processor time of the one thread: other work on
+the machine changes it little.
 """
 
 import argparse
@@ -17,10 +18,14 @@ import pstats
 import struct
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import uuid_utils
 import uvloop
+from interlock.features.v1 import feature_service_pb2 as features_pb
+from interlock.router.v1 import router_service_pb2 as router_pb
+from interlock.types.v1.feature_value_pb2 import FeatureValue
 from prometheus_client import CollectorRegistry
 
 from benchmarks.door_stand import FLOATS, LABELS, NUMBERS, infer_bodies, named_rows, predict_bodies
@@ -45,7 +50,8 @@ from services.inference.domain.model_host import ModelHost
 from services.inference.domain.replica import Replica
 from services.inference.domain.version import BatchingPolicy, LoadState, VersionKey, VersionSpec
 from services.inference.servicer.oip import OipServicer as InferenceOip
-from services.router.adapters.metrics import PrometheusPredictions
+from services.router.adapters.features_client.reader import FeatureReads
+from services.router.adapters.metrics import FetchMetrics, PrometheusPredictions
 from services.router.adapters.monitor_client.event_queue import EventQueue
 from services.router.app import _bindings
 from services.router.domain.admission import Admission
@@ -57,6 +63,7 @@ from services.router.domain.tensor import Tensor
 from tests.fakes.envoy_like import Sent
 
 IN_FLIGHT, PER_ROUND = 64, 128
+SOURCES = [f"{view}.f{number}" for view, count in (("a", 2), ("b", 2), ("c", 2), ("d", 1)) for number in range(count)]
 GRPC_HEADERS = [
     (b":authority", b"x"),
     (b"content-type", b"application/grpc"),
@@ -70,8 +77,37 @@ PATHS = {
     "infer": "/inference.GRPCInferenceService/ModelInfer",
     "inference": "/inference.GRPCInferenceService/ModelInfer",
     "predict": "/interlock.router.v1.RouterService/Predict",
+    "fetched": "/interlock.router.v1.RouterService/Predict",
     "rest": "/v1/predict",
 }
+
+
+class BatchFeatures:
+    """Knows a value for every key."""
+
+    def __init__(self) -> None:
+        self._answers: dict[int, bytes] = {}
+
+    async def ReadFeatures(self, request: Any, **_: Any) -> features_pb.ReadFeaturesResponse:  # noqa: N802 - the contract's name
+        rows = len(features_pb.ReadFeaturesRequest.FromString(request.SerializeToString()).rows)
+        if rows not in self._answers:
+            self._answers[rows] = _answer_of(rows)
+        await asyncio.sleep(0)
+        return features_pb.ReadFeaturesResponse.FromString(self._answers[rows])
+
+
+def _answer_of(rows: int) -> bytes:
+    columns = [
+        features_pb.FeatureColumn(
+            feature=source,
+            values=[FeatureValue(double_value=0.5 + row) for row in range(rows)],
+            statuses=[features_pb.VALUE_STATUS_PRESENT] * rows,
+            ages_ms=[1_000] * rows,
+            event_times_us=[1_700_000_000_000_000] * rows,
+        )
+        for source in SOURCES
+    ]
+    return features_pb.ReadFeaturesResponse(columns=columns).SerializeToString()
 
 
 class BatchInference:
@@ -130,7 +166,16 @@ def configuration() -> Configuration:
         (TensorSpec("words", "BYTES", (-1, 3)), TensorSpec("numbers", "FP32", (-1, len(NUMBERS)))),
         (probabilities,), tuple(words + numbers), PredictionSpec("probabilities", LABELS),
     )  # fmt: skip
-    models = {"trees": trees, "flights": flights}
+    fetched = [
+        FeatureSpec(name=source, type=FeatureType.DOUBLE, tensor="fetched", column=column, source=source)
+        for column, source in enumerate(SOURCES)
+    ]
+    enriched = replace(
+        flights,
+        inputs=(*flights.inputs, TensorSpec("fetched", "FP32", (-1, len(SOURCES)))),
+        features=flights.features + tuple(fetched),
+    )
+    models = {"trees": trees, "flights": flights, "enriched": enriched}
     return build_configuration(
         1,
         versions=[new_version(model=name, version="1", signature=found) for name, found in models.items()],
@@ -187,17 +232,27 @@ def open_router(queue: EventQueue) -> AsgiDoor:
     table.apply(configuration())
     inference = BatchInference()
     nothing: Any = None
+    stub: Any = BatchFeatures()
+    chain = Chain(limits=Limits(), metrics=RequestMetrics("router", registry), tracing=Tracing("router"))
+    features = FeatureReads(
+        stub,
+        timeout_s=1.0,
+        gather_s=0.002,
+        arriving=chain.arrivals.count,
+        turns=chain.turns,
+        tracing=Tracing("router"),
+        metrics=FetchMetrics(registry),
+    )
     predictor = Predictor(
         table=table,
         inference=inference,
-        features=nothing,
+        features=features,
         events=queue,
         metrics=PrometheusPredictions(registry),
         admission=Admission(4096),
         new_id=uuid_utils.uuid7,
         clock_tolerance_s=60.0,
     )
-    chain = Chain(limits=Limits(), metrics=RequestMetrics("router", registry), tracing=Tracing("router"))
 
     class _Settings:
         bytes_in_flight_limit = message_limit_bytes = 1 << 28
@@ -271,6 +326,14 @@ class Server:
 
 
 def bodies_of(shape: str, count: int) -> list[bytes]:
+    if shape == "fetched":
+        bodies = []
+        for body in predict_bodies(count):
+            message = router_pb.PredictRequest.FromString(body)
+            message.model = "enriched"
+            message.entities.update(carrier="AA", origin="JFK", destination="LAX", aircraft="N1")
+            bodies.append(frame(message.SerializeToString()))
+        return bodies
     if shape != "rest":
         return [frame(body) for body in (predict_bodies if shape == "predict" else infer_bodies)(count)]
     return [json.dumps(row | {"include_probabilities": True}).encode() for row in named_rows(count)]

@@ -166,6 +166,8 @@ async def _fetching(settings: Settings, runtime: Runtime[Settings]) -> AsyncIter
             FeatureServiceStub(channel),
             timeout_s=settings.features_timeout_s,
             gather_s=settings.gather_s,
+            arriving=runtime.chain.arrivals.count,
+            turns=runtime.chain.turns,
             tracing=runtime.tracing,
             metrics=FetchMetrics(runtime.registry),
         )

@@ -49,6 +49,14 @@ def new_answer(
     return Answer(prediction_id, reading, choice, encoded.flagged, degraded, elapsed_ms(started))
 
 
+def ways_degraded(encoded: EncodedRow, *, features_down: bool, on_a_rung: bool = False) -> tuple[str, ...]:
+    """Return how an answer to an encoded row is less good than asked."""
+    if not (features_down or encoded.defaulted or on_a_rung):
+        return ()
+    ways = {FEATURES_UNAVAILABLE: features_down, FEATURES_DEFAULT: encoded.defaulted, FALLBACK: on_a_rung}
+    return tuple(way for way, holds in ways.items() if holds)
+
+
 def elapsed_ms(started: float) -> float:
     """Return the milliseconds since `started`, of `time.perf_counter()`."""
     # Microseconds are all that the clock is good for.

@@ -69,11 +69,15 @@ class Observation:
         missing: Missing | None = None,
     ) -> None:
         """Say that the block holds one more row; either each of its rows has a `read` or none."""
-        if missing:
-            self._missing[len(self.ids)] = missing
         self.ids.append(prediction_id)
         self._buckets.append(bucket)
         self._degraded.append(degraded)
+        self.mark_read(read, missing)
+
+    def mark_read(self, read: FeatureRead | None, missing: Missing | None) -> None:
+        """Say what was fetched for the last row."""
+        if missing:
+            self._missing[len(self.ids) - 1] = missing
         if read is not None:
             self._reads = self._reads or []
             self._reads.append(read)

@@ -34,8 +34,8 @@ class OutputsReceiver(Protocol):
 class Inference(Protocol):
     """The replicas that run versions."""
 
-    def begin(self, target: Target, job: Job, call: Call, receiver: OutputsReceiver) -> Pending | None:
-        """Set out to run a job without a task; None, before anything was done: `infer` knows what to do."""
+    def begin(self, target: Target, job: Job, call: Call, receiver: OutputsReceiver) -> Pending:
+        """Set out to run a job as `infer` does, for a caller who has no task."""
         ...
 
     async def infer(self, target: Target, job: Job, call: Call, hope_s: float | None = None) -> tuple[Tensor, ...]:
@@ -50,8 +50,22 @@ class Inference(Protocol):
         ...
 
 
+class RowReceiver(Protocol):
+    """Takes what became of a read that was begun."""
+
+    def take_row(self, row: FetchedRow | ServiceError | None) -> None:
+        """Take what is known for the row, or what is wrong with its keys; None where the service does not answer."""
+
+
 class Features(Protocol):
     """The features service."""
+
+    def begin(self, sources: tuple[str, ...], row: FeatureAsk, call: Call, receiver: RowReceiver) -> Pending | None:
+        """Set out to read for one row without a task; None where the service is known not to answer.
+
+        The receiver is told once, unless the read was taken back.
+        """
+        ...
 
     async def read(
         self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call

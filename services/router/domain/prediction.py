@@ -1,15 +1,15 @@
 """The use cases of the router: predict a row, predict rows, infer tensors."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
-from services.common.call import Call, Pending, Reply
+from services.common.call import Call, Pending
 from services.common.errors import ServiceError, Violation
 from services.router.domain.admission import Admission
 from services.router.domain.answer import Answer, new_answer
+from services.router.domain.begun import Begun, RowRequest, RowRun, Run
 from services.router.domain.failure import InvalidField, NoConfiguration
 from services.router.domain.observation import Observation, code_of
 from services.router.domain.plan import Plan
@@ -49,15 +49,17 @@ class TensorAnswer:
     ids: tuple[PredictionId, ...]
 
 
-AnswerT = TypeVar("AnswerT")
+class _TensorRun(Run[TensorAnswer]):
+    """Tensors on their way."""
 
+    __slots__ = ("_choice",)
 
-@dataclass(slots=True)
-class Begun(Generic[AnswerT]):
-    """Who waits for an answer that was begun, and in what form."""
+    def __init__(self, admission: Admission, seen: Observation, begun: Begun[TensorAnswer], choice: Choice) -> None:
+        super().__init__(admission, seen, begun)
+        self._choice = choice
 
-    reply: Reply
-    encode: Callable[[AnswerT], bytes]
+    def _read(self, outputs: tuple[Tensor, ...]) -> TensorAnswer:
+        return TensorAnswer(outputs, self._choice, tuple(self._seen.ids))
 
 
 class RoutingTable:
@@ -104,9 +106,9 @@ class Predictor:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.table = table
+        self.inference = inference
         self.features = features
         self.metrics = metrics
-        self._inference = inference
         self._events = events
         self._admission = admission
         self._new_id = new_id
@@ -161,10 +163,10 @@ class Predictor:
                 for _ in range(rows - 1):
                     seen.add_row(self._new_id(), choice.bucket)
                 seen.inputs = inputs
-                seen.outputs = await self._inference.infer(choice.target, Job(inputs, rows, request.outputs), call)
+                seen.outputs = await self.inference.infer(choice.target, Job(inputs, rows, request.outputs), call)
                 return TensorAnswer(seen.outputs, choice, tuple(seen.ids))
 
-    def begin_predict(self, model: str, version: str, row: Row, call: Call, begun: "Begun[Answer]") -> Pending | None:
+    def begin_predict(self, model: str, version: str, row: Row, call: Call, begun: Begun[Answer]) -> Pending | None:
         """Set out to answer one row without a task; None, before anything was done, for what `predict` must look at."""
         started = time.perf_counter()
         if self._admission.full:
@@ -172,28 +174,24 @@ class Predictor:
         try:
             choice = self.choose(self.table.current.model(model), version, row)
             plan = choice.target.version.plan
-            if plan is None or not plan.plain or choice.rules.ladder:
+            if plan is None or choice.rules.ladder:
                 return None
-            encoded = plan.encode(row.features)
+            draft = plan.draft(row.features)
         except ServiceError:
             return None
         seen = self.observe(choice, call, started)
         seen.add_row(self.id_of(row), choice.bucket)
-        if encoded.defaulted:
-            seen.mark_degraded()
-        seen.inputs = plan.tensors((encoded,))
-
-        def read(outputs: tuple[Tensor, ...]) -> Answer:
-            answer = new_answer(seen.ids[0], plan.reader.read(outputs, 1)[0], choice, encoded, started)
-            if answer.degraded:
-                self.metrics.count_degraded(choice.target.version.model, answer.degraded)
-            return answer
-
-        return self._begin(
-            choice.target, Job(seen.inputs, 1, (plan.reader.output,)), call, _Run(self._admission, seen, read, begun)
+        run = RowRun(
+            self,
+            self._admission,
+            seen,
+            begun,
+            RowRequest(choice, plan, draft, row.entities, row.as_of_us, call, started),
         )
+        run.begin()
+        return run
 
-    def begin_infer(self, request: TensorRequest, call: Call, begun: "Begun[TensorAnswer]") -> Pending | None:
+    def begin_infer(self, request: TensorRequest, call: Call, begun: Begun[TensorAnswer]) -> Pending | None:
         """Set out to answer tensors without a task; None, before anything was done, for what `infer` must look at."""
         started = time.perf_counter()
         if self._admission.full or request.outputs or request.user_id:
@@ -208,22 +206,20 @@ class Predictor:
             seen.add_row(self._new_id(), choice.bucket)
         seen.inputs = inputs
 
-        def read(outputs: tuple[Tensor, ...]) -> TensorAnswer:
-            return TensorAnswer(outputs, choice, tuple(seen.ids))
+        run = _TensorRun(self._admission, seen, begun, choice)
+        run.pending = self.inference.begin(choice.target, Job(inputs, rows), call, run)
+        return run
 
-        return self._begin(choice.target, Job(inputs, rows), call, _Run(self._admission, seen, read, begun))
-
-    def has_plain_version(self, model: str) -> bool:
-        """Whether rows may be answered from what their callers give alone."""
+    def may_fall(self, model: str, version: str) -> bool:
+        """Whether a row may be answered by another than the route's first choice, which `begin_predict` never does."""
         try:
-            targets = self.table.current.model(model).targets.values()
+            return not version and bool(self.table.current.model(model).rules.ladder)
         except ServiceError:
             return False
-        return any(target.version.plan is not None and target.version.plan.plain for target in targets)
 
     def is_ready(self, target: Target) -> bool:
         """Whether some replica can run the target's version now."""
-        return self._inference.is_ready(target)
+        return self.inference.is_ready(target)
 
     def id_of(self, row: Row) -> PredictionId:
         """Return a new id for a row, of the time it is asked at."""
@@ -247,15 +243,8 @@ class Predictor:
     ) -> tuple[tuple[Tensor, ...], list[Reading]]:
         """Run rows and return the output tensors and what they mean."""
         rows = inputs[0].shape[0]
-        outputs = await self._inference.infer(target, Job(inputs, rows, (plan.reader.output,)), call, hope_s)
+        outputs = await self.inference.infer(target, Job(inputs, rows, (plan.reader.output,)), call, hope_s)
         return outputs, plan.reader.read(outputs, rows)
-
-    def _begin(self, target: Target, job: Job, call: Call, run: "_Run[AnswerT]") -> Pending | None:
-        run.pending = self._inference.begin(target, job, call, run)
-        if run.pending is None:
-            return None
-        self._admission.in_flight += 1
-        return run
 
     def _check_as_of(self, as_of_us: int) -> None:
         latest_us = int((self._now() + self._clock_tolerance_s) * _SECOND_US)
@@ -274,56 +263,6 @@ class Predictor:
             self.metrics.observe(None, code_of(error, call), 1, 0.0)
             raise
         return routed
-
-
-class _Run(Generic[AnswerT]):
-    """One request on its way without a task."""
-
-    __slots__ = ("_admission", "_begun", "_read", "_seen", "pending")
-
-    def __init__(
-        self,
-        admission: Admission,
-        seen: Observation,
-        read: Callable[[tuple[Tensor, ...]], AnswerT],
-        begun: Begun[AnswerT],
-    ) -> None:
-        """`read` makes the answer of the outputs."""
-        self._admission = admission
-        self._seen = seen
-        self._read = read
-        self._begun = begun
-        self.pending: Pending | None = None
-
-    def take_outputs(self, outputs: tuple[Tensor, ...]) -> None:
-        try:
-            answer = self._read(outputs)
-        except Exception as error:  # noqa: BLE001 - others wait for what came with it
-            self.fail(error)
-            return
-        self._seen.outputs = outputs
-        self._end(None)
-        try:
-            body = self._begun.encode(answer)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._begun.reply.fail(error)
-        else:
-            self._begun.reply.answer(body)
-
-    def fail(self, error: Exception) -> None:
-        self._end(error)
-        self._begun.reply.fail(error)
-
-    def take_back(self) -> None:
-        if self.pending is not None:
-            self.pending.take_back()
-        self._end(asyncio.CancelledError())
-
-    def _end(self, error: BaseException | None) -> None:
-        # It knows this object too.
-        self.pending = None
-        self._admission.in_flight -= 1
-        self._seen.end(error)
 
 
 def _check_user(user_id: str) -> None:

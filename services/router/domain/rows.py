@@ -13,10 +13,10 @@ from services.common.call import Call
 from services.common.errors import InvalidArgument, ServiceError, Unavailable
 from services.router.domain.answer import (
     FALLBACK,
-    FEATURES_DEFAULT,
     FEATURES_UNAVAILABLE,
     Answer,
     elapsed_ms,
+    ways_degraded,
 )
 from services.router.domain.attempt import Attempt, Pending, blocks, together
 from services.router.domain.enrichment import FallsBack, FeatureAsk, FeatureRead, FetchedRow, fill
@@ -244,14 +244,7 @@ class RowsRun:
     def _answer(self, attempt: Attempt, reading: Reading) -> None:
         assert attempt.filled is not None
         pending, encoded = attempt.pending, attempt.filled.encoded
-        degraded: tuple[str, ...] = ()
-        if pending.features_down or encoded.defaulted or attempt.on_a_rung:
-            ways = {
-                FEATURES_UNAVAILABLE: pending.features_down,
-                FEATURES_DEFAULT: encoded.defaulted,
-                FALLBACK: attempt.on_a_rung,
-            }
-            degraded = tuple(way for way, holds in ways.items() if holds)
+        degraded = ways_degraded(encoded, features_down=pending.features_down, on_a_rung=attempt.on_a_rung)
         ms = elapsed_ms(self._started)
         answer = Answer(pending.id, reading, attempt.choice, encoded.flagged, degraded, ms, tuple(pending.missing))
         self._settle(pending, answer)

@@ -17,8 +17,9 @@ from services.common.shared_tensors import EXTENSION, SharedMemoryMethods, Share
 from services.common.stream_answers import Streams
 from services.router.convert.oip import InferAnswers, InferForms, infer_from_proto, infer_to_proto, tensor_metadata
 from services.router.convert.request import check_names
+from services.router.domain.begun import Begun
 from services.router.domain.catalog import Catalog
-from services.router.domain.prediction import Begun, Predictor
+from services.router.domain.prediction import Predictor
 
 SERVER_NAME: Final = "interlock-router"
 EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "parameters", "streaming")

@@ -22,7 +22,8 @@ from services.router.convert.streams import (
     refuse_part,
 )
 from services.router.domain.answer import Answer
-from services.router.domain.prediction import Begun, Predictor
+from services.router.domain.begun import Begun
+from services.router.domain.prediction import Predictor
 from services.router.domain.row import Row
 
 # What is read ahead of a slow reader of PredictRowsStream is predicted for nobody, should it go.
@@ -38,9 +39,9 @@ class RouterServicer:
         self._row_streams = row_streams
 
     def begin_predict(self, payload: bytes, call: Call, reply: Reply) -> Pending | None:
-        """Predict one row that needs no features but its own."""
+        """Predict one row that nobody answers but the route's first choice."""
         request = parse_message(pb.PredictRequest, payload)
-        if not self._predictor.has_plain_version(request.model):
+        if self._predictor.may_fall(request.model, request.version):
             return None
         ask = predict_from_proto(request)
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from inference import grpc_service_pb2 as oip_pb
 from interlock.router.v1 import router_service_pb2 as pb
 from interlock.types.v1.feature_value_pb2 import FeatureValue
@@ -18,14 +19,17 @@ from services.common.door_sweeper import Sweeper
 from services.common.grpc_wire import frame
 from tests.fakes.envoy_like import EnvoyLike, count_of, grpc_scope
 from tests.fakes.router_inference import status_of
-from tests.fakes.router_models import PAIR
-from tests.fakes.router_world import STANDARD_READY, World, eventually
+from tests.fakes.router_models import LIVE, PAIR, live_signature
+from tests.fakes.router_registry import deployment_of, route_of, version_of
+from tests.fakes.router_world import World, eventually
 
 PATHS = {
     "infer": "/inference.GRPCInferenceService/ModelInfer",
     "predict": "/interlock.router.v1.RouterService/Predict",
+    "fetched": "/interlock.router.v1.RouterService/Predict",
 }
-both_forms = pytest.mark.parametrize("form", list(PATHS))
+all_forms = pytest.mark.parametrize("form", list(PATHS))
+OF_A_CALL = ("PromptCall", "RowRun", "_TensorRun", "_FirstTry", "Observation", "_Item", "_Message")
 
 
 class Door:
@@ -42,7 +46,9 @@ class Door:
             await self.check(a, self.ask(a))
 
     def ask(self, a: int, timeout: str = "20S") -> EnvoyLike:
-        message = self._predict(a) if self._form == "predict" else self._infer(a)
+        return self.ask_for(self._message(a), timeout)
+
+    def ask_for(self, message: Message, timeout: str = "20S") -> EnvoyLike:
         server = EnvoyLike(frame(message.SerializeToString()))
         scope = grpc_scope(PATHS[self._form], grpc_timeout=timeout)
         assert self._door.begin(scope, server.receive, server.send) is None
@@ -58,14 +64,22 @@ class Door:
 
     def check_sent(self, a: int, server: EnvoyLike) -> None:
         body, value = server.sent[1]["body"][5:], a * 1000 + 0.5
-        if self._form == "predict":
+        if self._form == "fetched":
+            prediction = pb.PredictResponse.FromString(body).prediction
+            assert (prediction.prediction.double_value, list(prediction.degraded)) == (_live_value(a), [])
+        elif self._form == "predict":
             assert pb.PredictResponse.FromString(body).prediction.prediction.double_value == value
-            return
-        answer = oip_pb.ModelInferResponse.FromString(body)
-        assert (answer.id, answer.model_name) == (f"id-{a}", PAIR)
-        assert answer.raw_output_contents[0] == struct.pack("<d", value) * _rows(a)
+        else:
+            answer = oip_pb.ModelInferResponse.FromString(body)
+            assert (answer.id, answer.model_name) == (f"id-{a}", PAIR)
+            assert answer.raw_output_contents[0] == struct.pack("<d", value) * _rows(a)
 
-    def _predict(self, a: int) -> pb.PredictRequest:
+    def _message(self, a: int) -> Message:
+        if self._form == "infer":
+            return self._infer(a)
+        if self._form == "fetched":
+            hour = {"hour": FeatureValue(int64_value=a % 24)}
+            return pb.PredictRequest(model=LIVE, features=hour, entities={"carrier": _carrier(a), "origin": "JFK"})
         features = {name: FeatureValue(double_value=value) for name, value in (("a", float(a)), ("b", 0.5))}
         return pb.PredictRequest(model=PAIR, features=features)
 
@@ -85,16 +99,24 @@ def _rows(a: int) -> int:
     return 1 + a % 3
 
 
+def _carrier(a: int) -> str:
+    return f"c{a % 60}"
+
+
+def _live_value(a: int) -> float:
+    return a % 24 * 1e6 + a % 60 * 1e4 + 34_56
+
+
 def has_task() -> bool:
-    return any(task.get_name() in {"call", "retry"} for task in asyncio.all_tasks())
+    return any(task.get_name() in {"call", "infer"} for task in asyncio.all_tasks())
 
 
 @asynccontextmanager
 async def opened(form: str, replicas: int = 1, **overrides: object) -> AsyncIterator[tuple[World, Door]]:
     async with World(replicas=replicas) as world:
         world.overrides |= overrides
-        await world.start_router()
-        await eventually(lambda: all(replica.streams == len(STANDARD_READY) for replica in world.replicas))
+        await (_start_live(world) if form == "fetched" else world.start_router())
+        await eventually(lambda: all(replica.streams == len(replica.ready) for replica in world.replicas))
         door = Door(world, form)
         await door.know()
         sweeping = asyncio.ensure_future(Sweeper(door.chain.deadlines).run())
@@ -105,13 +127,31 @@ async def opened(form: str, replicas: int = 1, **overrides: object) -> AsyncIter
         sweeping.cancel()
 
 
+async def _start_live(world: World) -> None:
+    world.control.resources = [
+        version_of(LIVE, 1, live_signature(), "1.0.1"),
+        deployment_of(LIVE, 1),
+        route_of(LIVE, [(1, 10_000)]),
+    ]
+    for replica in world.replicas:
+        replica.ready = {(LIVE, "1")}
+    for a in range(60):
+        world.features.put("carriers.delay", _carrier(a), float(a))
+    world.features.put("weather.wind", "JFK", 34.0)
+    world.features.put("weather.landings", "JFK", 56)
+    # A busy machine is no slow service.
+    world.overrides.setdefault("features_timeout_s", 1.0)
+    await world.start_router(wait=False)
+    await world.wait_ready(LIVE)
+
+
 async def all_right(door: Door, first: int, count: int) -> None:
     servers = [door.ask(a) for a in range(first, first + count)]
     for a, server in enumerate(servers, first):
         await door.check(a, server)
 
 
-@both_forms
+@all_forms
 async def test_a_call_waits_for_its_answer_without_a_task(form: str) -> None:
     async with opened(form) as (world, door):
         world.replica.hold = asyncio.Event()
@@ -125,21 +165,21 @@ async def test_a_call_waits_for_its_answer_without_a_task(form: str) -> None:
         assert world.metric("interlock_router_requests_total", method=method, code="OK") == 53
 
 
-@both_forms
+@all_forms
 async def test_an_answered_call_leaves_nothing_for_the_garbage_collector(form: str) -> None:
     """Circles of objects, one for each call, made the collector and cold caches eat what having no task gains."""
     async with opened(form) as (_, door):
         gc.collect()
         gc.disable()
         try:
-            before = count_of("PromptCall", "_Run", "_FirstTry", "Observation")
+            before = count_of(*OF_A_CALL)
             await all_right(door, 1, 50)
-            assert count_of("PromptCall", "_Run", "_FirstTry", "Observation") == before
+            assert count_of(*OF_A_CALL) == before
         finally:
             gc.enable()
 
 
-@both_forms
+@all_forms
 async def test_thousands_of_calls_whose_callers_go_never_mix_answers_up(form: str) -> None:
     async with opened(form) as (world, door):
         world.replica.delay_s = 0.002
@@ -163,7 +203,7 @@ async def test_thousands_of_calls_whose_callers_go_never_mix_answers_up(form: st
         await all_right(door, 5000, 30)
 
 
-@both_forms
+@all_forms
 async def test_a_worker_that_died_costs_one_more_try(form: str) -> None:
     async with opened(form) as (world, door):
         world.replica.refuse = lambda item: (
@@ -174,7 +214,7 @@ async def test_a_worker_that_died_costs_one_more_try(form: str) -> None:
         assert world.metric("interlock_router_inference_retries_total") == 1
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize(
     ("code", "reason", "status", "items"),
     [
@@ -191,7 +231,7 @@ async def test_what_inference_refuses_reaches_the_caller(
         assert (server.header(b"grpc-status"), len(world.replica.items)) == (status, items)
 
 
-@both_forms
+@all_forms
 async def test_a_broken_stream_loses_no_call(form: str) -> None:
     async with opened(form) as (world, door):
         world.replica.delay_s = 0.005
@@ -199,7 +239,7 @@ async def test_a_broken_stream_loses_no_call(form: str) -> None:
         await all_right(door, 1, 100)
 
 
-@both_forms
+@all_forms
 async def test_a_frozen_replica_costs_no_call(form: str) -> None:
     async with opened(form, 3, attempt_timeout_s=0.1) as (world, door):
         frozen = world.replicas[0]
@@ -212,7 +252,7 @@ async def test_a_frozen_replica_costs_no_call(form: str) -> None:
         await all_right(door, 200, 50)
 
 
-@both_forms
+@all_forms
 async def test_the_deadline_ends_a_call_and_takes_it_back(form: str) -> None:
     async with opened(form) as (world, door):
         world.replica.hold = asyncio.Event()
@@ -223,7 +263,7 @@ async def test_the_deadline_ends_a_call_and_takes_it_back(form: str) -> None:
         await all_right(door, 2, 3)
 
 
-@both_forms
+@all_forms
 async def test_without_a_replica_a_call_hears_so(form: str) -> None:
     async with opened(form, replica_hope_s=0.2) as (world, door):
         world.replica.set_ready([])
@@ -231,3 +271,44 @@ async def test_without_a_replica_a_call_hears_so(form: str) -> None:
         server = await door.answered(door.ask(1, timeout="20S"))
         assert server.header(b"grpc-status") == b"14"
         assert b"replica" in (server.header(b"grpc-message") or b"")
+
+
+async def test_a_caller_who_goes_ends_a_read_that_nobody_else_waits_for() -> None:
+    async with opened("fetched") as (world, door):
+        world.features.delay_s = 300.0
+        gone, staying = door.ask(1), door.ask(2)
+        await eventually(lambda: len(world.features.requests[-1].rows) == 2)
+        gone.gone = True
+        await asyncio.sleep(0.1)
+        assert (world.features.cancelled, staying.sent) == (0, [])
+        staying.gone = True
+        await eventually(lambda: world.features.cancelled == 1)
+        await eventually(lambda: count_of("RowRun") == 0)
+        world.features.delay_s = 0.0
+        await all_right(door, 2, 3)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+async def test_without_features_a_call_is_answered_as_its_policies_say(silent: bool) -> None:
+    async with opened("fetched", features_timeout_s=0.05) as (world, door):
+        world.features.delay_s, world.features.code = 300.0 if silent else 0.0, grpc.StatusCode.UNAVAILABLE
+        for _ in range(20):
+            server = await door.answered(door.ask(1))
+            assert server.header(b"grpc-status") == b"14"
+            assert b"features" in (server.header(b"grpc-message") or b"")
+        # The service is known to be down by now: nobody waits for it.
+        assert world.metric("interlock_router_feature_fetches_refused_total") > 0
+        world.features.delay_s, world.features.code = 0.0, None
+        await eventually(lambda: world.metric("interlock_router_features_breaker_open") == 0)
+        await all_right(door, 2, 3)
+
+
+async def test_a_row_with_wrong_keys_fails_alone() -> None:
+    async with opened("fetched") as (_, door):
+        request = pb.PredictRequest(
+            model=LIVE, features={"hour": FeatureValue(int64_value=1)}, entities={"carrier": "bad"}
+        )
+        server = door.ask_for(request)
+        await all_right(door, 2, 3)
+        await door.answered(server)
+        assert server.header(b"grpc-status") == b"3"

@@ -6,8 +6,9 @@ known to be down: whether it is back is found out in the background, by reading 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -16,6 +17,7 @@ import structlog
 from services.common.breaker import AsyncBreaker, CircuitOpen
 from services.common.call import Call
 from services.common.chain import REQUEST_ID_KEY, TRACEPARENT_KEY
+from services.common.door_turns import Turns
 from services.common.errors import ServiceError
 from services.common.tasks import spawn
 from services.common.tracing import Tracing
@@ -31,6 +33,7 @@ from services.router.adapters.metrics import FetchMetrics
 from services.router.domain.enrichment import FeatureAsk, FetchedRow
 from services.router.domain.failure import FeaturesUnavailable, InvalidField
 from services.router.domain.gathering import Gathering
+from services.router.domain.ports import RowReceiver
 
 if TYPE_CHECKING:
     from interlock.features.v1.feature_service_pb2_grpc import FeatureServiceAsyncStub
@@ -55,13 +58,24 @@ Outcome = FetchedRow | ServiceError
 class _Item:
     """Rows of one request that are read together; `deadline` of `time.monotonic()`."""
 
+    reads: "FeatureReads"
+    group: "_Group"
     rows: Sequence[FeatureAsk]
     deadline: float
     traceparent: str
     request_id: str
-    outcome: "asyncio.Future[list[Outcome]]"
+    settle: Callable[[Sequence[Outcome] | None], None]
+    """Takes what is known for each row; None where the service did not answer."""
+    timer: asyncio.TimerHandle | None = None
     message: "_Message | None" = None
     """What it is read with, while that is out."""
+    left: bool = False
+    over: bool = False
+
+    def take_back(self) -> None:
+        """End the read where nobody else waits for it, in features and its store too: for callers who went."""
+        if self.reads.end(self) and self.message is not None and all(fellow.over for fellow in self.message.items):
+            self.message.sent.cancel()
 
 
 @dataclass(slots=True)
@@ -75,13 +89,14 @@ class _Message:
 class _Group:
     """Requests for the same features as of the same time."""
 
-    __slots__ = ("as_of_us", "gathering", "sources", "timer")
+    __slots__ = ("as_of_us", "gathering", "look_due", "sources", "timer")
 
-    def __init__(self, sources: tuple[str, ...], as_of_us: int | None, gather_s: float) -> None:
+    def __init__(self, sources: tuple[str, ...], as_of_us: int | None, gathering: Gathering[_Item]) -> None:
         self.sources = sources
         self.as_of_us = as_of_us
-        self.gathering: Gathering[_Item] = Gathering(gather_s, time.monotonic)
+        self.gathering = gathering
         self.timer: asyncio.TimerHandle | None = None
+        self.look_due = False
 
 
 class _TooLate(Exception):
@@ -92,7 +107,8 @@ class FeatureReads:
     """Implements the domain's `Features`.
 
     `timeout_s`: longest wait of a request; one with little time left waits half of what it has, so that its policies can
-    still answer. `gather_s`: longest wait for others to be read with; a lone request never waits.
+    still answer. `gather_s`: longest wait for others to be read with; a lone request never waits. `arriving` counts the
+    calls that are on their way in, `turns` lets those come first that are here.
     """
 
     def __init__(
@@ -101,12 +117,16 @@ class FeatureReads:
         *,
         timeout_s: float,
         gather_s: float,
+        arriving: Callable[[], int],
+        turns: Turns,
         tracing: Tracing,
         metrics: FetchMetrics,
     ) -> None:
         self._stub = stub
         self._timeout_s = timeout_s
         self._gather_s = gather_s
+        self._arriving = arriving
+        self._turns = turns
         self._tracing = tracing
         self._metrics = metrics
         self._groups: dict[tuple[tuple[str, ...], int | None], _Group] = {}
@@ -118,11 +138,21 @@ class FeatureReads:
         """End what runs in the background."""
         await self._breaker.close()
 
+    def begin(self, sources: tuple[str, ...], row: FeatureAsk, call: Call, receiver: RowReceiver) -> _Item | None:
+        """Set out to read for one row without a task; None while the service is known to be down. Traces nothing."""
+        if self._refuses(sources, row):
+            return None
+        started = time.perf_counter()
+
+        def settle(outcomes: Sequence[Outcome] | None) -> None:
+            self._metrics.fetched(time.perf_counter() - started)
+            receiver.take_row(None if outcomes is None else outcomes[0])
+
+        return self._add(sources, [row], call, call.traceparent, settle)
+
     async def read(self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call) -> list[Outcome]:
         """Return what is known for each row, in order, or what is wrong with its keys; raises FeaturesUnavailable."""
-        self._newest = (sources, rows[0])
-        if self._breaker.refuses:
-            self._metrics.refused()
+        if self._refuses(sources, rows[0]):
             raise FeaturesUnavailable
         started = time.perf_counter()
         try:
@@ -131,68 +161,93 @@ class FeatureReads:
         finally:
             self._metrics.fetched(time.perf_counter() - started)
 
+    def end(self, item: _Item) -> bool:
+        """Count out an item; returns whether it had not ended before.
+
+        A read that takes too long goes on to its deadline without it: the breaker must hear of it.
+        """
+        if item.over:
+            return False
+        item.over = True
+        if item.timer is not None:
+            item.timer.cancel()
+            item.timer = None
+        group = item.group
+        group.gathering.in_flight -= 1
+        if not item.left:
+            group.gathering.remove(item)
+        if group.gathering.in_flight == 0:
+            del self._groups[group.sources, group.as_of_us]
+        # One request less in flight: those that wait may be half of the rest now.
+        self._look_soon(group)
+        return True
+
+    def _refuses(self, sources: tuple[str, ...], row: FeatureAsk) -> bool:
+        self._newest = (sources, row)
+        if self._breaker.refuses:
+            self._metrics.refused()
+            return True
+        return False
+
     async def _read_all(
         self, sources: tuple[str, ...], rows: Sequence[FeatureAsk], call: Call, traceparent: str
     ) -> list[Outcome]:
-        limit = rows_limit(sources)
-        by_time: dict[int | None, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_time.setdefault(row.as_of_us, []).append(index)
-        parts = [
-            (as_of_us, indices[first : first + limit])
-            for as_of_us, indices in by_time.items()
-            for first in range(0, len(indices), limit)
-        ]
-        budget_s = min(self._timeout_s, call.remaining_s() / 2)
-        items = [
-            _Item(
-                [rows[index] for index in indices],
-                deadline=time.monotonic() + budget_s,
-                traceparent=traceparent,
-                request_id=call.request_id,
-                outcome=asyncio.get_running_loop().create_future(),
-            )
-            for _, indices in parts
-        ]
-        for (as_of_us, _), item in zip(parts, items, strict=True):
-            self._wait(sources, as_of_us, item)
+        loop = asyncio.get_running_loop()
+        parts: list[tuple[_Item, Sequence[int], asyncio.Future[Sequence[Outcome] | None]]] = []
+        for part in _parts(rows, rows_limit(sources)):
+            outcomes: asyncio.Future[Sequence[Outcome] | None] = loop.create_future()
+            asked = [rows[index] for index in part]
+            parts.append((self._add(sources, asked, call, traceparent, outcomes.set_result), part, outcomes))
         found: dict[int, Outcome] = {}
         try:
-            async with asyncio.timeout(budget_s):
-                for (_, indices), item in zip(parts, items, strict=True):
-                    found.update(zip(indices, await item.outcome, strict=True))
-        except TimeoutError:
-            raise FeaturesUnavailable from None
+            for _, indices, answered in parts:
+                known = await answered
+                if known is None:
+                    raise FeaturesUnavailable
+                found.update(zip(indices, known, strict=True))
         except asyncio.CancelledError:
-            _forsake(items)
+            for item, _, _ in parts:
+                item.take_back()
             raise
         finally:
-            for (as_of_us, _), item in zip(parts, items, strict=True):
-                self._done(sources, as_of_us, item)
+            for item, _, _ in parts:
+                self.end(item)
         return [found[index] for index in range(len(rows))]
 
-    def _wait(self, sources: tuple[str, ...], as_of_us: int | None, item: _Item) -> None:
+    def _add(
+        self,
+        sources: tuple[str, ...],
+        rows: Sequence[FeatureAsk],
+        call: Call,
+        traceparent: str,
+        settle: Callable[[Sequence[Outcome] | None], None],
+    ) -> _Item:
+        """Let rows that are asked as of the same time wait for others."""
+        as_of_us = rows[0].as_of_us
         group = self._groups.get((sources, as_of_us))
         if group is None:
-            group = self._groups[sources, as_of_us] = _Group(sources, as_of_us, self._gather_s)
+            gathering: Gathering[_Item] = Gathering(self._gather_s, time.monotonic, self._arriving)
+            group = self._groups[sources, as_of_us] = _Group(sources, as_of_us, gathering)
+        budget_s = min(self._timeout_s, call.remaining_s() / 2)
+        item = _Item(self, group, rows, time.monotonic() + budget_s, traceparent, call.request_id, settle)
+        item.timer = asyncio.get_running_loop().call_later(budget_s, self._settle, item, None)
         group.gathering.in_flight += 1
         group.gathering.add(item)
-        self._leave_when_due(group)
+        self._look_soon(group)
+        return item
 
-    def _done(self, sources: tuple[str, ...], as_of_us: int | None, item: _Item) -> None:
-        group = self._groups[sources, as_of_us]
-        group.gathering.in_flight -= 1
-        if item.outcome.cancel() or item.outcome.cancelled():
-            group.gathering.remove(item)
-        else:
-            # Whoever waited may have gone before it read of a failure.
-            item.outcome.exception()
-        if group.gathering.in_flight == 0:
-            del self._groups[sources, as_of_us]
-        # One request less in flight: those that wait may be half of the rest now.
-        self._leave_when_due(group)
+    def _settle(self, item: _Item, outcomes: Sequence[Outcome] | None) -> None:
+        if self.end(item):
+            item.settle(outcomes)
+
+    def _look_soon(self, group: _Group) -> None:
+        """Look once for all that this turn of the loop brings."""
+        if not group.look_due:
+            group.look_due = True
+            self._turns.soon(partial(self._leave_when_due, group), gathers=self._gather_s > 0)
 
     def _leave_when_due(self, group: _Group) -> None:
+        group.look_due = False
         gathering = group.gathering
         if not gathering.waiting:
             _stop_timer(group)
@@ -205,18 +260,21 @@ class FeatureReads:
         _stop_timer(group)
         limit = rows_limit(group.sources)
         message: list[_Item] = []
+        rows = 0
         for item in group.gathering.take():
-            if message and sum(len(found.rows) for found in message) + len(item.rows) > limit:
-                self._begin(group, message)
-                message = []
+            if message and rows + len(item.rows) > limit:
+                self._begin_message(group, message)
+                message, rows = [], 0
             message.append(item)
+            rows += len(item.rows)
         if message:
-            self._begin(group, message)
+            self._begin_message(group, message)
 
-    def _begin(self, group: _Group, items: list[_Item]) -> None:
+    def _begin_message(self, group: _Group, items: list[_Item]) -> None:
         message = _Message(items, spawn(self._send(group, items), "read features"))
         for item in items:
             item.message = message
+            item.left = True
 
     async def _send(self, group: _Group, items: Sequence[_Item]) -> None:
         """Read the rows of some requests in one message and give each its own; raises nothing but its cancellation."""
@@ -226,8 +284,7 @@ class FeatureReads:
         except Exception as error:  # noqa: BLE001 - every request of the message must get an answer
             self._tell(group, error)
             for item in items:
-                if not item.outcome.done():
-                    item.outcome.set_exception(FeaturesUnavailable())
+                self._settle(item, None)
             return
         finally:
             # They know each other: a circle for each message would keep the garbage collector busy.
@@ -235,8 +292,7 @@ class FeatureReads:
                 item.message = None
         first = 0
         for item in items:
-            if not item.outcome.done():
-                item.outcome.set_result(outcomes[first : first + len(item.rows)])
+            self._settle(item, outcomes[first : first + len(item.rows)])
             first += len(item.rows)
 
     def _tell(self, group: _Group, error: Exception) -> None:
@@ -318,15 +374,12 @@ class FeatureReads:
         return found
 
 
-def _forsake(items: Sequence[_Item]) -> None:
-    """End the reads that nobody waits for any more, in features and its store too.
-
-    For callers who went. A read that takes too long goes on to its deadline: the breaker must hear of it.
-    """
-    for item in items:
-        item.outcome.cancel()
-        if item.message is not None and all(fellow.outcome.done() for fellow in item.message.items):
-            item.message.sent.cancel()
+def _parts(rows: Sequence[FeatureAsk], limit: int) -> list[list[int]]:
+    """Return the indices of rows that one message may ask for: as of the same time, not too many."""
+    by_time: dict[int | None, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_time.setdefault(row.as_of_us, []).append(index)
+    return [indices[first : first + limit] for indices in by_time.values() for first in range(0, len(indices), limit)]
 
 
 def _stop_timer(group: _Group) -> None:

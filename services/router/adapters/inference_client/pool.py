@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from services.common.call import Call, Pending
 from services.common.errors import DeadlineExceeded, ServiceError
@@ -95,21 +97,17 @@ class InferencePools:
         span.end()
         return outputs
 
-    def begin(self, target: Target, job: Job, call: Call, receiver: OutputsReceiver) -> Pending | None:
-        """Ask as `infer` does, without a task as long as the first replica that is asked answers. Traces nothing.
-
-        None, before anything was done: only `infer` knows what to do.
-        """
+    def begin(self, target: Target, job: Job, call: Call, receiver: OutputsReceiver) -> Pending:
+        """Ask as `infer` does, without a task as long as the first replica that is asked answers. Traces nothing."""
         key = target.version.model, target.version.id
         asked = _Asked(target, key, self._usual_of(key), job, call, call.traceparent)
-        try:
+        # The task finds the same error again, and tells of it.
+        with suppress(ServiceError):
             found = self._pick_now(asked, ())
-            if found is None:
-                return None
-            patience_s = self._patience_s(asked.usual, call) if found[1] else None
-            return _FirstTry(self, asked, found[0], patience_s, receiver)
-        except ServiceError:
-            return None
+            if found is not None:
+                patience_s = self._patience_s(asked.usual, call) if found[1] else None
+                return _FirstTry(self, asked, found[0], patience_s, receiver)
+        return _InTask(self._infer(asked, self._hope_s), receiver)
 
     async def go_on(self, asked: "_Asked", place: Place, failed: HopFailed) -> tuple[Tensor, ...]:
         """Return the outputs for a request whose first try has failed."""
@@ -240,7 +238,7 @@ def _counts_as_failed(error: ServiceError, asked: _Asked, started: float) -> boo
 class _FirstTry:
     """The first try of a request that has no task. Another one needs a task, and is `infer`'s business."""
 
-    __slots__ = ("_asked", "_item", "_over", "_place", "_pool", "_probing", "_receiver", "_started", "_task")
+    __slots__ = ("_asked", "_item", "_later", "_over", "_place", "_pool", "_probing", "_receiver", "_started")
 
     def __init__(
         self, pool: InferencePools, asked: _Asked, place: Place, patience_s: float | None, receiver: OutputsReceiver
@@ -251,7 +249,7 @@ class _FirstTry:
         self._place = place
         self._receiver = receiver
         self._over = False
-        self._task: asyncio.Task[None] | None = None
+        self._later: _InTask | None = None
         self._item = place[1].begin(asked.job, asked.call, 1, asked.traceparent, outcome=self, patience_s=patience_s)
         self._started = time.monotonic()
         self._probing = place[0].standing(asked.key).enter()
@@ -269,13 +267,13 @@ class _FirstTry:
             self._place[1].withdraw(self._item)
         self._end(failed=_counts_as_failed(exception, self._asked, self._started))
         if isinstance(exception, HopFailed):
-            self._task = spawn(self._go_on(exception), "retry")
+            self._later = _InTask(self._pool.go_on(self._asked, self._place, exception), self._receiver)
         else:
             self._receiver.fail(exception)
 
     def take_back(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        if self._later is not None:
+            self._later.take_back()
         elif not self._over:
             self._place[1].withdraw(self._item)
             self._end(failed=None)
@@ -287,13 +285,26 @@ class _FirstTry:
         del self._item
         self._place[0].standing(self._asked.key).left(self._started, probing=self._probing, failed=failed)
 
-    async def _go_on(self, failed: HopFailed) -> None:
-        try:
-            outputs = await self._pool.go_on(self._asked, self._place, failed)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to hear of it
-            self._receiver.fail(error)
-        else:
-            self._receiver.take_outputs(outputs)
+
+class _InTask:
+    """A request without a task that needs one after all: it waits for a replica, or goes to another one."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, outputs: Coroutine[Any, Any, tuple[Tensor, ...]], receiver: OutputsReceiver) -> None:
+        self._task = spawn(_hand_over(outputs, receiver), "infer")
+
+    def take_back(self) -> None:
+        self._task.cancel()
+
+
+async def _hand_over(outputs: Coroutine[Any, Any, tuple[Tensor, ...]], receiver: OutputsReceiver) -> None:
+    try:
+        found = await outputs
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller is to hear of it
+        receiver.fail(error)
+    else:
+        receiver.take_outputs(found)
 
 
 def _best(key: VersionKey, ready: list[Place], tried: Sequence[Replica]) -> tuple[Place, bool] | None:
