@@ -80,6 +80,8 @@ class AggregateReader:
         self._longest_us = max(each.window_us for each in self._computations)
         last = [each.aggregate for each in self._computations if each.aggregate.function is AggregateFunction.LAST_N]
         texts = any(self._layout.fields[each.field] is FeatureType.STRING for each in last)
+        # Many an entity has no events: what it has then is the same at all times.
+        self._of_nothing = self._compute(None, 0)
         self._ask = (b"1" if texts else b"0",)
         self._ask_tiles = (
             self._layout.tile_digest,
@@ -100,7 +102,10 @@ class AggregateReader:
         """Return the columns as of a time; an entity without events has counts and sums of 0."""
         columns = [Column([], [], [], [], []) for _ in self._computations]
         places = self._places(rows)
-        found = {keys: self._compute(reply, as_of_us) for keys, reply in zip(places, replies, strict=True)}
+        found = {
+            keys: self._compute(reply, as_of_us) if reply else self._of_nothing
+            for keys, reply in zip(places, replies, strict=True)
+        }
         for row in rows:
             for column, computation, value in zip(columns, self._computations, found[self._keys(row)], strict=True):
                 computation.add(column, value, as_of_us)
