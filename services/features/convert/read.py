@@ -22,14 +22,13 @@ from services.features.domain.ports import Column, ReadRow
 _HEADS: Final = tuple(b"\x12" + varint(size) for size in range(128))
 
 
-def rows_from_proto(request: pb.ReadFeaturesRequest) -> list[ReadRow]:
-    """Return the rows, unchecked but for their number; raises InvalidRequest."""
+def rows_from_proto(request: pb.ReadFeaturesRequest, *, with_values: bool) -> list[ReadRow]:
+    """Return the rows, unchecked but for their number, with their request values or without; raises InvalidRequest."""
     check_row_count(len(request.rows))
+    if not with_values:
+        return [ReadRow(dict(row.entities)) for row in request.rows]
     return [
-        ReadRow(
-            dict(row.entities),
-            {name: value_from_proto(value) for name, value in row.request_values.items()} if row.request_values else {},
-        )
+        ReadRow(dict(row.entities), {name: value_from_proto(value) for name, value in row.request_values.items()})
         for row in request.rows
     ]
 

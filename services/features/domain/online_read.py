@@ -45,6 +45,8 @@ class ReadPlan:
     """Whose keys decide what is read."""
     known: frozenset[str]
     """All entities that are defined."""
+    computes: bool
+    """Whether some feature is computed from request values; otherwise nobody looks at these."""
 
     def row(self, index: int, row: ReadRow, wrong: list[Violation]) -> ReadRow:
         """Return a row with the checked keys of the entities needed; adds what is wrong with it to `wrong`."""
@@ -190,6 +192,7 @@ def _compile(snapshot: Snapshot, asked: tuple[str, ...]) -> ReadPlan:
         defaults=tuple(default_of(feature.spec) for feature in features),
         entities=_entities(snapshot.entities, readers),
         known=frozenset(snapshot.entities),
+        computes=not all(reader.entities for reader in readers),
     )
 
 

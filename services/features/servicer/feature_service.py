@@ -84,7 +84,7 @@ class FeatureServicer:
         started = time.perf_counter()
         plan = self._plans.find(request.features)
         as_of_us = as_of_from_proto(request, now_us(), self._tolerance_us)
-        rows = rows_from_proto(request)
+        rows = rows_from_proto(request, with_values=plan.computes)
         columns = await self._reader.read(plan, rows, as_of_us)
         self._metrics.read(plan.views_of_features, columns, len(rows), time.perf_counter() - started)
         return answer_to_proto(plan, columns, as_of_us, include_times=request.include_times)
