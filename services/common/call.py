@@ -70,7 +70,7 @@ class Reply(Protocol):
     """Takes the outcome of a call that is answered without a task. Called on the event loop; only the first one counts."""
 
     def answer(self, body: bytes) -> None:
-        """Answer with a message in wire form."""
+        """Answer with a message in wire form, or with JSON: see `Begin`."""
 
     def fail(self, error: BaseException) -> None:
         """Answer with the status of an error."""
@@ -85,7 +85,8 @@ class Pending(Protocol):
 
 Begin = Callable[[bytes, Call, Reply], Pending | None]
 """Sets out to answer a call, whose `Reply` may be given the outcome at any time from then on. None, before anything was done:
-only the coroutine knows what to make of this request. Raises what the handler raises."""
+only the coroutine knows what to make of this request. Raises what the handler raises. It takes a message in wire form and
+answers with one; for an HttpBody twin these are the bodies of the HTTP request and of its answer in JSON."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Method:
     answers_many: bool = False
     """The handler answers several messages of its stream at a time, and counts their bytes itself."""
     begin: Begin | None = None
-    """Answers, in wire form, the calls that need no task; None where all of them do."""
+    """Answers the calls that need no task; None where all of them do."""
     rest_path: str = ""
     """Of an HttpBody twin: its first REST path, whose errors are bodies too; empty for every other RPC."""
     full_name: str = field(init=False)

@@ -19,6 +19,7 @@ from google.rpc.status_pb2 import Status
 from services.common.call import Call, Method
 from services.common.chain import CLIENT_TIMEOUT_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Answer, Chain, caller_timeout_s
 from services.common.deadlines import ClientGone, Receive, Watched
+from services.common.door_forms import Form, GrpcForm, JsonForm
 from services.common.door_prompt import PromptCall
 from services.common.door_request import Headers, read_body, twin_request
 from services.common.errors import (
@@ -63,6 +64,21 @@ class _RestRoute:
     method: Method
 
 
+_FoundRoute = tuple[_RestRoute, Mapping[str, str]]
+"""A route, and the values of the fields of its path."""
+_Accepted = tuple[Call, ServiceError | None]
+"""A call, and what its headers earn it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What answers calls that need no task, and those of them that turn out to need one."""
+
+    method: Method
+    form: Form
+    answer: Callable[[Headers, _Accepted, Send, Receive], Awaitable[None]]
+
+
 class AsgiDoor:
     """Answers HTTP requests for the hot methods of a table."""
 
@@ -70,24 +86,33 @@ class AsgiDoor:
         hot = [method for method in methods if method.hot]
         self._chain = chain
         self._grpc = {method.path: method for method in hot}
-        self._begun = {method.path: method for method in hot if method.begin is not None}
         self._rest = tuple(route for method in hot for route in _rest_routes(method))
         self._rest_paths = {
             (route.rule.verb, route.rule.template.text): route for route in self._rest if not route.rule.template.fields
         }
+        self._begun = {
+            (True, "POST", method.path): _Begun(method, GrpcForm(), partial(self._grpc_answer, method))
+            for method in hot
+            if method.begin is not None and not method.rest_path
+        } | {
+            (False, verb, path): _Begun(route.method, JsonForm(path), partial(self._rest_answer, (route, {})))
+            for (verb, path), route in self._rest_paths.items()
+            if route.method.begin is not None
+        }
 
     def begin(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
         """Set out to answer a request: the coroutine that does it, or None for a call that needs no task."""
-        method = self._begun.get(scope["path"])
-        if method is not None and not self._chain.traced:
-            headers = Headers(scope["headers"])
-            if headers.raw.get(b"te") == b"trailers" and is_grpc_content_type(headers.raw.get(b"content-type", b"")):
-                call, refusal = self._accept(method, headers)
-                if refusal is None:
-                    go_on = partial(self._go_on, method, headers, call, send)
-                    PromptCall(self._chain, method, call, receive=receive, send=send, go_on=go_on).begin()
-                    return None
-        return self.answer(scope, receive, send)
+        headers = Headers(scope["headers"])
+        is_grpc = is_grpc_content_type(headers.raw.get(b"content-type", b""))
+        begun = self._begun.get((is_grpc, scope["method"], scope["path"]))
+        if begun is None or self._chain.traced or (is_grpc and headers.raw.get(b"te") != b"trailers"):
+            return self.answer(scope, receive, send)
+        call, refusal = self._accept(begun.method, headers)
+        if refusal is not None:
+            return self.answer(scope, receive, send)
+        go_on = partial(_go_on, call, partial(begun.answer, headers, (call, None), send))
+        PromptCall(self._chain, begun.method, call, form=begun.form, receive=receive, send=send, go_on=go_on).begin()
+        return None
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Only a cancellation and a lost connection (OSError) pass through."""
@@ -97,22 +122,19 @@ class AsgiDoor:
         try:
             if method is not None:
                 if is_grpc:
-                    await _send_grpc(
-                        send, await self._answer_grpc(method, headers, receive, self._accept(method, headers))
-                    )
+                    await self._grpc_answer(method, headers, self._accept(method, headers), send, receive)
                 else:
                     await _send_http(send, 415, [], b"")
             elif is_grpc:
                 await _send_grpc_error(send, _status(_no_method(path)), [])
             elif (found := self._find_rest(scope["method"], path)) is not None:
-                await _send_rest(send, await self._answer_rest(*found, headers, receive))
+                await self._rest_answer(found, headers, self._accept(found[0].method, headers), send, receive)
             else:
                 await _send_no_path(send, path)
         except ClientGone:
             return
 
-    def _accept(self, method: Method, headers: Headers) -> tuple[Call, ServiceError | None]:
-        """Return the call, and what its headers earn it."""
+    def _accept(self, method: Method, headers: Headers) -> _Accepted:
         raw, timeout_s, refusal = headers.raw, None, None
         try:
             timeout_s = parse_timeout(raw.get(b"grpc-timeout", b""))
@@ -123,23 +145,9 @@ class AsgiDoor:
         traceparent = headers.text(_TRACEPARENT) if _TRACEPARENT in raw else ""
         return self._chain.accept(method, headers, timeout_s, ident, traceparent), refusal
 
-    def _go_on(self, method: Method, headers: Headers, call: Call, send: Send, receive: Receive) -> None:
-        """Answer a call in a task after all."""
-
-        async def answer() -> None:
-            call.task = asyncio.current_task()
-            with suppress(ClientGone, OSError):
-                await _send_grpc(send, await self._answer_grpc(method, headers, receive, (call, None)))
-
-        spawn(answer(), "call")
-
-    def _answer_grpc(
-        self,
-        method: Method,
-        headers: Headers,
-        receive: Receive,
-        accepted: tuple[Call, ServiceError | None],
-    ) -> Awaitable[Answer]:
+    async def _grpc_answer(
+        self, method: Method, headers: Headers, accepted: _Accepted, send: Send, receive: Receive
+    ) -> None:
         chain, limit_bytes = self._chain, self._chain.limits.message_bytes
         call, refusal = accepted
 
@@ -149,23 +157,23 @@ class AsgiDoor:
             body = await read_body(receive, chain, watched, limit_bytes, FRAME_HEADER_BYTES)
             return unframe(body, headers.text(b"grpc-encoding"), limit_bytes)
 
-        return chain.unary(method, read, call)
+        await _send_grpc(send, await chain.unary(method, read, call))
 
-    def _answer_rest(
-        self, route: _RestRoute, values: Mapping[str, str], headers: Headers, receive: Receive
-    ) -> Awaitable[Answer]:
-        chain, method = self._chain, route.method
-        call, refusal = self._accept(method, headers)
+    async def _rest_answer(
+        self, found: _FoundRoute, headers: Headers, accepted: _Accepted, send: Send, receive: Receive
+    ) -> None:
+        (route, values), chain = found, self._chain
+        call, refusal = accepted
 
         async def read(watched: Watched) -> Message:
             if refusal is not None:
                 raise refusal
             body = await read_body(receive, chain, watched, chain.limits.message_bytes)
-            return twin_request(route.rule, method.request, values, headers.text(b"content-type"), body)
+            return twin_request(route.rule, route.method.request, values, headers.text(b"content-type"), body)
 
-        return chain.unary(method, read, call, encoded=False)
+        await _send_rest(send, await chain.unary(route.method, read, call, encoded=False))
 
-    def _find_rest(self, verb: str, path: str) -> tuple[_RestRoute, dict[str, str]] | None:
+    def _find_rest(self, verb: str, path: str) -> _FoundRoute | None:
         plain = self._rest_paths.get((verb, path))
         if plain is not None:
             return plain, {}
@@ -174,6 +182,17 @@ class AsgiDoor:
             if match is not None and verb == route.rule.verb:
                 return route, dict(zip(route.rule.template.fields, match.groups(), strict=True))
         return None
+
+
+def _go_on(call: Call, answer: Callable[[Receive], Awaitable[None]], receive: Receive) -> None:
+    """Answer a call in a task after all."""
+
+    async def answering() -> None:
+        call.task = asyncio.current_task()
+        with suppress(ClientGone, OSError):
+            await answer(receive)
+
+    spawn(answering(), "call")
 
 
 def _rest_routes(method: Method) -> Iterator[_RestRoute]:

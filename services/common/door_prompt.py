@@ -1,4 +1,4 @@
-"""A hot unary gRPC call of the ASGI door that needs no task: read, begun and answered by callbacks.
+"""A hot unary call of the ASGI door that needs no task, over gRPC or REST: read, begun and answered by callbacks.
 
 A task, its futures and the chain of coroutines in it cost more than all that is done for a call whose handler only queues
 it. What this way does not know at first sight goes the ordinary way from its body on, as if it had never been here.
@@ -9,26 +9,16 @@ and `send` acts when it is called.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from services.common.call import Call, Method, Pending
 from services.common.chain import REQUEST_ID_KEY, Chain, check_size, check_time
 from services.common.deadlines import Receive
+from services.common.door_forms import Event, Form
 from services.common.errors import DEADLINE_PASSED, DeadlineExceeded
-from services.common.grpc_wire import (
-    ACCEPT_ENCODING,
-    CONTENT_TYPE,
-    STATUS_OK,
-    Header,
-    frame,
-    plain_message,
-    status_headers,
-)
 
-Event = MutableMapping[str, Any]
 Send = Callable[[Event], Awaitable[None]]
-_GOOD_END: Final[Event] = {"type": "http.response.trailers", "headers": [STATUS_OK]}
 _REQUEST_ID: Final = REQUEST_ID_KEY.encode()
 
 
@@ -39,6 +29,7 @@ class PromptCall:
         "_call",
         "_chain",
         "_counted",
+        "_form",
         "_given",
         "_go_on",
         "_method",
@@ -61,6 +52,7 @@ class PromptCall:
         method: Method,
         call: Call,
         *,
+        form: Form,
         receive: Receive,
         send: Send,
         go_on: Callable[[Receive], None],
@@ -74,6 +66,7 @@ class PromptCall:
         self._method = method
         self._metrics = chain.metrics_of(method)
         self._call = call
+        self._form = form
         self._receive = receive
         self._send = send
         self._go_on = go_on
@@ -90,7 +83,7 @@ class PromptCall:
         self._ask()
 
     def answer(self, body: bytes) -> None:
-        """Answer with a message in wire form."""
+        """Answer with a body as the method's `begin` makes it."""
         if self._over:
             return
         try:
@@ -100,12 +93,7 @@ class PromptCall:
             return
         self._end()
         self._metrics.finish(time.monotonic() - self.since, "OK")
-        headers = [CONTENT_TYPE, ACCEPT_ENCODING, self._request_id()]
-        self._give(
-            {"type": "http.response.start", "status": 200, "headers": headers, "trailers": True},
-            {"type": "http.response.body", "body": frame(body)},
-            _GOOD_END,
-        )
+        self._give(self._form.answer(body, self._request_id()))
 
     def fail(self, error: BaseException) -> None:
         """Answer with the status of an error."""
@@ -114,11 +102,7 @@ class PromptCall:
         self._end_uncounted()
         with self._chain.record(self._method, self._call) as record:
             status = record.fail(error)
-        headers = [CONTENT_TYPE, self._request_id(), *status_headers(status)]
-        self._give(
-            {"type": "http.response.start", "status": 200, "headers": headers, "trailers": False},
-            {"type": "http.response.body", "body": b""},
-        )
+        self._give(self._form.failure(status, self._request_id()))
 
     def expire(self) -> None:
         """Answer that the deadline has passed."""
@@ -183,7 +167,7 @@ class PromptCall:
         body = event["body"]
         if self._size_bytes:
             body = b"".join([part.result()["body"] for part in self._given])
-        message = plain_message(body)
+        message = self._form.message(body)
         if message is None or self._method.begin is None:
             return None
         # The parts were counted as they came.
@@ -216,10 +200,10 @@ class PromptCall:
         self._end()
         self._metrics.in_flight -= 1
 
-    def _request_id(self) -> Header:
+    def _request_id(self) -> tuple[bytes, bytes]:
         return (_REQUEST_ID, self._call.request_id.encode())
 
-    def _give(self, *events: Event) -> None:
+    def _give(self, events: Sequence[Event]) -> None:
         try:
             for event in events:
                 self._send(event)

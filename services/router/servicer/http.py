@@ -7,7 +7,7 @@ from inference import grpc_service_pb2 as oip_pb
 from inference import repository_pb2
 from interlock.router.v1 import http_service_pb2 as pb
 
-from services.common.call import Call
+from services.common.call import Call, Pending, Reply, begun_by
 from services.common.content_encoding import CONTENT_ENCODING_KEY, decoded
 from services.common.errors import Violation
 from services.common.health import HealthBoard
@@ -26,6 +26,8 @@ from services.router.convert.oip_json import (
 )
 from services.router.convert.predict_json import predict_from_json, prediction_to_json, rows_from_json, rows_to_json
 from services.router.convert.request import check_names
+from services.router.domain.answer import Answer
+from services.router.domain.begun import Begun
 from services.router.domain.catalog import Catalog
 from services.router.domain.failure import InvalidField
 from services.router.domain.prediction import Predictor
@@ -49,15 +51,25 @@ class RouterHttpServicer:
         self._board = board
         self._body_limit_bytes = body_limit_bytes
 
+    def begin_predict(self, payload: bytes, call: Call, reply: Reply) -> Pending | None:
+        """Predict one row that nobody answers but the route's first choice."""
+        ask = predict_from_json(self._body(payload, call))
+
+        def encode(answer: Answer) -> bytes:
+            return prediction_to_json(answer, probabilities=ask.probabilities).data
+
+        return self._predictor.begin_predict(ask.model, ask.version, ask.row, call, Begun(reply, encode))
+
+    @begun_by(begin_predict)
     async def Predict(self, request: pb.PredictHttpRequest, call: Call) -> HttpBody:
         """POST /v1/predict."""
-        ask = predict_from_json(self._body(request.body, call))
+        ask = predict_from_json(self._body(request.body.data, call))
         answer = await self._predictor.predict(ask.model, ask.version, ask.row, call)
         return prediction_to_json(answer, probabilities=ask.probabilities)
 
     async def PredictRows(self, request: pb.PredictRowsHttpRequest, call: Call) -> HttpBody:
         """POST /v1/predict_rows."""
-        ask = rows_from_json(self._body(request.body, call))
+        ask = rows_from_json(self._body(request.body.data, call))
         results = await self._predictor.predict_rows(ask.model, ask.version, ask.rows, call)
         return rows_to_json(results, probabilities=ask.probabilities, request_id=call.request_id)
 
@@ -145,12 +157,12 @@ class RouterHttpServicer:
         good = {"": True, "ready": self._board.ready, "startup": self._catalog.configured()}[request.probe]
         return _verdict(call, {"status": "SERVING" if good else "NOT_SERVING"}, good=good)
 
-    def _body(self, body: HttpBody, call: Call) -> bytes:
+    def _body(self, body: bytes, call: Call) -> bytes:
         encoding = call.metadata.get(CONTENT_ENCODING_KEY)
-        return decoded(body.data, encoding, self._body_limit_bytes) if encoding else body.data
+        return decoded(body, encoding, self._body_limit_bytes) if encoding else body
 
     def _infer_ask(self, request: pb.ModelInferHttpRequest, call: Call, shared: SharedTensors) -> InferAsk:
-        model, version, body = request.model_name, request.model_version, self._body(request.body, call)
+        model, version, body = request.model_name, request.model_version, self._body(request.body.data, call)
         check_names(model, version, model_field="model_name", version_field="model_version")
         given = call.metadata.get(HEADER_LENGTH_KEY, "")
         length = header_length(given, len(body))

@@ -2,13 +2,16 @@
 
 import asyncio
 import gc
+import json
 import random
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import unquote
 
 import grpc
 import pytest
+from google.protobuf import json_format
 from google.protobuf.message import Message
 from inference import grpc_service_pb2 as oip_pb
 from interlock.router.v1 import router_service_pb2 as pb
@@ -27,6 +30,7 @@ PATHS = {
     "infer": "/inference.GRPCInferenceService/ModelInfer",
     "predict": "/interlock.router.v1.RouterService/Predict",
     "fetched": "/interlock.router.v1.RouterService/Predict",
+    "rest": "/v1/predict",
 }
 all_forms = pytest.mark.parametrize("form", list(PATHS))
 OF_A_CALL = ("PromptCall", "RowRun", "_TensorRun", "_FirstTry", "Observation", "_Item", "_Message")
@@ -50,13 +54,31 @@ class Door:
 
     def ask_for(self, message: Message, timeout: str = "20S") -> EnvoyLike:
         server = EnvoyLike(frame(message.SerializeToString()))
-        scope = grpc_scope(PATHS[self._form], grpc_timeout=timeout)
+        headers = {}
+        if self._form == "rest":
+            body = json_format.MessageToDict(message, preserving_proto_field_name=True)
+            body["features"] = {name: value["double_value"] for name, value in body.get("features", {}).items()}
+            server = EnvoyLike(json.dumps(body).encode())
+            headers = {"content_type": "application/json", "te": ""}
+        scope = grpc_scope(PATHS[self._form], grpc_timeout=timeout, **headers)
         assert self._door.begin(scope, server.receive, server.send) is None
         return server
 
     async def answered(self, server: EnvoyLike) -> EnvoyLike:
-        await eventually(lambda: (len(server.sent) >= 2 and not server.sent[0]["trailers"]) or len(server.sent) == 3)
+        await eventually(lambda: self.is_whole(server))
         return server
+
+    def is_whole(self, server: EnvoyLike) -> bool:
+        return len(server.sent) >= 2 and (not server.sent[0]["trailers"] or len(server.sent) == 3)
+
+    async def refused(self, server: EnvoyLike) -> tuple[int, str]:
+        """The code and the text of the error that comes."""
+        await self.answered(server)
+        if self._form == "rest":
+            assert server.sent[0]["status"] >= 400
+            error = json.loads(server.sent[1]["body"])
+            return error["code"], error["message"]
+        return int(server.header(b"grpc-status") or b"0"), unquote((server.header(b"grpc-message") or b"").decode())
 
     async def check(self, a: int, server: EnvoyLike) -> None:
         """The answer comes, and is that of request `a`."""
@@ -64,7 +86,10 @@ class Door:
 
     def check_sent(self, a: int, server: EnvoyLike) -> None:
         body, value = server.sent[1]["body"][5:], a * 1000 + 0.5
-        if self._form == "fetched":
+        if self._form == "rest":
+            assert server.header(b"content-type") == b"application/json"
+            assert json.loads(server.sent[1]["body"])["prediction"] == value
+        elif self._form == "fetched":
             prediction = pb.PredictResponse.FromString(body).prediction
             assert (prediction.prediction.double_value, list(prediction.degraded)) == (_live_value(a), [])
         elif self._form == "predict":
@@ -161,7 +186,7 @@ async def test_a_call_waits_for_its_answer_without_a_task(form: str) -> None:
         world.replica.hold.set()
         for a, server in enumerate(servers):
             await door.check(a, server)
-        method = PATHS[form][1:]
+        method = "interlock.router.v1.RouterHttpService/Predict" if form == "rest" else PATHS[form][1:]
         assert world.metric("interlock_router_requests_total", method=method, code="OK") == 53
 
 
@@ -191,7 +216,7 @@ async def test_thousands_of_calls_whose_callers_go_never_mix_answers_up(form: st
             if a % 2:
                 await asyncio.sleep(chance.random() * 0.05)
                 server.gone = True
-            await eventually(lambda: len(server.sent) == 3 or server.gone)
+            await eventually(lambda: door.is_whole(server) or server.gone)
             if not server.sent:
                 return "gone"
             door.check_sent(a, server)
@@ -218,17 +243,16 @@ async def test_a_worker_that_died_costs_one_more_try(form: str) -> None:
 @pytest.mark.parametrize(
     ("code", "reason", "status", "items"),
     [
-        (grpc.StatusCode.UNAVAILABLE, "WORKER_DIED", b"14", 2),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", b"8", 1),
+        (grpc.StatusCode.UNAVAILABLE, "WORKER_DIED", 14, 2),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", 8, 1),
     ],
 )
 async def test_what_inference_refuses_reaches_the_caller(
-    form: str, code: grpc.StatusCode, reason: str, status: bytes, items: int
+    form: str, code: grpc.StatusCode, reason: str, status: int, items: int
 ) -> None:
     async with opened(form) as (world, door):
         world.replica.refuse = lambda _: status_of(code, reason)
-        server = await door.answered(door.ask(1))
-        assert (server.header(b"grpc-status"), len(world.replica.items)) == (status, items)
+        assert ((await door.refused(door.ask(1)))[0], len(world.replica.items)) == (status, items)
 
 
 @all_forms
@@ -256,8 +280,7 @@ async def test_a_frozen_replica_costs_no_call(form: str) -> None:
 async def test_the_deadline_ends_a_call_and_takes_it_back(form: str) -> None:
     async with opened(form) as (world, door):
         world.replica.hold = asyncio.Event()
-        server = await door.answered(door.ask(1, timeout="100m"))
-        assert server.header(b"grpc-status") == b"4"
+        assert (await door.refused(door.ask(1, timeout="100m")))[0] == 4
         await eventually(lambda: len(world.replica.cancelled) == 1)
         world.replica.hold.set()
         await all_right(door, 2, 3)
@@ -268,9 +291,8 @@ async def test_without_a_replica_a_call_hears_so(form: str) -> None:
     async with opened(form, replica_hope_s=0.2) as (world, door):
         world.replica.set_ready([])
         await eventually(lambda: world.replica.streams == 0)
-        server = await door.answered(door.ask(1, timeout="20S"))
-        assert server.header(b"grpc-status") == b"14"
-        assert b"replica" in (server.header(b"grpc-message") or b"")
+        code, message = await door.refused(door.ask(1, timeout="20S"))
+        assert (code, "replica" in message) == (14, True)
 
 
 async def test_a_caller_who_goes_ends_a_read_that_nobody_else_waits_for() -> None:
@@ -293,9 +315,8 @@ async def test_without_features_a_call_is_answered_as_its_policies_say(silent: b
     async with opened("fetched", features_timeout_s=0.05) as (world, door):
         world.features.delay_s, world.features.code = 300.0 if silent else 0.0, grpc.StatusCode.UNAVAILABLE
         for _ in range(20):
-            server = await door.answered(door.ask(1))
-            assert server.header(b"grpc-status") == b"14"
-            assert b"features" in (server.header(b"grpc-message") or b"")
+            code, message = await door.refused(door.ask(1))
+            assert (code, "features" in message) == (14, True)
         # The service is known to be down by now: nobody waits for it.
         assert world.metric("interlock_router_feature_fetches_refused_total") > 0
         world.features.delay_s, world.features.code = 0.0, None
@@ -310,5 +331,11 @@ async def test_a_row_with_wrong_keys_fails_alone() -> None:
         )
         server = door.ask_for(request)
         await all_right(door, 2, 3)
-        await door.answered(server)
-        assert server.header(b"grpc-status") == b"3"
+        assert (await door.refused(server))[0] == 3
+
+
+async def test_what_json_lacks_is_told_as_json_and_the_call_needs_no_task() -> None:
+    async with opened("rest") as (_, door):
+        code, message = await door.refused(door.ask_for(pb.PredictRequest(model=PAIR, features={})))
+        assert (code, "features" in message) == (3, True)
+        assert (await door.refused(door.ask_for(pb.PredictRequest(model="nobody", features={}))))[0] == 5
