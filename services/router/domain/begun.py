@@ -141,29 +141,27 @@ class RowRun(Run[Answer]):
     def take_row(self, row: FetchedRow | ServiceError | None) -> None:
         """Go on with what was fetched."""
         self.pending = None
-        self._features_down = row is None
         if isinstance(row, ServiceError):
             self._seen.mark_read(FeatureRead(self._asked.entities, None), None)
             self.fail(row)
             return
+        self._features_down = row is None
         if row is not None:
             self._peers.metrics.count_values(self._asked.choice.target.version.model, Counter(row.statuses))
         self._run(row)
 
     def _run(self, row: FetchedRow | None) -> None:
         asked, seen = self._asked, self._seen
-        plan = asked.plan
         try:
             self._filled = self._fill(row)
+            encoded = self._filled.encoded
+            if encoded.defaulted or self._features_down:
+                seen.mark_degraded()
+            seen.inputs = asked.plan.tensors((encoded,))
+            job = Job(seen.inputs, 1, (asked.plan.reader.output,))
+            self.pending = self._peers.inference.begin(asked.choice.target, job, asked.call, self)
         except Exception as error:  # noqa: BLE001 - rows of others were fetched with it
             self.fail(error)
-            return
-        encoded = self._filled.encoded
-        if encoded.defaulted or self._features_down:
-            seen.mark_degraded()
-        seen.inputs = plan.tensors((encoded,))
-        job = Job(seen.inputs, 1, (plan.reader.output,))
-        self.pending = self._peers.inference.begin(asked.choice.target, job, asked.call, self)
 
     def _fill(self, row: FetchedRow | None) -> FilledRow:
         asked = self._asked

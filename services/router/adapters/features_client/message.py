@@ -25,6 +25,7 @@ _STATUSES: Final = {
     features_pb.VALUE_STATUS_PRESENT: FeatureStatus.PRESENT,
     features_pb.VALUE_STATUS_STALE: FeatureStatus.STALE,
 }
+_INT64_END: Final = 2**63
 _KINDS: Final = {float: "double_value", int: "int64_value", str: "string_value", bool: "bool_value"}
 _FIELDS: Final = {"request_values": "features"}
 """What the service calls a part of a row, and what the router's caller does."""
@@ -49,11 +50,7 @@ def read_request(
         values = request.rows.add(entities=row.entities).request_values
         for name, value in row.values.items():
             # In its place: a message of its own, copied there, costs three times as much.
-            if value is None or (type(value) is float and math.isnan(value)):
-                # A null stands in a row as NaN.
-                values[name].null_value = struct_pb2.NULL_VALUE
-            else:
-                setattr(values[name], _KINDS[type(value)], value)
+            _put(value, values[name])
     if as_of_us is not None:
         request.as_of_time.FromMicroseconds(as_of_us)
     return request
@@ -121,3 +118,14 @@ def _own_field(field: str) -> str:
 def _plain(value: feature_value_pb2.FeatureValue) -> object:
     found = value_from_proto(value)
     return None if found is MISSING else found
+
+
+def _put(value: object, message: feature_value_pb2.FeatureValue) -> None:
+    if value is None or (type(value) is float and math.isnan(value)):
+        # A null stands in a row as NaN.
+        message.null_value = struct_pb2.NULL_VALUE
+    elif type(value) is int and not -_INT64_END <= value < _INT64_END:
+        # What JSON gives as a number for a feature of numbers.
+        message.double_value = value
+    else:
+        setattr(message, _KINDS[type(value)], value)

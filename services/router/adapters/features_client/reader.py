@@ -197,7 +197,7 @@ class FeatureReads:
         for part in _parts(rows, rows_limit(sources)):
             outcomes: asyncio.Future[Sequence[Outcome] | None] = loop.create_future()
             asked = [rows[index] for index in part]
-            parts.append((self._add(sources, asked, call, traceparent, outcomes.set_result), part, outcomes))
+            parts.append((self._add(sources, asked, call, traceparent, partial(_give, outcomes)), part, outcomes))
         found: dict[int, Outcome] = {}
         try:
             for _, indices, answered in parts:
@@ -372,6 +372,12 @@ class FeatureReads:
         finally:
             self._metrics.read(len(rows), code)
         return found
+
+
+def _give(waiting: "asyncio.Future[Sequence[Outcome] | None]", outcomes: Sequence[Outcome] | None) -> None:
+    # A task that was cancelled hears of it a turn of the loop later.
+    if not waiting.done():
+        waiting.set_result(outcomes)
 
 
 def _parts(rows: Sequence[FeatureAsk], limit: int) -> list[list[int]]:
