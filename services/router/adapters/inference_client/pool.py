@@ -27,6 +27,9 @@ _RUNS_LIMIT = 2
 _THIRD_LEFT_S = 0.3
 _TRIES_LIMIT = 5
 _LEAST_LEFT_S = 0.005
+# Who waited for a replica in vain is told so this long before his time is up, or when a quarter of it is left: a busy
+# process is late with it, and "too late" would blame nobody.
+_TELLING_S = 0.1
 
 Place = tuple[Replica, InferStream]
 
@@ -157,12 +160,13 @@ class InferencePools:
 
     async def _pick(self, asked: "_Asked", tried: Sequence[Replica], hope_s: float) -> tuple[Place, bool]:
         """Return where a request goes, and whether there is another place for it; wait for one where that makes sense."""
+        latest = asked.call.deadline - min(_TELLING_S, asked.call.remaining_s() / 4)
         while True:
             changed = self._changed
             found = self._pick_now(asked, tried)
             if found is not None:
                 return found
-            left_s = min(self._hope_left_s(asked.target, hope_s), asked.call.remaining_s() - _LEAST_LEFT_S)
+            left_s = min(self._hope_left_s(asked.target, hope_s), latest - time.monotonic())
             if left_s <= 0:
                 raise NoReplicaReady(*asked.key)
             try:
