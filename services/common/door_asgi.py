@@ -19,7 +19,7 @@ from google.rpc.status_pb2 import Status
 from services.common.call import Call, Method
 from services.common.chain import CLIENT_TIMEOUT_KEY, REQUEST_ID_KEY, TRACEPARENT_KEY, Answer, Chain, caller_timeout_s
 from services.common.deadlines import ClientGone, Receive, Watched
-from services.common.door_forms import Form, GrpcForm, JsonForm
+from services.common.door_forms import Event, Form, GrpcForm, JsonForm, grpc_answer, sized_response
 from services.common.door_prompt import PromptCall
 from services.common.door_request import Headers, read_body, twin_request
 from services.common.errors import (
@@ -32,12 +32,9 @@ from services.common.errors import (
     to_status,
 )
 from services.common.grpc_wire import (
-    ACCEPT_ENCODING,
     CONTENT_TYPE,
     FRAME_HEADER_BYTES,
-    STATUS_OK,
     Header,
-    frame,
     is_grpc_content_type,
     parse_timeout,
     status_headers,
@@ -49,7 +46,6 @@ from services.common.tasks import spawn
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_GOOD_END: Final = [STATUS_OK]
 _CLIENT_TIMEOUT: Final = CLIENT_TIMEOUT_KEY.encode()
 _REQUEST_ID: Final = REQUEST_ID_KEY.encode()
 _TRACEPARENT: Final = TRACEPARENT_KEY.encode()
@@ -91,21 +87,22 @@ class AsgiDoor:
             (route.rule.verb, route.rule.template.text): route for route in self._rest if not route.rule.template.fields
         }
         self._begun = {
-            (True, "POST", method.path): _Begun(method, GrpcForm(), partial(self._grpc_answer, method))
+            ("POST", method.path): _Begun(method, GrpcForm(), partial(self._grpc_answer, method))
             for method in hot
             if method.begin is not None and not method.rest_path
         } | {
-            (False, verb, path): _Begun(route.method, JsonForm(path), partial(self._rest_answer, (route, {})))
+            (verb, path): _Begun(route.method, JsonForm(path), partial(self._rest_answer, (route, {})))
             for (verb, path), route in self._rest_paths.items()
             if route.method.begin is not None
         }
 
     def begin(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None] | None:
         """Set out to answer a request: the coroutine that does it, or None for a call that needs no task."""
+        begun = self._begun.get((scope["method"], scope["path"]))
+        if begun is None or self._chain.traced:
+            return self.answer(scope, receive, send)
         headers = Headers(scope["headers"])
-        is_grpc = is_grpc_content_type(headers.raw.get(b"content-type", b""))
-        begun = self._begun.get((is_grpc, scope["method"], scope["path"]))
-        if begun is None or self._chain.traced or (is_grpc and headers.raw.get(b"te") != b"trailers"):
+        if not begun.form.fits(headers.raw):
             return self.answer(scope, receive, send)
         call, refusal = self._accept(begun.method, headers)
         if refusal is not None:
@@ -209,11 +206,7 @@ async def _send_grpc(send: Send, answer: Answer) -> None:
     if answer.status is not None:
         await _send_grpc_error(send, answer.status, [*initial, *_headers(answer.trailers)])
         return
-    headers = [CONTENT_TYPE, ACCEPT_ENCODING, *initial]
-    await send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
-    await send({"type": "http.response.body", "body": frame(answer.body)})
-    trailers = [STATUS_OK, *_headers(answer.trailers)] if answer.trailers else _GOOD_END
-    await send({"type": "http.response.trailers", "headers": trailers})
+    await _send_all(send, grpc_answer(initial, answer.body, _headers(answer.trailers)))
 
 
 async def _send_grpc_error(send: Send, status: Status, metadata: Sequence[Header]) -> None:
@@ -235,9 +228,12 @@ async def _send_no_path(send: Send, path: str) -> None:
 
 
 async def _send_http(send: Send, http: int, headers: list[Header], body: bytes) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": http, "headers": [*headers, length], "trailers": False})
-    await send({"type": "http.response.body", "body": body})
+    await _send_all(send, sized_response(http, headers, body))
+
+
+async def _send_all(send: Send, events: Sequence[Event]) -> None:
+    for event in events:
+        await send(event)
 
 
 def _headers(metadata: Mapping[str, str]) -> list[Header]:

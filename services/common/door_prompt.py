@@ -17,6 +17,7 @@ from services.common.chain import REQUEST_ID_KEY, Chain, check_size, check_time
 from services.common.deadlines import Receive
 from services.common.door_forms import Event, Form
 from services.common.errors import DEADLINE_PASSED, DeadlineExceeded
+from services.common.grpc_wire import Header
 
 Send = Callable[[Event], Awaitable[None]]
 _REQUEST_ID: Final = REQUEST_ID_KEY.encode()
@@ -200,7 +201,7 @@ class PromptCall:
         self._end()
         self._metrics.in_flight -= 1
 
-    def _request_id(self) -> tuple[bytes, bytes]:
+    def _request_id(self) -> Header:
         return (_REQUEST_ID, self._call.request_id.encode())
 
     def _give(self, events: Sequence[Event]) -> None:

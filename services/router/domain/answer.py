@@ -1,6 +1,7 @@
 """One row answered."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,19 +43,22 @@ class Answer:
 
 
 def new_answer(
-    prediction_id: PredictionId, reading: Reading, choice: Choice, encoded: EncodedRow, started: float
+    prediction_id: PredictionId,
+    reading: Reading,
+    choice: Choice,
+    encoded: EncodedRow,
+    started: float,
+    *,
+    features_down: bool = False,
+    on_a_rung: bool = False,
+    missing: Iterable[str] = (),
 ) -> Answer:
     """Return the answer to an encoded row; `started` is of `time.perf_counter()`."""
-    degraded = (FEATURES_DEFAULT,) if encoded.defaulted else ()
-    return Answer(prediction_id, reading, choice, encoded.flagged, degraded, elapsed_ms(started))
-
-
-def ways_degraded(encoded: EncodedRow, *, features_down: bool, on_a_rung: bool = False) -> tuple[str, ...]:
-    """Return how an answer to an encoded row is less good than asked."""
-    if not (features_down or encoded.defaulted or on_a_rung):
-        return ()
-    ways = {FEATURES_UNAVAILABLE: features_down, FEATURES_DEFAULT: encoded.defaulted, FALLBACK: on_a_rung}
-    return tuple(way for way, holds in ways.items() if holds)
+    degraded: tuple[str, ...] = ()
+    if features_down or encoded.defaulted or on_a_rung:
+        ways = {FEATURES_UNAVAILABLE: features_down, FEATURES_DEFAULT: encoded.defaulted, FALLBACK: on_a_rung}
+        degraded = tuple(way for way, holds in ways.items() if holds)
+    return Answer(prediction_id, reading, choice, encoded.flagged, degraded, elapsed_ms(started), tuple(missing))
 
 
 def elapsed_ms(started: float) -> float:

@@ -3,19 +3,20 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from services.common.call import Call, Pending, Reply
 from services.common.errors import ServiceError
 from services.router.domain.admission import Admission
-from services.router.domain.answer import Answer, elapsed_ms, ways_degraded
+from services.router.domain.answer import Answer, new_answer
 from services.router.domain.enrichment import FallsBack, FeatureAsk, FeatureRead, FetchedRow, FilledRow, Missing, fill
 from services.router.domain.observation import Observation
 from services.router.domain.plan import Draft, Plan
 from services.router.domain.ports import Features, Inference, Job, PredictionMetrics
 from services.router.domain.routing import Choice
+from services.router.domain.row import Row
 from services.router.domain.tensor import Tensor
 
 AnswerT = TypeVar("AnswerT")
@@ -106,8 +107,7 @@ class RowRequest:
     choice: Choice
     plan: Plan
     draft: Draft
-    entities: Mapping[str, str]
-    as_of_us: int | None
+    row: Row
     call: Call
     started: float
 
@@ -133,7 +133,7 @@ class RowRun(Run[Answer]):
         if not plan.fetched:
             self._run(None)
             return
-        ask = FeatureAsk(asked.entities, plan.request_values(asked.draft), asked.as_of_us)
+        ask = FeatureAsk(asked.row.entities, plan.request_values(asked.draft), asked.row.as_of_us)
         self.pending = self._peers.features.begin(plan.sources, ask, asked.call, self)
         if self.pending is None:
             self.take_row(None)
@@ -142,7 +142,7 @@ class RowRun(Run[Answer]):
         """Go on with what was fetched."""
         self.pending = None
         if isinstance(row, ServiceError):
-            self._seen.mark_read(FeatureRead(self._asked.entities, None), None)
+            self._seen.mark_read(FeatureRead(self._asked.row.entities, None), None)
             self.fail(row)
             return
         self._features_down = row is None
@@ -175,17 +175,21 @@ class RowRun(Run[Answer]):
             raise falls.error from None
         finally:
             if asked.plan.fetched:
-                self._seen.mark_read(FeatureRead(asked.entities, row), missing)
+                self._seen.mark_read(FeatureRead(asked.row.entities, row), missing)
         return filled
 
     def _read(self, outputs: tuple[Tensor, ...]) -> Answer:
         assert self._filled is not None
-        asked, encoded = self._asked, self._filled.encoded
-        reading = asked.plan.reader.read(outputs, 1)[0]
-        degraded = ways_degraded(encoded, features_down=self._features_down)
-        if degraded:
-            self._peers.metrics.count_degraded(asked.choice.target.version.model, degraded)
-        ms = elapsed_ms(asked.started)
-        return Answer(
-            self._seen.ids[0], reading, asked.choice, encoded.flagged, degraded, ms, tuple(self._filled.missing)
+        asked = self._asked
+        answer = new_answer(
+            self._seen.ids[0],
+            asked.plan.reader.read(outputs, 1)[0],
+            asked.choice,
+            self._filled.encoded,
+            asked.started,
+            features_down=self._features_down,
+            missing=self._filled.missing,
         )
+        if answer.degraded:
+            self._peers.metrics.count_degraded(asked.choice.target.version.model, answer.degraded)
+        return answer

@@ -181,13 +181,8 @@ class Predictor:
             return None
         seen = self.observe(choice, call, started)
         seen.add_row(self.id_of(row), choice.bucket)
-        run = RowRun(
-            self,
-            self._admission,
-            seen,
-            begun,
-            RowRequest(choice, plan, draft, row.entities, row.as_of_us, call, started),
-        )
+        asked = RowRequest(choice, plan, draft, row, call, started)
+        run = RowRun(self, self._admission, seen, begun, asked)
         run.begin()
         return run
 

@@ -16,7 +16,7 @@ from services.router.domain.answer import (
     FEATURES_UNAVAILABLE,
     Answer,
     elapsed_ms,
-    ways_degraded,
+    new_answer,
 )
 from services.router.domain.attempt import Attempt, Pending, blocks, together
 from services.router.domain.enrichment import FallsBack, FeatureAsk, FeatureRead, FetchedRow, fill
@@ -243,10 +243,17 @@ class RowsRun:
 
     def _answer(self, attempt: Attempt, reading: Reading) -> None:
         assert attempt.filled is not None
-        pending, encoded = attempt.pending, attempt.filled.encoded
-        degraded = ways_degraded(encoded, features_down=pending.features_down, on_a_rung=attempt.on_a_rung)
-        ms = elapsed_ms(self._started)
-        answer = Answer(pending.id, reading, attempt.choice, encoded.flagged, degraded, ms, tuple(pending.missing))
+        pending = attempt.pending
+        answer = new_answer(
+            pending.id,
+            reading,
+            attempt.choice,
+            attempt.filled.encoded,
+            self._started,
+            features_down=pending.features_down,
+            on_a_rung=attempt.on_a_rung,
+            missing=pending.missing,
+        )
         self._settle(pending, answer)
 
     def _answer_fixed(self, value: float, falling: Sequence[Pending]) -> None:

@@ -68,14 +68,14 @@ class _Item:
     """Takes what is known for each row; None where the service did not answer."""
     timer: asyncio.TimerHandle | None = None
     message: "_Message | None" = None
-    """What it is read with, while that is out."""
-    left: bool = False
+    """What it is read with, from when it leaves to its end."""
     over: bool = False
 
     def take_back(self) -> None:
         """End the read where nobody else waits for it, in features and its store too: for callers who went."""
-        if self.reads.end(self) and self.message is not None and all(fellow.over for fellow in self.message.items):
-            self.message.sent.cancel()
+        message = self.message
+        if self.reads.end(self) and message is not None and all(fellow.over for fellow in message.items):
+            message.sent.cancel()
 
 
 @dataclass(slots=True)
@@ -174,8 +174,10 @@ class FeatureReads:
             item.timer = None
         group = item.group
         group.gathering.in_flight -= 1
-        if not item.left:
+        if item.message is None:
             group.gathering.remove(item)
+        # They know each other: a circle for each message would keep the garbage collector busy.
+        item.message = None
         if group.gathering.in_flight == 0:
             del self._groups[group.sources, group.as_of_us]
         # One request less in flight: those that wait may be half of the rest now.
@@ -274,7 +276,6 @@ class FeatureReads:
         message = _Message(items, spawn(self._send(group, items), "read features"))
         for item in items:
             item.message = message
-            item.left = True
 
     async def _send(self, group: _Group, items: Sequence[_Item]) -> None:
         """Read the rows of some requests in one message and give each its own; raises nothing but its cancellation."""
@@ -286,10 +287,6 @@ class FeatureReads:
             for item in items:
                 self._settle(item, None)
             return
-        finally:
-            # They know each other: a circle for each message would keep the garbage collector busy.
-            for item in items:
-                item.message = None
         first = 0
         for item in items:
             self._settle(item, outcomes[first : first + len(item.rows)])
