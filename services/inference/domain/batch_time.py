@@ -39,6 +39,10 @@ class BatchTime:
         """Return how long a batch of so many rows takes when it takes long: with twice the mean deviation."""
         return self.seconds(rows) * (1.0 + 2.0 * self._spread)
 
+    def at_least(self, rows: int) -> float:
+        """Return how long a batch of so many rows takes when it is quick: with twice the mean deviation."""
+        return self.seconds(rows) * (1.0 - 2.0 * self._spread)
+
     def observe(self, rows: int, seconds: float) -> None:
         """Take one batch into account."""
         bucket = (rows - 1).bit_length()

@@ -1,8 +1,8 @@
 """Feeds one version's workers with batches and hands the answers out.
 
 Two batches are out at a time at each worker: one runs, one waits in the pipe, so that the process never idles while an
-answer is taken apart here. A third would only be decided too early: what waits here can still grow, be reordered,
-cancelled or expire.
+answer is taken apart here. The second one leaves only shortly before the first is expected to end, and a third would be
+decided too early altogether: what waits here can still grow, be reordered, cancelled or expire.
 """
 
 import asyncio
@@ -49,6 +49,8 @@ CAUTIOUS_S: Final = 30.0
 _SEARCH_PARTS: Final = 4
 # Below this what a running batch has done already is not worth the look.
 _LONG_S: Final = 0.02
+# So long before the end of the running batch the next one leaves: a timer that is late, and the way to the worker.
+_EARLY_S: Final = 0.002
 _TARGET_SHARE: Final = 0.9
 
 
@@ -62,6 +64,15 @@ class _Instance:
     retired: asyncio.Event | None = None
     """Set once a worker that is to go has answered everything; None for one that stays."""
 
+    def takes_at(self) -> float:
+        """Return when it should be given one more batch: long ago when it has none, never when it has enough."""
+        if self.retired is not None or len(self.running) >= BATCHES_OUT:
+            return inf
+        if not self.running:
+            return -inf
+        (entry,) = self.running.values()
+        return max(entry.sent, self.last_result) + entry.sure_s - _EARLY_S
+
 
 @dataclass(slots=True)
 class _Running:
@@ -74,6 +85,8 @@ class _Running:
     sent: float
     due_s: float
     """How long it is expected to run."""
+    sure_s: float
+    """How long it is sure to run, as far as can be told."""
     overdue: Timer
     input_s: float = 0.0
 
@@ -194,7 +207,7 @@ class Dispatcher:
         now = self._clock.now()
         if self.queue.waiting and self.queue.expires_at() <= now:
             self._fail(self.queue.expire(now), DeadlinePassed("while the request waited for a batch"), now)
-        while (self.queue.waiting or self._retries) and (instance := self._free()) is not None:
+        while (self.queue.waiting or self._retries) and (instance := self._taker(now)) is not None:
             self._drop_doomed(instance, now)
             in_flight = self.in_flight + self._arriving()
             batch = self._next_retry(now) or self.queue.next_batch(now, in_flight, self._batch_due_s())
@@ -286,13 +299,10 @@ class Dispatcher:
             text = f"more urgent requests came meanwhile: {due_s * 1000:.1f} ms to the answer would miss the deadline"
             self._fail(doomed, QueueFull(text, max(wait_s, due_s)), now)
 
-    def _free(self) -> _Instance | None:
-        """Return the worker with the fewest batches, when it may have one more."""
-        best: _Instance | None = None
-        for instance in self._instances:
-            if instance.retired is None and len(instance.running) < (len(best.running) if best else BATCHES_OUT):
-                best = instance
-        return best
+    def _taker(self, now: float) -> _Instance | None:
+        """Return the worker that should have the next batch now."""
+        first = min(self._instances, key=_Instance.takes_at, default=None)
+        return first if first is not None and first.takes_at() <= now else None
 
     def _succeed(self, entry: _Running, answer: BatchAnswer, now: float) -> None:
         batch = entry.batch
@@ -378,7 +388,7 @@ class Dispatcher:
         late = min(max(item.deadline for item in items), now + ahead_s)
         overdue = self._clock.call_at(late, partial(self._overdue, ident))
         due_s = self.times.seconds(rows)
-        entry = _Running(batch, instance, rows, now, due_s, overdue)
+        entry = _Running(batch, instance, rows, now, due_s, self.times.at_least(rows), overdue)
         self._running[ident] = instance.running[ident] = entry
         self._pace.out_s += due_s
         started = time.perf_counter()
@@ -510,9 +520,10 @@ class Dispatcher:
 
     def _arm(self, now: float) -> None:
         when = inf
-        if self.queue.waiting:
-            room = self._free() is not None
-            when = self.queue.wake_at(self._batch_due_s()) if room else self.queue.expires_at()
+        if self.queue.waiting or self._retries:
+            takes_at = min(map(_Instance.takes_at, self._instances), default=inf)
+            wake_at = takes_at if takes_at > now else self.queue.wake_at(self._batch_due_s())
+            when = min(wake_at, self.queue.expires_at())
         if self._timer is not None:
             if now < self._timer_at <= when:
                 return  # it comes early enough, and looking once too often is cheaper than a new timer

@@ -76,6 +76,47 @@ async def test_two_batches_are_out_and_the_rest_waits_in_the_order_of_deadlines(
     assert [sorted(data) for _, data in rig.runner.sent[2:]] == [[6, 8], [5, 7]]
 
 
+async def test_the_second_batch_leaves_shortly_before_the_first_ends_and_grows_until_then() -> None:
+    rig = Rig(batch_s=0.1)
+    rig.send(*rig.values(1))
+    rig.send(*rig.values(2))
+    rig.clock.advance(0.09)
+    rig.send(*rig.values(3))
+    assert rig.runner.sizes == [1]
+    rig.clock.advance(0.009)
+    assert rig.runner.sizes == [1, 2]
+
+
+async def test_the_second_batch_leaves_at_once_when_the_first_ended_early_and_sooner_when_batches_vary() -> None:
+    rig = Rig(batch_s=0.1)
+    rig.send(*rig.values(1))
+    rig.send(*rig.values(2))
+    rig.clock.advance(0.05)
+    rig.runner.answer()
+    assert rig.runner.sizes == [1, 1]
+    rig.drain()
+    left_s = rig.dispatcher.times.at_least(1)
+    assert left_s < 0.9 * rig.dispatcher.times.seconds(1)
+    rig.send(*rig.values(3))
+    rig.send(*rig.values(4))
+    assert len(rig.runner.out) == 1
+    rig.clock.advance(left_s)
+    assert len(rig.runner.out) == 2
+
+
+async def test_the_next_batch_goes_to_the_worker_that_ends_first() -> None:
+    rig = Rig(batch_s=0.1)
+    second = FakeRunner(rig.dispatcher)
+    rig.attach(second)
+    rig.send(*rig.values(1))
+    rig.clock.advance(0.05)
+    rig.send(*rig.values(2))
+    rig.send(*rig.values(3))
+    assert (rig.runner.sizes, second.sizes) == ([1], [1])
+    rig.clock.advance(0.05)
+    assert (rig.runner.sizes, second.sizes) == ([1, 1], [1])
+
+
 async def test_different_outputs_or_row_shapes_never_share_a_batch() -> None:
     rig = Rig()
     rig.send(item(rig.caller, 1), item(rig.caller, 2, key=BatchKey((), ((1,),))))
@@ -189,13 +230,13 @@ async def test_the_same_payload_kills_at_most_two_workers_and_nobody_goes_with_i
 
 async def test_a_request_that_would_miss_its_deadline_is_refused_at_once() -> None:
     rig = Rig(policy=BatchingPolicy(2, 0.002), batch_s=0.1)
-    rig.send(*rig.values(1, 2, 3, 4, 5, 6))  # two batches out, one waiting
+    rig.send(*rig.values(1, 2, 3, 4, 5, 6))  # one batch out, two waiting
     with pytest.raises(QueueFull) as refused:
         rig.send(*rig.values(7, deadline=1000.4))
     assert refused.value.retry_after_s == pytest.approx(0.3)
-    rig.send(*rig.values(8, deadline=1000.56))
-    with pytest.raises(QueueFull):  # reckoned with 0.5 s and a tenth kept back: the wait behind others may grow
-        rig.send(*rig.values(9, deadline=1000.5))
+    rig.send(*rig.values(8, deadline=1000.67))
+    with pytest.raises(QueueFull):  # reckoned with 0.6 s and a tenth kept back: the wait behind others may grow
+        rig.send(*rig.values(9, deadline=1000.66))
     assert rig.dispatcher.queue_time_s == pytest.approx(0.3)  # it would share a batch with the third
     rig.send(item(rig.caller, 10, deadline=1000.31, criticality=Criticality.CRITICAL))
 

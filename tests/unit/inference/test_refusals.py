@@ -63,7 +63,7 @@ class Stand:
 
 async def test_requests_that_are_alike_are_refused_alike_and_each_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     stand = Stand(monkeypatch)
-    assert not stand.send(*((ident, 4000.0, CRITICAL, 1) for ident in (1, 2)))  # one runs, one stands behind it
+    assert not stand.send(*((ident, 4000.0, CRITICAL, 1) for ident in (1, 2)))  # one runs, one waits
     before = stand.dispatcher.in_flight
     refused = stand.send(
         (11, 50.0, DEFAULT, 1),
@@ -81,7 +81,7 @@ async def test_requests_that_are_alike_are_refused_alike_and_each_is_counted(mon
     assert "about 50000 ms are left" in told[0]
     assert "about 20000 ms are left" in told[4]
     assert stand.dispatcher.in_flight == before + 2
-    assert stand.dispatcher.queue.waiting == 2
+    assert stand.dispatcher.queue.waiting == 3
     assert stand.dispatcher.statistic.fail.count == len(refused)
     assert stand.observer.done == ["QUEUE_FULL"] * len(refused)
     stand.stream.abandon()
