@@ -464,27 +464,33 @@ Global___InferResults: _TypeAlias = InferResults  # noqa: Y015
 
 @_typing.final
 class InferFailure(_message.Message):
-    """Says why a request gets no answer."""
+    """Says why a request gets no answer, or several that are told the same."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    FURTHER_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Id of the request."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why."""
 
+    @_builtins.property
+    def further_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of further requests that get no answer for the same reason: a full queue refuses many at a time."""
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        further_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "further_ids", b"further_ids", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
