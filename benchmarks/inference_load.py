@@ -188,10 +188,11 @@ class Client:
         now = time.perf_counter()
         values = np.frombuffer(results.tensors[0].data, "<i8").tolist() if results.tensors else []
         for failure in results.failures:
-            if failure.id in self._waiting:
-                sent, level, future = self._waiting.pop(failure.id)
-                self.tally.failed(level, failure.error, now - sent)
-                _settle(future)
+            for ident in (failure.id, *failure.further_ids):
+                if ident in self._waiting:
+                    sent, level, future = self._waiting.pop(ident)
+                    self.tally.failed(level, failure.error, now - sent)
+                    _settle(future)
         for ident, value in zip(results.ids, values, strict=True):
             if ident in self._waiting:
                 sent, level, future = self._waiting.pop(ident)

@@ -1,6 +1,6 @@
 """Messages of the coalesced stream, to items and back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -216,9 +216,9 @@ def size_of(answer: BatchAnswer, place: Place) -> int:
     return sum(len(tensor.data) for tensor in answer.tensors(merge_spans([place])))
 
 
-def failures_to_proto(failed: Sequence[tuple[int, Status]], queue_time_s: float) -> pb.InferResults:
-    """Return the failures of some items."""
-    failures = [pb.InferFailure(id=ident, error=status) for ident, status in failed]
+def failures_to_proto(failed: Iterable[tuple[Sequence[int], Status]], queue_time_s: float) -> pb.InferResults:
+    """Return the failures of some items; those that are told the same go together."""
+    failures = [pb.InferFailure(id=ids[0], error=status, further_ids=ids[1:]) for ids, status in failed]
     return pb.InferResults(failures=failures, queue_time_us=micros(queue_time_s))
 
 

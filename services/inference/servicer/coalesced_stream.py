@@ -65,10 +65,9 @@ class _Refusal:
 
     item: Item
     error: QueueFull
-    status: Status
     within_s: float
-    calls: int = 0
-    """How many those were."""
+    ids: list[int]
+    """Who is told so, the first one included."""
 
     def covers(self, rows: int, deadline: float, traceparent: str) -> bool:
         """Whether a later request of the same message and criticality is like it, or larger. Nothing leaves meanwhile."""
@@ -152,7 +151,7 @@ class CoalescedStream:
         for group in split_by_size(answer, places, limit_bytes):
             if len(group) == 1 and (size_bytes := size_of(answer, group[0])) > self._limit_bytes - _OVERHEAD_BYTES:
                 item = group[0].item
-                self._refuse([(item.tag, to_status(self._too_large(size_bytes), item.request_id))])
+                self._refuse([([item.tag], to_status(self._too_large(size_bytes), item.request_id))])
             else:
                 self._put(results_to_proto(answer, group, self._host.dispatcher.queue_time_s))
 
@@ -160,7 +159,7 @@ class CoalescedStream:
         """Take the common failure of some items."""
         for item in items:
             self._forget(item)
-        self._refuse([(item.tag, to_status(error, item.request_id)) for item in items])
+        self._refuse([([item.tag for item in items], to_status(error, items[0].request_id))])
 
     def _take(self, request: pb.CoalescedInferRequest) -> None:
         kind = request.WhichOneof("message")
@@ -180,22 +179,20 @@ class CoalescedStream:
             payload = payload_from_proto(batch, sum(requests.rows), self._host.spec)
         except InvalidTensors as error:
             self._host.dispatcher.gone(len(requests.ids))
-            named = zip(requests.ids, requests.request_ids, strict=True)
-            self._refuse([(ident, to_status(error, request_id)) for ident, request_id in named])
+            self._refuse([(requests.ids, to_status(error, requests.request_ids[0]))])
             return
         self._submit(requests, payload)
 
     def _submit(self, requests: Requests, payload: Payload) -> None:
         after = 0
-        refused: list[tuple[int, Status]] = []
+        refused: list[tuple[list[int], Status]] = []
         full: dict[Criticality, _Refusal] = {}
         refusals: list[_Refusal] = []
         for ident, rows, deadline, criticality, traceparent, request_id in requests:
             first, after = after, after + rows
             known = full.get(criticality)
             if known is not None and known.covers(rows, deadline, traceparent):
-                known.calls += 1
-                refused.append((ident, known.status))
+                known.ids.append(ident)
                 continue
             item = Item(
                 rows=rows,
@@ -211,18 +208,18 @@ class CoalescedStream:
             try:
                 self._submit_item(item)
             except ServiceError as error:
-                status = to_status(error, request_id)
-                refused.append((ident, status))
+                ids = [ident]
+                refused.append((ids, to_status(error, request_id)))
                 if isinstance(error, QueueFull):
                     # With its trace it would hold this frame and the frame it, tensors and all, until garbage is collected.
                     within_s = _ALIKE * (deadline - item.arrived)
-                    full[criticality] = _Refusal(item, error.with_traceback(None), status, within_s)
+                    full[criticality] = _Refusal(item, error.with_traceback(None), within_s, ids)
                     refusals.append(full[criticality])
         for each in refusals:
-            if each.calls:
-                self._host.dispatcher.turn_away(each.item, each.error, each.calls)
+            if len(each.ids) > 1:
+                self._host.dispatcher.turn_away(each.item, each.error, len(each.ids) - 1)
         self._refuse(refused)
-        if len(refused) < len(requests.ids):
+        if sum(len(ids) for ids, _ in refused) < len(requests.ids):
             self._host.dispatcher.pump()
 
     def _submit_item(self, item: Item) -> None:
@@ -241,7 +238,7 @@ class CoalescedStream:
                 self._host.cancel(item)
         self._look()
 
-    def _refuse(self, refused: Sequence[tuple[int, Status]]) -> None:
+    def _refuse(self, refused: Sequence[tuple[Sequence[int], Status]]) -> None:
         if refused:
             self._put(failures_to_proto(refused, self._host.dispatcher.queue_time_s))
 

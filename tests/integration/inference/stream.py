@@ -69,9 +69,10 @@ class StreamClient:
         first = 0
         width = results.tensors[0].shape[1] * 4 if results.tensors else 0
         for failure in results.failures:
-            future = self.waiting.pop(failure.id)
-            if not future.cancelled():
-                future.set_exception(ItemFailed(failure.error))
+            for ident in (failure.id, *failure.further_ids):
+                future = self.waiting.pop(ident)
+                if not future.cancelled():
+                    future.set_exception(ItemFailed(failure.error))
         for ident, rows in zip(results.ids, results.rows, strict=True):
             future = self.waiting.pop(ident)
             if not future.cancelled():

@@ -99,7 +99,8 @@ async def test_one_poisoned_request_fails_alone(running: Running, registry: Fake
     while len(answers) + len(errors) < len(indexes):
         results = (await stream.read()).results
         values = iter(np.frombuffer(results.tensors[0].data, "<f4").tolist() if results.tensors else [])
-        errors |= {failure.id: failure.error.message for failure in results.failures}
+        for failure in results.failures:
+            errors |= dict.fromkeys((failure.id, *failure.further_ids), failure.error.message)
         answers |= {ident: next(values) for ident in results.ids}
     assert answers == {ident: [10.0, 20.0, 30.0][index] for ident, index in enumerate(indexes) if index != 99}
     assert list(errors) == [3]

@@ -1,13 +1,19 @@
-"""The message of a batch, put together from pieces, is the message that the contract describes."""
+"""The messages of the hop: a batch put together from pieces is what the contract describes; results are taken apart."""
 
 import pytest
-from interlock.inference.v1.inference_service_pb2 import CRITICALITY_CRITICAL, CoalescedInferRequest
+from interlock.inference.v1.inference_service_pb2 import (
+    CRITICALITY_CRITICAL,
+    CoalescedInferRequest,
+    InferFailure,
+    InferResults,
+)
 from interlock.types.v1.tensor_pb2 import DATA_TYPE_BYTES, DATA_TYPE_FP32, DATA_TYPE_UINT8
 from interlock.types.v1.tensor_pb2 import Tensor as WireTensor
 
 from services.common.criticality import Criticality
+from services.common.errors import ResourceExhausted, to_status
 from services.common.wire_pieces import varint
-from services.router.adapters.inference_client.message import Item, batch_message, cancel_message
+from services.router.adapters.inference_client.message import Item, batch_message, cancel_message, split_results
 from services.router.domain.ports import Job
 from services.router.domain.tensor import Tensor
 
@@ -81,3 +87,16 @@ def test_lengths_are_written_as_protobuf_writes_them(size: int) -> None:
     assert (b"\x22" + varint(size) if size else b"") == WireTensor(data=bytes(size)).SerializeToString()[
         : 1 + len(varint(size))
     ]
+
+
+def test_who_is_told_the_same_has_an_error_of_his_own() -> None:
+    status = to_status(
+        ResourceExhausted("full", reason="QUEUE_FULL", retry_after_s=0.25, metadata={"wait_ms": "7"}), ""
+    )
+    failure = InferFailure(id=3, error=status, further_ids=[5, 4])
+    outcomes = split_results(InferResults(failures=[failure]))
+    errors = {ident: error for ident, _, error in outcomes if isinstance(error, ResourceExhausted)}
+    assert list(errors) == [3, 5, 4]
+    assert len(set(map(id, errors.values()))) == 3
+    told = {(str(error), error.reason, error.retry_after_s, *error.metadata.items()) for error in errors.values()}
+    assert told == {("full", "QUEUE_FULL", 0.25, ("wait_ms", "7"))}

@@ -1,5 +1,7 @@
 """What a replica's failure means: to the caller, and to the question whether to try again."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from google.rpc.code_pb2 import Code
@@ -57,23 +59,27 @@ def stream_ended(*, ran: bool) -> HopFailed:
     return HopFailed("the replica went away before it answered", reason=DEPENDENCY_UNAVAILABLE, ran=ran)
 
 
-def error_of(status: Status) -> ServiceError:
-    """Return a replica's status for one request as an error of ours, with its reason and details."""
+def errors_of(status: Status) -> Callable[[], ServiceError]:
+    """Return what makes errors of ours of a replica's status, with its reason and details.
+
+    Each request is to have an error of its own: an error holds on to where it was raised.
+    """
     info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
     for detail in status.details:
         for wanted in (info, bad_request, retry):
             detail.Unpack(wanted)
     reason = info.reason or DEPENDENCY_UNAVAILABLE
     if status.code in (Code.UNAVAILABLE, Code.NOT_FOUND):
-        return HopFailed(status.message, reason=reason, ran=reason not in _NEVER_RAN, told=True)
+        return partial(HopFailed, status.message, reason=reason, ran=reason not in _NEVER_RAN, told=True)
     if reason == "INVALID_MODEL_OUTPUT":
-        return InvalidModelOutput("other rows or shapes than its signature says")
+        return partial(InvalidModelOutput, "other rows or shapes than its signature says")
     if status.code not in _BY_CODE:
-        return ServiceError("the replica failed to answer", reason="INTERNAL")
-    return _BY_CODE[status.code](
+        return partial(ServiceError, "the replica failed to answer", reason="INTERNAL")
+    return partial(
+        _BY_CODE[status.code],
         status.message,
         reason=info.reason or (DEADLINE_PASSED if status.code == Code.DEADLINE_EXCEEDED else reason),
-        metadata=info.metadata,
+        metadata=dict(info.metadata),
         violations=[Violation(found.field, found.description) for found in bad_request.field_violations],
         retry_after_s=retry.retry_delay.ToMilliseconds() / 1e3 if retry.HasField("retry_delay") else None,
     )

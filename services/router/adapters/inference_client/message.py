@@ -10,7 +10,7 @@ from interlock.types.v1 import tensor_pb2 as types_pb
 from services.common.criticality import Criticality
 from services.common.errors import ServiceError
 from services.common.wire_pieces import field_pieces, tag_of
-from services.router.adapters.inference_client.failure import error_of
+from services.router.adapters.inference_client.failure import errors_of
 from services.router.domain.failure import InvalidModelOutput
 from services.router.domain.ports import Job
 from services.router.domain.rejection import Reject
@@ -132,7 +132,10 @@ def split_results(results: inference_pb.InferResults) -> list[tuple[int, int, Ou
     Tensors that do not have the rows that the items claim make every answer of the message unusable: nobody gets
     another's rows.
     """
-    failed: list[tuple[int, int, Outcome]] = [(failure.id, 0, error_of(failure.error)) for failure in results.failures]
+    failed: list[tuple[int, int, Outcome]] = []
+    for failure in results.failures:
+        error = errors_of(failure.error)
+        failed += [(ident, 0, error()) for ident in (failure.id, *failure.further_ids)]
     if not results.ids:
         return failed
     ids, rows = list(results.ids), list(results.rows)
