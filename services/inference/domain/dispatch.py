@@ -50,7 +50,7 @@ _SEARCH_PARTS: Final = 4
 # Below this what a running batch has done already is not worth the look.
 _LONG_S: Final = 0.02
 # So long before the end of the running batch the next one leaves: a timer that is late, and the way to the worker.
-_EARLY_S: Final = 0.002
+_EARLY_S: Final = 0.003
 _TARGET_SHARE: Final = 0.9
 
 
