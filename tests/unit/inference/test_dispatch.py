@@ -87,6 +87,16 @@ async def test_the_second_batch_leaves_shortly_before_the_first_ends_and_grows_u
     assert rig.runner.sizes == [1, 2]
 
 
+async def test_just_before_the_first_ends_whoever_comes_takes_the_second_along() -> None:
+    rig = Rig(batch_s=0.1)
+    rig.send(*rig.values(1))
+    rig.send(*rig.values(2))
+    rig.clock.advance(0.096)
+    assert rig.runner.sizes == [1]
+    rig.send(*rig.values(3))
+    assert rig.runner.sizes == [1, 2]
+
+
 async def test_the_second_batch_leaves_at_once_when_the_first_ended_early_and_sooner_when_batches_vary() -> None:
     rig = Rig(batch_s=0.1)
     rig.send(*rig.values(1))
