@@ -63,7 +63,6 @@ def door_environment(libpython: Path, additions: Mapping[str, str]) -> dict[str,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry),
         # sys.executable inside is the first python3 on PATH: it must be this environment's.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "GRPC_ENABLE_FORK_SUPPORT": "0",
         **additions,
     }
 
