@@ -74,7 +74,7 @@ class _Instance:
         if not self.running:
             return -inf
         (entry,) = self.running.values()
-        return max(entry.sent, self.last_result) + entry.sure_s - _EARLY_S
+        return entry.began + entry.sure_s - _EARLY_S
 
 
 @dataclass(slots=True)
@@ -92,6 +92,11 @@ class _Running:
     """How long it is sure to run, as far as can be told."""
     overdue: Timer
     input_s: float = 0.0
+
+    @property
+    def began(self) -> float:
+        """When it began to run, where it is the first that its worker has."""
+        return max(self.sent, self.instance.last_result)
 
 
 class Dispatcher:
@@ -294,7 +299,7 @@ class Dispatcher:
         if not instance.running:
             return
         entry = next(iter(instance.running.values()))
-        left_s = entry.due_s - (now - max(entry.sent, instance.last_result))
+        left_s = entry.due_s - (now - entry.began)
         due_s = max(left_s, 0.0) + self.times.careful(min(self.queue.rows, self.queue.max_rows))
         doomed = self.queue.expire(now + due_s)
         if doomed:
@@ -309,7 +314,7 @@ class Dispatcher:
 
     def _succeed(self, entry: _Running, answer: BatchAnswer, now: float) -> None:
         batch = entry.batch
-        self.times.observe(entry.rows, now - max(entry.sent, entry.instance.last_result))
+        self.times.observe(entry.rows, now - entry.began)
         self._adapt(now)
         self.statistic.batch_ran(batch.rows, len(batch.items), entry.input_s, answer.compute_s)
         self._observer.batch_ran(self.key, batch, answer.compute_s)
@@ -513,7 +518,7 @@ class Dispatcher:
         for instance in self._instances:
             entry = next(iter(instance.running.values()), None)
             if entry is not None:
-                done_s += min(now - max(entry.sent, instance.last_result), entry.due_s)
+                done_s += min(now - entry.began, entry.due_s)
         return done_s
 
     def _batch_due_s(self) -> float:

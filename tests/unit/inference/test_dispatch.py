@@ -76,10 +76,16 @@ async def test_two_batches_are_out_and_the_rest_waits_in_the_order_of_deadlines(
     assert [sorted(data) for _, data in rig.runner.sent[2:]] == [[6, 8], [5, 7]]
 
 
-async def test_the_second_batch_leaves_shortly_before_the_first_ends_and_grows_until_then() -> None:
+def one_runs_and_one_waits() -> Rig:
+    """Batches take 0.1 s; the first has begun."""
     rig = Rig(batch_s=0.1)
     rig.send(*rig.values(1))
     rig.send(*rig.values(2))
+    return rig
+
+
+async def test_the_second_batch_leaves_shortly_before_the_first_ends_and_grows_until_then() -> None:
+    rig = one_runs_and_one_waits()
     rig.clock.advance(0.09)
     rig.send(*rig.values(3))
     assert rig.runner.sizes == [1]
@@ -88,9 +94,7 @@ async def test_the_second_batch_leaves_shortly_before_the_first_ends_and_grows_u
 
 
 async def test_just_before_the_first_ends_whoever_comes_takes_the_second_along() -> None:
-    rig = Rig(batch_s=0.1)
-    rig.send(*rig.values(1))
-    rig.send(*rig.values(2))
+    rig = one_runs_and_one_waits()
     rig.clock.advance(0.096)
     assert rig.runner.sizes == [1]
     rig.send(*rig.values(3))
@@ -98,9 +102,7 @@ async def test_just_before_the_first_ends_whoever_comes_takes_the_second_along()
 
 
 async def test_the_second_batch_leaves_at_once_when_the_first_ended_early_and_sooner_when_batches_vary() -> None:
-    rig = Rig(batch_s=0.1)
-    rig.send(*rig.values(1))
-    rig.send(*rig.values(2))
+    rig = one_runs_and_one_waits()
     rig.clock.advance(0.05)
     rig.runner.answer()
     assert rig.runner.sizes == [1, 1]

@@ -134,8 +134,8 @@ def split_results(results: inference_pb.InferResults) -> list[tuple[int, int, Ou
     """
     failed: list[tuple[int, int, Outcome]] = []
     for failure in results.failures:
-        error = errors_of(failure.error)
-        failed += [(ident, 0, error()) for ident in (failure.id, *failure.further_ids)]
+        new_error = errors_of(failure.error)
+        failed += [(ident, 0, new_error()) for ident in (failure.id, *failure.further_ids)]
     if not results.ids:
         return failed
     ids, rows = list(results.ids), list(results.rows)
