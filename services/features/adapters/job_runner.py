@@ -103,6 +103,9 @@ class JobRunner:
             job = await self._store.claim(self._lease_s)
             if job is None:
                 return
+            if job.name in self._jobs:
+                # Its lease ran out while the database was away, and it never stopped: it goes on under the new one.
+                continue
             task = spawn(self._work(job), f"job-{job.id}")
             self._running.add(task)
             task.add_done_callback(self._finished)

@@ -1,7 +1,6 @@
 """Postgres is killed under a service: nothing acknowledged is lost, callers are told, what needs no database goes on."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,9 @@ async def test_registry(postgres: Postgres, tmp_path: Path) -> None:
 async def test_features(postgres: Postgres, tmp_path: Path) -> None:
     """Values need no database; a job that was at work goes on."""
     source = tmp_path / "delays.csv"
-    os.mkfifo(source)
+    source.write_text(CSV)
     url = await postgres.create_database("features")
-    settings: dict[str, Any] = {"redis_read_deadline_s": 5, "redis_write_deadline_s": 10}
+    settings: dict[str, Any] = {"redis_read_deadline_s": 5, "redis_write_deadline_s": 60}
     settings |= {"features_database_url": url, "job_poll_s": 0.05, "job_lease_s": 3}
     acknowledged: list[str] = []
     async with redis_server() as redis:
@@ -85,19 +84,19 @@ async def test_features(postgres: Postgres, tmp_path: Path) -> None:
             await features.apply(an_entity(), a_view(), batch_view(csv_source(source)))
             job = jobs.MaterializationJob(feature_view="featureViews/batch")
             create = job_pb.CreateMaterializationJobRequest(materialization_job=job)
+            # What the job read waits to be written.
+            redis.freeze()
             name = (await world.jobs.CreateMaterializationJob(create)).materialization_job.name
             await world.running(name)
             applying = asyncio.ensure_future(apply_until_it_breaks(world, acknowledged))
             await until(acknowledged, 3)
             await asyncio.to_thread(postgres.kill)
             await applying
+            # It goes on, and has nobody to tell.
+            redis.thaw()
             await world.push("carrier_delays", row("AA", 0, 0, {"delay_mean": 7}))
             assert await world.read("carrier_delays.delay_mean", "AA") == 7
             assert not await is_there(world.jobs.CreateMaterializationJob(create))
-            # The job gets its rows, and has nobody to tell.
-            await asyncio.to_thread(source.write_text, CSV)
-            source.unlink()
-            source.write_text(CSV)
             await asyncio.to_thread(postgres.start)
             while not await is_there(features.names()):
                 await asyncio.sleep(0.05)

@@ -1,5 +1,6 @@
 """The database of jobs, on SQLite and on Postgres: who has a job, and what others may do to it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,6 +10,8 @@ import pytest
 from services.common.database import Database
 from services.common.migration import migrate
 from services.common.refusals import ResourceNotFound
+from services.common.storage_failure import DatabaseUnavailable
+from services.features.adapters.job_runner import JobRunner, RunningJob
 from services.features.adapters.job_store import LeaseLost, SqlJobStore
 from services.features.adapters.migrations import MIGRATIONS, VERSION_TABLE
 from services.features.domain.failure import JobEnded, NameTaken, RequestIdReused
@@ -70,3 +73,46 @@ async def test_a_job_belongs_to_one_process_at_a_time(database: Database) -> Non
         await other.keep(gone_on, 60)
     with pytest.raises(ResourceNotFound):
         await one.get(JobKind.JOIN, taken.name)
+
+
+class AwayStore(SqlJobStore):
+    """A store that, while the database is away for it, keeps nothing."""
+
+    away = True
+    claimed_count = 0
+
+    async def claim(self, lease_s: float) -> Job | None:
+        job = await super().claim(lease_s)
+        self.claimed_count += job is not None
+        return job
+
+    async def keep(self, job: Job, lease_s: float) -> Job:
+        if self.away:
+            raise DatabaseUnavailable("features")
+        return await super().keep(job, lease_s)
+
+
+@pytest.mark.timeout(60)
+async def test_a_lease_that_ran_out_while_the_database_was_away_does_not_begin_the_job_twice(
+    database: Database,
+) -> None:
+    store, ends, begun = AwayStore(database, "one"), asyncio.Event(), 0
+
+    async def work(_running: RunningJob) -> None:
+        nonlocal begun
+        begun += 1
+        await ends.wait()
+
+    name = (await store.create(a_job("a"), NOBODY)).name
+    runner = asyncio.ensure_future(JobRunner(store, {KIND: work}, parallelism=4, lease_s=0.2, poll_s=0.05).run())
+    try:
+        while store.claimed_count < 3:
+            await asyncio.sleep(0.01)
+        store.away = False
+        ends.set()
+        while not (await store.get(KIND, name)).status.state.ended:
+            await asyncio.sleep(0.01)
+        assert (begun, (await store.get(KIND, name)).status.state) == (1, JobState.SUCCEEDED)
+    finally:
+        runner.cancel()
+        await asyncio.gather(runner, return_exceptions=True)
