@@ -275,7 +275,10 @@ class Chain:
         async for payload in payloads:
             if method.answers_many:
                 check_size("the request", len(payload), self.limits.message_bytes)
-                yield _parse(method, payload)
+                message = [_parse(method, payload)]
+                # Neither stays here while the stream stalls: that would be two messages held for nothing.
+                del payload
+                yield message.pop()
                 continue
             self.admit(len(payload))
             try:

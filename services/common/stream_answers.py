@@ -110,6 +110,7 @@ class _Stream(Generic[RequestT]):
                 if self._ended:
                     return
                 self._take(request)
+                del request
                 while not self._has_room():
                     self._room.clear()
                     await self._room.wait()

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
 from google.rpc.status_pb2 import Status
 from prometheus_client import CollectorRegistry
 
-from services.common.call import Call, current_call
+from services.common.call import Call, Method, current_call
 from services.common.chain import Chain, Limits
 from services.common.errors import InvalidArgument, ServiceError, Unavailable, status_reason
 from services.common.metrics import RequestMetrics
@@ -242,6 +243,51 @@ async def test_a_drain_or_a_broken_message_ends_it_once_all_that_was_taken_is_an
             await anext(answers)
     assert ended.value.reason == reason
     assert isinstance(ended.value, Unavailable) is (error is None)
+
+
+class Counted(bytes):
+    """What a caller sends, and what it is parsed into: of both it is known how many are held."""
+
+    held_count = 0
+
+    def __init__(self, _value: bytes) -> None:
+        Counted.held_count += 1
+
+    def __del__(self) -> None:
+        Counted.held_count -= 1
+
+    @classmethod
+    def FromString(cls, payload: bytes) -> Self:
+        return cls(payload)
+
+    def ByteSize(self) -> int:
+        return len(self)
+
+
+async def test_a_stalled_stream_holds_answers_and_nothing_of_what_it_answered() -> None:
+    world, sending = Answering(), asyncio.Event()
+
+    async def payloads() -> AsyncIterator[bytes]:
+        while True:
+            yield Counted(b"")
+
+    async def send(_body: bytes) -> None:
+        sending.set()
+        await asyncio.Event().wait()
+
+    async def answer(_request: Counted, _call: Call) -> bytes:
+        return b""
+
+    def handler(requests: AsyncIterator[Counted], stream_call: Call) -> AsyncGenerator[bytes, None]:
+        return world.streams.answers(requests, stream_call, Work(answer, None, max_outstanding=3))
+
+    kind: Any = Counted
+    method = Method("test.Service", "Many", True, True, kind, BytesValue, handler, False, False, answers_many=True)
+    streaming = asyncio.ensure_future(world.chain.stream(method, payloads(), call(), send))
+    await sending.wait()
+    await settled(lambda: Counted.held_count == 0)
+    streaming.cancel()
+    await asyncio.gather(streaming, return_exceptions=True)
 
 
 async def test_a_caller_who_goes_cancels_what_is_under_way() -> None:
