@@ -37,7 +37,8 @@ class EdgeSettings(CommonSettings):
     edge_max_streams: PositiveInt = 1024
     """Calls in flight on one connection."""
     edge_heap_limit_bytes: Annotated[int, Field(ge=0)] = 0
-    """Heap at which a plain edge sheds load. Bytes; 0: never. With Python inside, its memory counts too."""
+    """Heap that a plain edge may have: from 0.7 of it on, streams that hold most are ended, at 0.95 new calls are refused.
+    Bytes; 0: any. With Python inside, its memory counts too."""
     edge_drain_time_s: PositiveInt = 2
     """From GOAWAY to the closed listener. Seconds."""
     edge_start_timeout_s: PositiveFloat = 60.0

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.integration.door.conftest import Client, Running
+from tests.integration.door.conftest import Client, Running, client_of, running_door
 from tests.integration.door.probe_service import message
 from tests.proof.processes import resident_bytes
 
@@ -38,6 +39,37 @@ async def test_a_caller_that_does_not_read_stalls_its_own_stream_alone(door: Run
             for number in range(4):
                 assert (await client.echo(id=number, cold=number % 2 == 1, timeout=60)).id == number
             assert [answer.id async for answer in client.chat([5, 6, 7])] == [5, 6, 7]
+        finally:
+            for call, writer in zip(calls, writers, strict=True):
+                call.cancel()
+                writer.cancel()
+            await asyncio.gather(*writers, return_exceptions=True)
+
+
+async def test_where_memory_gets_short_stalled_streams_end_and_nobody_else_is_refused(contract: Path) -> None:
+    """Streams that all together would hold twice the limit, a few more at a time, and callers who ask meanwhile."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with (
+        running_door("grpcio", contract, INTERLOCK_EDGE_HEAP_LIMIT_BYTES=str(64 << 20)) as running,
+        grpc.aio.insecure_channel(running.target, options=options) as channel,
+        client_of(running) as other,
+    ):
+        client, sent = Client(channel), [0] * 400
+        calls: list[Any] = []
+        writers: list[asyncio.Task[None]] = []
+        try:
+            while len(calls) < len(sent):
+                for _ in range(10):
+                    calls.append(client.chat(timeout_s=170))
+                    writers.append(asyncio.create_task(write_all(calls[-1], sent, len(writers))))
+                while not all(call.done() or sent[at] >= LEAST_SENT for at, call in enumerate(calls)):
+                    await asyncio.sleep(0.05)
+                # Envoy looks at its memory four times a second.
+                await asyncio.sleep(0.3)
+                async with asyncio.timeout(10), grpc.aio.insecure_channel(running.target) as new:
+                    assert (await Client(new).echo(id=len(calls))).id == len(calls)
+                assert (await other.echo(id=1, timeout=10)).id == 1
+            assert sum(call.done() for call in calls) > len(calls) // 4
         finally:
             for call, writer in zip(calls, writers, strict=True):
                 call.cancel()
