@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.proof.processes import resident_bytes
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 STREAMS, MESSAGES, PAYLOAD_BYTES = 48, 512, 64 * 1024
+# Windows of the caller that grew with its traffic would take in what the service must hold back.
+NARROW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
 LEAST_SENT = 4
 """Messages of a stream that go out before anything may hold it back."""
 # Far more than Envoy's windows, and far less than the 1.5 GiB that all of them would send.
@@ -22,9 +25,7 @@ MOST_HELD_BYTES = STREAMS * 3 * 1024 * 1024
 
 
 async def test_a_caller_that_does_not_read_stalls_its_own_stream_alone(door: Running) -> None:
-    # Windows of the caller that grew with its traffic would take in what the service must hold back.
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
-    async with grpc.aio.insecure_channel(door.target, options=options) as channel:
+    async with grpc.aio.insecure_channel(door.target, options=NARROW) as channel:
         client, sent, pids = Client(channel), [0] * STREAMS, [process.pid for process in door.processes]
         before_bytes = resident_bytes(pids)
         calls = [client.chat(timeout_s=170) for _ in range(STREAMS)]
@@ -40,18 +41,14 @@ async def test_a_caller_that_does_not_read_stalls_its_own_stream_alone(door: Run
                 assert (await client.echo(id=number, cold=number % 2 == 1, timeout=60)).id == number
             assert [answer.id async for answer in client.chat([5, 6, 7])] == [5, 6, 7]
         finally:
-            for call, writer in zip(calls, writers, strict=True):
-                call.cancel()
-                writer.cancel()
-            await asyncio.gather(*writers, return_exceptions=True)
+            await give_up(calls, writers)
 
 
 async def test_where_memory_gets_short_stalled_streams_end_and_nobody_else_is_refused(contract: Path) -> None:
     """Streams that all together would hold twice the limit, a few more at a time, and callers who ask meanwhile."""
-    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
     async with (
         running_door("grpcio", contract, INTERLOCK_EDGE_HEAP_LIMIT_BYTES=str(64 << 20)) as running,
-        grpc.aio.insecure_channel(running.target, options=options) as channel,
+        grpc.aio.insecure_channel(running.target, options=NARROW) as channel,
         client_of(running) as other,
     ):
         client, sent = Client(channel), [0] * 400
@@ -71,10 +68,7 @@ async def test_where_memory_gets_short_stalled_streams_end_and_nobody_else_is_re
                 assert (await other.echo(id=1, timeout=10)).id == 1
             assert sum(call.done() for call in calls) > len(calls) // 4
         finally:
-            for call, writer in zip(calls, writers, strict=True):
-                call.cancel()
-                writer.cancel()
-            await asyncio.gather(*writers, return_exceptions=True)
+            await give_up(calls, writers)
 
 
 async def write_all(call: Any, sent: list[int], number: int) -> None:
@@ -82,3 +76,10 @@ async def write_all(call: Any, sent: list[int], number: int) -> None:
         for ident in range(MESSAGES):
             await call.write(message("EchoRequest")(id=ident, payload=bytes(PAYLOAD_BYTES)))
             sent[number] += 1
+
+
+async def give_up(calls: Sequence[Any], writers: Sequence[asyncio.Task[None]]) -> None:
+    for call, writer in zip(calls, writers, strict=True):
+        call.cancel()
+        writer.cancel()
+    await asyncio.gather(*writers, return_exceptions=True)
